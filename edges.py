@@ -1,0 +1,201 @@
+"""What travels on the edges of the graph, and the checks that every stage makes before it starts.
+
+A prompt travels as the host's CONDITIONING, an image embedding as the host's CLIP_VISION_OUTPUT.
+Both carry the name of the embedding space they live in; wiring two spaces together is refused
+here, in one place, with words instead of a shape mismatch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from .samplers.schedule import UnCLIPSchedule
+
+
+class EdgeError(ValueError):
+    """An input that does not fit; the message says what was wired, what fits and what to do."""
+
+
+@dataclass(frozen=True)
+class EmbeddingSpace:
+    """One CLIP's joint embedding space.
+
+    Attributes:
+        name: what travels on the edge as ``embedding_space``.
+        dim: width of ``image_embeds`` and of the pooled text embedding.
+        encoder: the CLIP in words, for messages.
+        vision_width: width of the vision tower's hidden states, which tells apart foreign
+            CLIP_VISION_OUTPUTs of equal ``dim``; ``None`` where only the name decides.
+    """
+
+    name: str
+    dim: int
+    encoder: str
+    vision_width: int | None = None
+
+
+SPACES: dict[str, EmbeddingSpace] = {
+    space.name: space
+    for space in (
+        EmbeddingSpace("openai-vit-l-14", 768, "OpenAI CLIP ViT-L/14 (Karlo, Kandinsky 2.1)", 1024),
+        EmbeddingSpace("laion-vit-bigg-14", 1280, "OpenCLIP ViT-bigG/14 (Kandinsky 2.2)", 1664),
+        EmbeddingSpace("openai-vit-b-32", 512, "OpenAI CLIP ViT-B/32 (minDALL-E's reranker)", 768),
+        EmbeddingSpace("laion-vit-h-14", 1024, "OpenCLIP ViT-H/14 (Stable Diffusion 2.1)", 1280),
+        EmbeddingSpace("shapes-vit-l", 64, "the embedded family's CLIP (shapes-karlo)"),
+    )
+}
+
+
+@dataclass(frozen=True)
+class TextEncoding:
+    """A prompt as one CLIP text tower sees it.
+
+    Attributes:
+        hidden: last hidden states ``[B, L, W]``.
+        pooled: projected text embedding ``[B, D]``, unnormalised.
+        mask: ``[B, L]`` bool, true where a token is not padding.
+        space: the embedding space of ``pooled``.
+    """
+
+    hidden: torch.Tensor
+    pooled: torch.Tensor
+    mask: torch.Tensor
+    space: EmbeddingSpace
+
+
+@dataclass(frozen=True)
+class Prior:
+    """UNCLIP_PRIOR: a prior in the host's care, the schedule it was published with, its space."""
+
+    managed: Any
+    schedule: UnCLIPSchedule
+    space: EmbeddingSpace
+
+
+@dataclass(frozen=True)
+class Upscaler:
+    """UNCLIP_UPSCALER: Karlo's two super-resolution networks, their schedule and picture sizes."""
+
+    managed: Any
+    schedule: UnCLIPSchedule
+    low_size: int
+    high_size: int
+
+
+def named_space(name: str) -> EmbeddingSpace:
+    """The space called ``name``.
+
+    Raises:
+        EdgeError: an unknown name, with the known ones.
+    """
+    if name not in SPACES:
+        raise EdgeError(f"unknown embedding space '{name}'; known are {', '.join(sorted(SPACES))}")
+    return SPACES[name]
+
+
+def text_to_conditioning(text: TextEncoding) -> list:
+    """Wrap a :class:`TextEncoding` as the host's CONDITIONING (one entry, batch in the tensor)."""
+    return [
+        [
+            text.hidden,
+            {
+                "pooled_output": text.pooled,
+                "attention_mask": text.mask,
+                "embedding_space": text.space.name,
+            },
+        ]
+    ]
+
+
+def conditioning_to_text(conditioning: list, wanted: EmbeddingSpace, name: str) -> TextEncoding:
+    """Unwrap a CONDITIONING for a stage that speaks ``wanted``.
+
+    Args:
+        conditioning: the host's CONDITIONING.
+        wanted: the space that the consuming network was trained in.
+        name: the consuming input, for messages.
+
+    Raises:
+        EdgeError: empty or combined conditioning, a foreign text encoder, NaN.
+    """
+    if not conditioning:
+        raise EdgeError(f"'{name}' got an empty CONDITIONING; wire a Text Encode node into it")
+    if len(conditioning) > 1:
+        raise EdgeError(
+            f"'{name}' got {len(conditioning)} combined prompts; this stage samples one prompt at a"
+            " time. Mix them with 'Conditioning (Average)' instead of 'Conditioning (Combine)'"
+        )
+    hidden, extra = conditioning[0]
+    space, pooled = extra.get("embedding_space"), extra.get("pooled_output")
+    if space is None or pooled is None or hidden is None:
+        found = "no pooled text embedding" if pooled is None else f"{pooled.shape[-1]} dimensions"
+        raise EdgeError(
+            f"'{name}' got a prompt from another kind of text encoder ({found}); it needs"
+            f" {wanted.encoder}. Encode the prompt with PriorArt's 'Text Encode' and the text"
+            " encoder that belongs to this stage"
+        )
+    if space != wanted.name:
+        other = SPACES.get(space)
+        raise EdgeError(
+            f"'{name}' got a prompt in the embedding space '{space}'"
+            f"{f' ({other.encoder})' if other else ''}, but needs '{wanted.name}'"
+            f" ({wanted.encoder}). Encode the prompt with that text encoder"
+        )
+    mask = extra.get("attention_mask")
+    if mask is None:
+        mask = torch.ones(hidden.shape[:2], dtype=torch.bool)
+    _refuse_nan(hidden, name)
+    _refuse_nan(pooled, name)
+    return TextEncoding(hidden, pooled, mask.bool(), wanted)
+
+
+def image_embeds_of(output: Any, wanted: EmbeddingSpace, name: str) -> torch.Tensor:
+    """The unnormalised ``image_embeds`` ``[B, D]`` of a CLIP_VISION_OUTPUT, checked for a stage.
+
+    A foreign output (native CLIPVisionEncode) carries no space: it is inferred from the width of
+    the embedding and of the vision tower's hidden states.
+
+    Raises:
+        EdgeError: another space (both are named, with the node that made it), NaN, no rows.
+    """
+    embeds = getattr(output, "image_embeds", None)
+    if embeds is None:
+        raise EdgeError(
+            f"'{name}' got a CLIP_VISION_OUTPUT without image_embeds; encode a picture with"
+            f" {wanted.encoder}, or sample a prior"
+        )
+    space = getattr(output, "embedding_space", None) or _infer_space(output, embeds)
+    if space != wanted.name or embeds.shape[-1] != wanted.dim:
+        other = SPACES.get(space)
+        made_by = getattr(output, "made_by", None) or "native CLIP Vision Encode"
+        raise EdgeError(
+            f"'{name}' got an image embedding in the space '{space}'"
+            f"{f' ({other.encoder})' if other else ''} made by {made_by}, {embeds.shape[-1]}"
+            f" dimensions, but this stage needs '{wanted.name}' ({wanted.encoder}), {wanted.dim}"
+            f" dimensions. No conversion exists: encode the picture again with {wanted.encoder}"
+        )
+    if embeds.shape[0] == 0:
+        raise EdgeError(f"'{name}' got an image embedding with no rows; encode at least one image")
+    _refuse_nan(embeds, name)
+    return embeds
+
+
+def _infer_space(output: Any, embeds: torch.Tensor) -> str:
+    hidden = getattr(output, "last_hidden_state", None)
+    width = None if hidden is None else hidden.shape[-1]
+    for space in SPACES.values():
+        if space.dim == embeds.shape[-1] and width in (None, space.vision_width):
+            return space.name
+    return f"unknown, {embeds.shape[-1]}-d"
+
+
+def _refuse_nan(tensor: torch.Tensor, name: str) -> None:
+    if not bool(torch.isfinite(tensor).all()):
+        raise EdgeError(
+            f"'{name}' holds NaN or infinite numbers; the network that made it overflowed or its"
+            " weights are damaged. Load that network as fp32 or bf16, or download it again"
+        )

@@ -1,0 +1,19 @@
+"""The one room that knows where the nodes run: inside ComfyUI, or in the embedded host.
+
+Both doors, :mod:`.comfyui` and :mod:`.embedded`, export the same names. Everything else in the
+pack says ``from ..host import host, io`` and never imports ComfyUI.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+if "comfy.model_management" in sys.modules and os.environ.get("PRIOR_ART_HOST") != "embedded":
+    from . import comfyui as host
+else:
+    from . import embedded as host
+
+io = host.io
+
+__all__ = ["host", "io"]
