@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from ..edges import EdgeError, Prior, conditioning_to_text
 from ..host import host, io
 from ..samplers.noise import generators
