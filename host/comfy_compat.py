@@ -1,0 +1,90 @@
+"""What older and newer hosts call differently.
+
+Nodes are written against the newest node API. :func:`fitted` drops the arguments that the running
+host does not know, so that one schema registers on all of them.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import logging
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+from comfy_api.latest import io as host_io
+
+logger = logging.getLogger("prior_art")
+
+
+def fitted(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``function``, minus the keyword arguments that its signature does not have."""
+    parameters = inspect.signature(function).parameters
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+        return function
+
+    @functools.wraps(function, updated=())
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return function(*args, **{key: kwargs[key] for key in kwargs if key in parameters})
+
+    return call
+
+
+def _fitted_type(host_type: Any) -> SimpleNamespace:
+    """One of the host's edge types with an ``Input`` and an ``Output`` that drop news."""
+    parts = {
+        part: fitted(getattr(host_type, part))
+        for part in ("Input", "Output")
+        if hasattr(host_type, part)
+    }
+    return SimpleNamespace(io_type=getattr(host_type, "io_type", None), **parts)
+
+
+@functools.cache
+def _custom(io_type: str) -> SimpleNamespace:
+    return _fitted_type(host_io.Custom(io_type))
+
+
+TYPES = (
+    "Boolean",
+    "Clip",
+    "ClipVision",
+    "ClipVisionOutput",
+    "Combo",
+    "Conditioning",
+    "Float",
+    "Image",
+    "Int",
+    "Latent",
+    "Mask",
+    "Model",
+    "Sampler",
+    "Sigmas",
+    "String",
+    "Vae",
+)
+
+io = SimpleNamespace(
+    ComfyNode=host_io.ComfyNode,
+    NodeOutput=host_io.NodeOutput,
+    Hidden=host_io.Hidden,
+    Schema=fitted(host_io.Schema),
+    Custom=_custom,
+    **{name: _fitted_type(getattr(host_io, name)) for name in TYPES},
+)
+
+
+def warn(message: str) -> None:
+    """Tell the user, in the log and, where the host can, on the running node. Never fails."""
+    logger.warning("%s", message)
+    try:
+        from comfy_execution.utils import get_executing_context
+        from server import PromptServer
+
+        context = get_executing_context()
+        if context is not None:
+            server = PromptServer.instance
+            server.send_progress_text(f"⚠ {message}", context.node_id, server.client_id)
+    except Exception as error:
+        logger.debug("could not show the warning on the node: %s", error)

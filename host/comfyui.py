@@ -1,0 +1,131 @@
+"""The door into the real ComfyUI: devices, memory, folders, progress and the host's own types.
+
+The same names as :mod:`.embedded`. The wrappers that make our networks the host's MODEL, CLIP
+and CLIP_VISION are in :mod:`.comfy_wrap`, the memory management behind them in
+:mod:`.comfy_memory`, and what older and newer hosts call differently in :mod:`.comfy_compat`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import comfy.model_management as memory
+import comfy.utils
+import folder_paths
+import torch
+from comfy_api.latest import ComfyExtension
+
+from .comfy_compat import io, warn
+from .comfy_memory import Managed, manage, use
+from .comfy_wrap import (
+    clip_vision_output,
+    open_decoder,
+    open_image_encoder,
+    open_text_encoder,
+    wrap_decoder,
+    wrap_image_encoder,
+    wrap_text_encoder,
+)
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+NAME = "ComfyUI"
+FOLDER = "prior_art"
+EXTENSIONS = {".safetensors", ".ckpt", ".pt", ".th", ".bin"}
+PREVIEW_SIZE = 512
+
+logger = logging.getLogger("prior_art")
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def _register_folder() -> None:
+    """Make models/prior_art a folder of the host's, after what extra_model_paths.yaml named."""
+    default = Path(folder_paths.models_dir) / FOLDER
+    folder_paths.add_model_folder_path(FOLDER, str(default))
+    paths, _ = folder_paths.folder_names_and_paths[FOLDER]
+    folder_paths.folder_names_and_paths[FOLDER] = (paths, set(EXTENSIONS))
+    try:
+        default.mkdir(parents=True, exist_ok=True)
+    except OSError as error:  # a read-only models folder is no reason not to start
+        logger.debug("could not make %s: %s", default, error)
+
+
+_register_folder()
+
+
+def model_folders() -> list[Path]:
+    """Where weights may lie: models/prior_art and its extra paths, then the diffusers folders."""
+    names = (FOLDER, "diffusers")
+    return [Path(path) for name in names for path in folder_paths.get_folder_paths(name)]
+
+
+def pick_dtype(choice: str, module_kind: str) -> torch.dtype:
+    """The storage dtype for a network.
+
+    Args:
+        choice: ``auto`` asks the host; ``fp32``, ``fp16`` and ``bf16`` are taken at their word.
+        module_kind: the stage (``text_encoder``, ``image_encoder``, ``prior``, ...); the host
+            keeps encoders apart from sampled networks.
+
+    Raises:
+        ValueError: another ``choice``.
+    """
+    if choice in DTYPES:
+        return DTYPES[choice]
+    if choice != "auto":
+        raise ValueError(f"unknown dtype '{choice}'; choose auto, {', '.join(DTYPES)}")
+    encoder = module_kind.endswith("_encoder")
+    device = memory.text_encoder_device() if encoder else memory.get_torch_device()
+    if memory.is_device_cpu(device):
+        return torch.float32  # half precision would be cast at each use
+    picked = memory.text_encoder_dtype(device) if encoder else memory.unet_dtype(device=device)
+    return picked if picked in DTYPES.values() else torch.float16
+
+
+def progress(total: int) -> Callable[[int, Image | None], None]:
+    """A progress bar of ``total`` steps on the running node.
+
+    Returns:
+        ``update(step, preview)``, which shows the step and, where given, a picture. It raises the
+        host's interrupt exception when the user stopped the run.
+    """
+    bar = comfy.utils.ProgressBar(total)
+
+    def update(step: int, preview: Image | None = None) -> None:
+        picture = None if preview is None else ("JPEG", preview, PREVIEW_SIZE)
+        bar.update_absolute(step, total, picture)
+        memory.throw_exception_if_processing_interrupted()
+
+    return update
+
+
+def offload(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor on the device where the host keeps what waits between nodes."""
+    return tensor.to(memory.intermediate_device())
+
+
+__all__ = [
+    "NAME",
+    "ComfyExtension",
+    "Managed",
+    "clip_vision_output",
+    "io",
+    "manage",
+    "model_folders",
+    "offload",
+    "open_decoder",
+    "open_image_encoder",
+    "open_text_encoder",
+    "pick_dtype",
+    "progress",
+    "use",
+    "warn",
+    "wrap_decoder",
+    "wrap_image_encoder",
+    "wrap_text_encoder",
+]
