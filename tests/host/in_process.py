@@ -1,0 +1,418 @@
+"""Checks that run inside the host's own Python, without its server.
+
+Started by test_in_process.py as ``<host's python> in_process.py <ComfyUI folder> <work folder>``;
+prints one JSON object, check name to "ok" or the traceback.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib.util
+import json
+import sys
+import traceback
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+
+PACK = Path(__file__).resolve().parents[2]
+
+
+def start_host(comfy: Path) -> None:
+    """Import ComfyUI for the CPU and the pack as ``prior_art`` in it."""
+    sys.path.insert(0, str(comfy))
+    sys.argv = sys.argv[:1]
+    from comfy.cli_args import args
+
+    args.cpu = True
+    args.base_directory = str(WORK)
+    import comfy.sd
+
+    for name, path in (("prior_art", PACK), ("tiny", PACK / "tests" / "tiny.py")):
+        if path.is_dir():
+            spec = importlib.util.spec_from_file_location(
+                name, path / "__init__.py", submodule_search_locations=[str(path)]
+            )
+        else:
+            spec = importlib.util.spec_from_file_location(name, path)
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        spec.loader.exec_module(module)
+
+
+COMFY, WORK = Path(sys.argv[1]), Path(sys.argv[2])
+start_host(COMFY)
+
+import comfy.lora  # noqa: E402
+import comfy.model_management as memory  # noqa: E402
+import comfy.sample  # noqa: E402
+import comfy.samplers  # noqa: E402
+import comfy.sd  # noqa: E402
+import tiny  # noqa: E402
+import torch  # noqa: E402
+from prior_art.edges import EdgeError, conditioning_to_text  # noqa: E402
+from prior_art.host import comfy_memory, host  # noqa: E402
+from prior_art.loaders import karlo  # noqa: E402
+from prior_art.loaders.sources import find_source  # noqa: E402
+from prior_art.samplers import clip as clip_sampler  # noqa: E402
+from prior_art.samplers.noise import generators  # noqa: E402
+from prior_art.samplers.prior import sample_prior  # noqa: E402
+from prior_art.samplers.unclip import sample_decoder, upscale  # noqa: E402
+
+import nodes  # noqa: E402
+
+FOLDER = WORK / "models" / "prior_art"
+LOADERS = {
+    "text_encoder": karlo.load_text_encoder,
+    "image_encoder": karlo.load_image_encoder,
+    "prior": karlo.load_prior,
+    "decoder": karlo.load_decoder,
+    "upscaler": karlo.load_upscaler,
+}
+
+
+def load(stage: str, dtype: torch.dtype = torch.float32):
+    source = find_source("tiny", stage, host.model_folders())
+    return LOADERS[stage](source, dtype)
+
+
+def close(a: torch.Tensor, b: torch.Tensor, tolerance: float) -> None:
+    difference = (a.float() - b.float()).abs().max().item()
+    assert difference <= tolerance, f"differ by {difference}, tolerated {tolerance}"
+
+
+def run_stage(stage: str, loaded, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """One output of a stage's network through the sampler that the nodes use."""
+    cpu, network = torch.device("cpu"), loaded.network
+    noise = torch.Generator().manual_seed(1)
+    if stage == "text_encoder":
+        ids, mask, _ = karlo.tokenize(loaded.tokenizer, ["a small red circle"])
+        return clip_sampler.encode_text(network, ids, mask, loaded.space, cpu, dtype).pooled
+    if stage == "image_encoder":
+        pixels = loaded.preprocess(torch.rand(1, 40, 50, 3, generator=noise))
+        return clip_sampler.encode_image(network, pixels, cpu, dtype)
+    if stage == "upscaler":
+        image = torch.rand(1, 3, loaded.low_size, loaded.low_size, generator=noise) * 2 - 1
+        return upscale(
+            network,
+            loaded.schedule,
+            image,
+            num_inference_steps=2,
+            generators=generators(3, 1),
+            device=cpu,
+            dtype=dtype,
+        )
+    text = text_encoding("a small red circle")
+    common = {
+        "num_inference_steps": 3,
+        "generators": generators(3, 1),
+        "device": cpu,
+        "dtype": dtype,
+    }
+    if stage == "prior":
+        return sample_prior(network, loaded.schedule, text, text, **common)
+    embeds = torch.randn(1, loaded.space.dim, generator=noise)
+    return sample_decoder(network, loaded.schedule, embeds, text, text, **common)
+
+
+def text_encoding(prompt: str):
+    loaded = load("text_encoder")
+    ids, mask, _ = karlo.tokenize(loaded.tokenizer, [prompt])
+    return clip_sampler.encode_text(
+        loaded.network, ids, mask, loaded.space, torch.device("cpu"), torch.float32
+    )
+
+
+def swap_check(stage: str) -> Callable[[], None]:
+    def check() -> None:
+        loaded = load(stage)
+        before = run_stage(stage, loaded)
+        leaves = [m for m in loaded.network.modules() if type(m).__module__.startswith("torch.nn")]
+        leaves = [m for m in leaves if any(True for _ in m.parameters(recurse=False))]
+        assert leaves, "a network without leaves proves nothing"
+        rest = comfy_memory.swap_leaves(loaded.network)
+        assert all(hasattr(m, "comfy_cast_weights") for m in leaves), "a leaf was left"
+        for name in rest:
+            module = loaded.network.get_submodule(name)
+            assert list(module.children()), f"{name}: {type(module)} is an unknown leaf"
+        close(run_stage(stage, loaded), before, 0.0)
+        assert comfy_memory.swap_leaves(loaded.network) == rest, "not idempotent"
+
+    return check
+
+
+def half_check(stage: str) -> Callable[[], None]:
+    def check() -> None:
+        exact = run_stage(stage, load(stage))
+        loaded = load(stage, torch.float16)
+        managed = host.manage(loaded.network)
+        network, device, dtype = host.use(managed)
+        assert (network, device.type, dtype) == (loaded.network, "cpu", torch.float32)
+        assert comfy_memory.weight_dtype(network) == torch.float16
+        half = run_stage(stage, loaded, dtype)
+        assert half.isfinite().all()
+        close(half, exact, 0.05 * max(1.0, exact.abs().max().item()))
+
+    return check
+
+
+def partial_check(stage: str) -> Callable[[], None]:
+    """A load with room for a part of the network only, as on a small GPU."""
+
+    def check() -> None:
+        loaded = load(stage)
+        before = run_stage(stage, loaded)
+        managed = host.manage(loaded.network)
+        patcher = managed.patcher
+        patcher.load(torch.device("cpu"), lowvram_model_memory=patcher.model_size() // 3)
+        assert patcher.model.model_lowvram, "nothing was left behind"
+        close(run_stage(stage, loaded), before, 1e-6)
+        patcher.detach()
+        close(run_stage(stage, loaded), before, 1e-6)
+
+    return check
+
+
+def decoder_inputs(model):
+    clip = host.wrap_text_encoder(load("text_encoder"))
+    (positive,) = nodes.CLIPTextEncode().encode(clip, "a small red circle")
+    (negative,) = nodes.CLIPTextEncode().encode(clip, "")
+    _, _, space = host.open_decoder(model)
+    embeds = torch.randn(1, space.dim, generator=torch.Generator().manual_seed(1))
+    output = host.clip_vision_output(embeds, embedding_space=space.name, made_by="test")
+    (positive,) = nodes.unCLIPConditioning().apply_adm(positive, output, 1.0, 0.0)
+    return positive, negative, output
+
+
+def native_sample(model, positive, negative, seed=5, steps=4, cfg=3.0, batch=1, sampler="euler"):
+    size = model.model.network.unet.config.sample_size
+    latent = {"samples": torch.zeros(batch, 4, size, size)}  # native Empty Latent Image
+    (out,) = nodes.KSampler().sample(
+        model, seed, steps, cfg, sampler, "normal", positive, negative, latent
+    )
+    return out["samples"]
+
+
+def native_ksampler() -> None:
+    model = host.wrap_decoder(load("decoder"))
+    sampling = model.get_model_object("model_sampling")
+    assert abs(float(sampling.sigma_max) - 20292) < 50, float(sampling.sigma_max)
+    positive, negative, _ = decoder_inputs(model)
+    seen = []
+    inner = model.model.diffusion_model
+    forward = inner.forward
+    inner.forward = lambda x, t, **kw: (seen.append(t.tolist()), forward(x, t, **kw))[1]
+    picture = native_sample(model, positive, negative, batch=2)
+    del inner.forward
+    assert picture.shape[1] == 3
+    assert picture.isfinite().all()
+    assert picture.abs().max() <= 1.0
+    assert picture.std() > 0.01
+    times = sorted({t for row in seen for t in row}, reverse=True)
+    assert times == [999, 666, 333, 0], times
+    for sampler in ("dpmpp_2m", "ddim", "euler_ancestral", "uni_pc"):
+        other = native_sample(model, positive, negative, sampler=sampler)
+        assert other.isfinite().all(), sampler
+        assert other.abs().max() <= 1.05, sampler
+
+
+def native_matches_ours() -> None:
+    """The native network call equals our sampler's prediction of the noise."""
+    loaded = load("decoder")
+    model = host.wrap_decoder(loaded)
+    positive, _negative, output = decoder_inputs(model)
+    conds = model.model.extra_conds(
+        prompt_type="positive",
+        cross_attn=positive[0][0],
+        device=torch.device("cpu"),
+        **positive[0][1],
+    )
+    conds = {key: cond.cond for key, cond in conds.items()}
+    assert torch.equal(conds["image_embeds"], output.image_embeds)
+    size = loaded.network.unet.config.sample_size
+    x = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(2))
+    t = torch.tensor([500.0])
+    context = conds.pop("c_crossattn")
+    native = model.model.diffusion_model(x, t, context=context, **conds)
+    text = conditioning_to_text(positive, loaded.space, "positive")
+    hidden, time = loaded.network.text_proj(output.image_embeds, text.pooled, text.hidden)
+    mask = torch.cat([torch.ones(1, hidden.shape[1] - 77, dtype=torch.bool), text.mask], 1)
+    own = loaded.network.unet(x, 500, hidden, class_labels=time, attention_mask=mask).sample
+    close(native, own[:, :3], 1e-6)
+    # The unconditional half, and strengths on the way from there to the embedding.
+    learned = loaded.network.text_proj.learned_classifier_free_guidance_embeddings.reshape(1, -1)
+    side = model.model._image_embeds
+    entry = {"clip_vision_output": output, "strength": 1.0, "noise_augmentation": 0.0}
+    close(side([], "negative"), learned, 0.0)
+    close(
+        side([{**entry, "strength": 0.25}], "x"), learned * 0.75 + conds["image_embeds"] / 4, 1e-6
+    )
+    close(side([entry, entry], "positive"), output.image_embeds, 1e-6)
+
+
+def lora_changes_the_decoder() -> None:
+    loaded = load("decoder")
+    model = host.wrap_decoder(loaded)
+    positive, negative, _ = decoder_inputs(model)
+    plain = native_sample(model, positive, negative)
+    keys = comfy.lora.model_lora_keys_unet(model.model, {})
+    name = next(k for k in keys if k.startswith("lora_unet_down_blocks_0") and "conv1" in k)
+    weight = model.model.state_dict()[keys[name]]
+    noise = torch.Generator().manual_seed(0)
+    lora = {
+        f"{name}.lora_up.weight": torch.randn(weight.shape[0], 2, 1, 1, generator=noise),
+        f"{name}.lora_down.weight": torch.randn(2, *weight.shape[1:], generator=noise),
+    }
+    patched, _ = comfy.sd.load_lora_for_models(model, None, lora, 1.0, 0.0)
+    assert patched.patches, "no key of the LoRA fitted"
+    changed = native_sample(patched, positive, negative)
+    assert (changed - plain).abs().max() > 1e-3, "the LoRA changed nothing"
+    managed, _, _ = host.open_decoder(patched)
+    network, _, _ = host.use(managed)
+    ours = run_stage("decoder", loaded)
+    assert network is loaded.network
+    host.use(host.open_decoder(model)[0])
+    assert (run_stage("decoder", loaded) - ours).abs().max() > 1e-4, "our sampler missed the LoRA"
+    close(native_sample(model, positive, negative), plain, 1e-6)
+
+
+def native_text_encode() -> None:
+    loaded = load("text_encoder")
+    clip = host.wrap_text_encoder(loaded)
+    for prompt in ("", "a small red circle on a blue background", "word " * 100):
+        (conditioning,) = nodes.CLIPTextEncode().encode(clip.clone(), prompt)
+        want = text_encoding(prompt)
+        got = conditioning_to_text(conditioning, loaded.space, "positive")
+        close(got.hidden, want.hidden, 0.0)
+        close(got.pooled, want.pooled, 0.0)
+        assert torch.equal(got.mask, want.mask)
+    managed, tokenizer, space = host.open_text_encoder(clip.clone())
+    assert (tokenizer, space) == (loaded.tokenizer, loaded.space)
+    assert host.use(managed)[0] is loaded.network
+    keys = comfy.lora.model_lora_keys_clip(clip.cond_stage_model, {})
+    assert any(key.startswith("lora_te_text_model_encoder_layers_0") for key in keys), list(keys)
+    assert clip.get_sd()
+
+
+def native_vision_encode() -> None:
+    loaded = load("image_encoder")
+    vision = host.wrap_image_encoder(loaded)
+    image = torch.rand(2, 40, 60, 3, generator=torch.Generator().manual_seed(0))
+    (output,) = nodes.CLIPVisionEncode().encode(vision, image, "center")
+    managed, preprocess, space = host.open_image_encoder(vision)
+    network, device, dtype = host.use(managed)
+    close(
+        output.image_embeds,
+        clip_sampler.encode_image(network, preprocess(image), device, dtype),
+        0.0,
+    )
+    assert output.embedding_space == space.name
+    assert output.penultimate_hidden_states.shape == output.last_hidden_state.shape
+    (squeezed,) = nodes.CLIPVisionEncode().encode(vision, image, "none")
+    assert (squeezed.image_embeds - output.image_embeds).abs().max() > 1e-5
+
+
+def foreign_inputs_are_refused() -> None:
+    class Foreign:
+        model = None
+        cond_stage_model = None
+
+    for opener in (host.open_decoder, host.open_text_encoder, host.open_image_encoder):
+        try:
+            opener(Foreign())
+        except EdgeError as error:
+            assert "Load" in str(error)
+        else:
+            raise AssertionError(f"{opener.__name__} took a foreign object")
+    model = host.wrap_decoder(load("decoder"))
+    _positive, negative, _ = decoder_inputs(model)
+    stranger = host.clip_vision_output(torch.randn(1, 1280))
+    (wrong,) = nodes.unCLIPConditioning().apply_adm(negative, stranger, 1.0, 0.0)
+    try:
+        native_sample(model, wrong, negative)
+    except EdgeError as error:
+        assert "1280" in str(error), error
+    else:
+        raise AssertionError("a 1280-d embedding went into the decoder")
+
+
+def nothing_is_kept() -> None:
+    """An edge that leaves the host's cache takes its network along."""
+    model = host.wrap_decoder(load("decoder"))
+    positive, negative, _ = decoder_inputs(model)
+    native_sample(model, positive, negative)
+    patched = model.clone()
+    native_sample(patched, positive, negative)
+    prior = host.manage(load("prior").network)
+    host.use(prior)
+    alive = [weakref.ref(model.model), weakref.ref(prior.patcher.model)]
+    del model, patched, prior, positive, negative
+    assert (
+        not any(ref() is not None for ref in alive)
+        or not gc.collect()
+        or not any(ref() is not None for ref in alive)
+    ), "a network outlives its edge"
+    memory.cleanup_models_gc()
+    assert not any(loaded.is_dead() for loaded in memory.current_loaded_models)
+
+
+def schema_arguments_are_fitted() -> None:
+    io = host.io
+    number = io.Int.Input("n", default=1, min=0, max=4, advanced=True, never_heard_of=1)
+    assert number.as_dict()["max"] == 4
+    schema = io.Schema(node_id="X", inputs=[number], outputs=[], search_aliases=["y"])
+    assert schema.node_id == "X"
+    assert io.Custom("UNCLIP_PRIOR").Output("p").io_type == "UNCLIP_PRIOR"
+
+
+def folders_and_dtypes() -> None:
+    import folder_paths
+
+    assert FOLDER in host.model_folders()
+    extra = WORK / "elsewhere"
+    folder_paths.add_model_folder_path("prior_art", str(extra))
+    assert extra in host.model_folders()
+    folder_paths.folder_names_and_paths["prior_art"][0].remove(str(extra))
+    assert host.pick_dtype("fp16", "prior") == torch.float16
+    assert host.pick_dtype("auto", "prior") == torch.float32
+    assert host.pick_dtype("auto", "text_encoder") == torch.float32
+    host.warn("a warning outside of a run")
+
+
+STAGES = tuple(LOADERS)
+CHECKS: dict[str, Callable[[], None]] = {
+    **{f"swap_{stage}": swap_check(stage) for stage in STAGES},
+    **{f"half_{stage}": half_check(stage) for stage in STAGES},
+    **{f"partial_{stage}": partial_check(stage) for stage in STAGES},
+    **{
+        check.__name__: check
+        for check in (
+            schema_arguments_are_fitted,
+            folders_and_dtypes,
+            native_ksampler,
+            native_matches_ours,
+            lora_changes_the_decoder,
+            native_text_encode,
+            native_vision_encode,
+            foreign_inputs_are_refused,
+            nothing_is_kept,
+        )
+    },
+}
+
+
+def main() -> None:
+    tiny.tiny_karlo(FOLDER / "tiny")
+    results = {}
+    with torch.inference_mode():
+        for name, check in CHECKS.items():
+            try:
+                check()
+                results[name] = "ok"
+            except Exception:
+                results[name] = traceback.format_exc()
+    print(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,324 @@
+"""The pack in a running ComfyUI, through /prompt and the websocket, as a browser uses it."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytestmark = [pytest.mark.host, pytest.mark.slow]
+
+Graph = dict[str, Any]
+SOURCE = "tiny"
+PRIOR_STEPS, DECODER_STEPS, UPSCALER_STEPS = 5, 4, 3
+OUTPUTS = {
+    "PriorArtLoadTextEncoder": ["CLIP"],
+    "PriorArtLoadImageEncoder": ["CLIP_VISION"],
+    "PriorArtLoadPrior": ["UNCLIP_PRIOR"],
+    "PriorArtLoadDecoder": ["MODEL"],
+    "PriorArtLoadUpscaler": ["UNCLIP_UPSCALER"],
+    "PriorArtTextEncode": ["CONDITIONING"],
+    "PriorArtImageEncode": ["CLIP_VISION_OUTPUT"],
+    "PriorArtPrior": ["CLIP_VISION_OUTPUT", "INT"],
+    "PriorArtKarloDecoder": ["IMAGE", "INT"],
+    "PriorArtKarloUpscale": ["IMAGE"],
+}
+
+
+def node(kind: str, **inputs: Any) -> dict[str, Any]:
+    return {"class_type": kind, "inputs": inputs}
+
+
+def loader(kind: str) -> dict[str, Any]:
+    return node(f"PriorArtLoad{kind}", source=SOURCE, dtype="auto")
+
+
+def karlo(seed: int = 3, batch: int = 1, prompt: str = "a small red circle") -> Graph:
+    """Text to image through all stages."""
+    return {
+        "clip": loader("TextEncoder"),
+        "positive": node("PriorArtTextEncode", clip=["clip", 0], text=prompt),
+        "negative": node("PriorArtTextEncode", clip=["clip", 0], text=""),
+        "prior_model": loader("Prior"),
+        "prior": node(
+            "PriorArtPrior",
+            prior=["prior_model", 0],
+            positive=["positive", 0],
+            negative=["negative", 0],
+            seed=seed,
+            steps=PRIOR_STEPS,
+            cfg=4.0,
+            batch_size=batch,
+        ),
+        "decoder_model": loader("Decoder"),
+        "decoder": node(
+            "PriorArtKarloDecoder",
+            model=["decoder_model", 0],
+            image_embeds=["prior", 0],
+            positive=["positive", 0],
+            negative=["negative", 0],
+            seed=seed,
+            steps=DECODER_STEPS,
+            cfg=8.0,
+            batch_size=1,
+            noise_offset=["prior", 1],
+        ),
+        "upscaler_model": loader("Upscaler"),
+        "upscale": node(
+            "PriorArtKarloUpscale",
+            upscaler=["upscaler_model", 0],
+            image=["decoder", 0],
+            seed=seed,
+            steps=UPSCALER_STEPS,
+            noise_offset=["decoder", 1],
+        ),
+        "save": node("SaveImage", images=["upscale", 0], filename_prefix="karlo"),
+    }
+
+
+def with_inputs(graph: Graph, name: str, **inputs: Any) -> Graph:
+    """A copy of ``graph`` with other inputs on one node."""
+    changed = copy.deepcopy(graph)
+    changed[name]["inputs"].update(inputs)
+    return changed
+
+
+def levels(a: Any, b: Any) -> int:
+    """The largest difference of two pictures, in levels of 255."""
+    assert a.size == b.size
+    return int(np.abs(np.asarray(a, dtype=int) - np.asarray(b, dtype=int)).max())
+
+
+def is_a_picture(picture: Any) -> bool:
+    pixels = np.asarray(picture, dtype=float)
+    return pixels.std() > 1.0
+
+
+@pytest.fixture(scope="session", autouse=True)
+def tiny_weights(comfy: Any, tiny_karlo: Any) -> None:
+    """A miniature Karlo under the host's models/prior_art."""
+    tiny_karlo(comfy.base / "models" / "prior_art" / SOURCE)
+
+
+def test_pack_imports_cleanly(comfy: Any) -> None:
+    log = comfy.log_text()
+    assert "ComfyUI-PriorArt" in log
+    assert not re.search(r"IMPORT FAILED|Cannot import", log), log[-4000:]
+
+
+def test_every_node_is_registered_with_its_types(comfy: Any) -> None:
+    known = comfy.get("/object_info")
+    for name, outputs in OUTPUTS.items():
+        assert known[name]["output"] == outputs
+        assert known[name]["description"], name
+        tips = {
+            key: spec[1].get("tooltip")
+            for group in ("required", "optional")
+            for key, spec in known[name]["input"].get(group, {}).items()
+        }
+        assert all(tips.values()), tips
+    assert SOURCE in known["PriorArtLoadPrior"]["input"]["required"]["source"][1]["options"]
+
+
+def test_all_stages_report_their_steps_and_previews(comfy: Any) -> None:
+    run = comfy.run(karlo())
+    assert run.error is None
+    for name, total in (
+        ("prior", PRIOR_STEPS),
+        ("decoder", DECODER_STEPS),
+        ("upscale", UPSCALER_STEPS),
+    ):
+        assert run.steps(name) == [(step, total) for step in range(1, total + 1)]
+    seen = [name for name, _ in run.previews]
+    assert seen.count("decoder") == DECODER_STEPS
+    assert seen.count("upscale") == UPSCALER_STEPS
+    low, high = (
+        [picture.size for name, picture in run.previews if name == node][-1]
+        for node in ("decoder", "upscale")
+    )
+    assert high == (4 * low[0], 4 * low[1])
+    (picture,) = comfy.pictures(run, "save")
+    assert picture.size == high
+    assert is_a_picture(picture)
+
+
+def test_second_identical_run_is_served_from_the_cache(comfy: Any) -> None:
+    graph = karlo(seed=4)
+    comfy.run(graph)
+    again = comfy.run(graph)
+    (cached,) = again.of("execution_cached")
+    assert set(cached["nodes"]) == set(graph)
+    assert not again.of("progress")
+
+
+def test_changed_seed_runs_only_the_stages_behind_it(comfy: Any) -> None:
+    graph = karlo(seed=5)
+    comfy.run(graph)
+    again = comfy.run(with_inputs(graph, "upscale", seed=6))
+    assert again.steps("upscale")
+    assert not again.steps("prior")
+    assert not again.steps("decoder")
+
+
+def test_each_picture_of_a_batch_can_be_made_alone(comfy: Any) -> None:
+    together = comfy.pictures(comfy.run(karlo(seed=20, batch=3)), "save")
+    assert len(together) == 3
+    alone = comfy.pictures(comfy.run(karlo(seed=22)), "save")
+    assert levels(together[2], alone[0]) <= 1
+    assert levels(together[0], together[1]) > 1
+
+
+def test_native_clip_vision_encode_feeds_the_decoder(comfy: Any) -> None:
+    graph = karlo()
+    graph["vision"] = loader("ImageEncoder")
+    graph["image"] = node("EmptyImage", width=80, height=60, batch_size=1, color=0xC04020)
+    graph["native"] = node(
+        "CLIPVisionEncode", clip_vision=["vision", 0], image=["image", 0], crop="center"
+    )
+    graph["own"] = node("PriorArtImageEncode", clip_vision=["vision", 0], image=["image", 0])
+    graph = with_inputs(graph, "decoder", image_embeds=["native", 0], noise_offset=0)
+    native = comfy.run(graph)
+    assert native.error is None
+    own = comfy.run(with_inputs(graph, "decoder", image_embeds=["own", 0]))
+    assert own.steps("decoder")
+    assert levels(comfy.pictures(native, "save")[0], comfy.pictures(own, "save")[0]) == 0
+
+
+def native_graph(batch: int = 1) -> Graph:
+    """Our prior and text, then the host's own nodes around our MODEL."""
+    graph = {
+        key: value
+        for key, value in karlo(batch=batch).items()
+        if key not in ("decoder", "upscaler_model", "upscale", "save")
+    }
+    graph["native_text"] = node("CLIPTextEncode", clip=["clip", 0], text="a small red circle")
+    graph["unclip"] = node(
+        "unCLIPConditioning",
+        conditioning=["native_text", 0],
+        clip_vision_output=["prior", 0],
+        strength=1.0,
+        noise_augmentation=0.0,
+    )
+    graph["latent"] = node("EmptyLatentImage", width=128, height=128, batch_size=batch)
+    graph["sample"] = node(
+        "KSampler",
+        model=["decoder_model", 0],
+        positive=["unclip", 0],
+        negative=["negative", 0],
+        latent_image=["latent", 0],
+        seed=3,
+        steps=6,
+        cfg=4.0,
+        sampler_name="euler",
+        scheduler="normal",
+        denoise=1.0,
+    )
+    graph["vae"] = node("VAELoader", vae_name="pixel_space")
+    graph["decode"] = node("VAEDecode", samples=["sample", 0], vae=["vae", 0])
+    graph["save"] = node("SaveImage", images=["decode", 0], filename_prefix="native")
+    return graph
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_native_ksampler_runs_the_decoder_on_the_prior(comfy: Any, batch: int) -> None:
+    run = comfy.run(native_graph(batch))
+    assert run.error is None
+    assert [step for step, _ in run.steps("sample")][-1] == 6
+    assert [name for name, _ in run.previews].count("sample") == 6
+    pictures = comfy.pictures(run, "save")
+    assert len(pictures) == batch
+    assert all(is_a_picture(picture) for picture in pictures)
+
+
+def test_native_ksampler_without_an_image_embedding_warns(comfy: Any) -> None:
+    run = comfy.run(with_inputs(native_graph(), "sample", positive=["native_text", 0]))
+    assert run.error is None
+    assert any("unCLIPConditioning" in text for text in run.texts)
+
+
+@pytest.mark.parametrize("stage", ["prior", "decoder", "upscale", "sample"])
+def test_interrupt_stops_within_a_step(comfy: Any, stage: str) -> None:
+    graph = native_graph() if stage == "sample" else karlo()
+    graph = with_inputs(graph, stage, steps=1000, seed=int(time.time()))
+    asked: list[float] = []
+    stopped: list[float] = []
+
+    def watch(kind: str, data: dict[str, Any]) -> None:
+        if kind == "progress" and data["node"] == stage and data["value"] >= 3 and not asked:
+            comfy.interrupt()
+            asked.append(time.monotonic())
+        if kind == "execution_interrupted":
+            stopped.append(time.monotonic())
+
+    run = comfy.run(graph, on_event=watch)
+    assert asked, "the stage never began"
+    assert stopped, run.events[-3:]
+    assert stopped[0] - asked[0] < 2.0
+    assert run.steps(stage)[-1][0] < 500
+    assert run.history["status"]["status_str"] == "error"
+    assert comfy.alive()
+    assert comfy.run(karlo()).error is None
+
+
+def one_clear_error(comfy: Any, graph: Graph, *words: str) -> None:
+    run = comfy.run(graph)
+    assert run.error is not None
+    for word in words:
+        assert word in run.error, run.error
+    (message,) = (m for m in run.history["status"]["messages"] if m[0] == "execution_error")
+    assert message[1]["exception_message"] == run.error
+    assert comfy.alive()
+
+
+def test_foreign_embedding_space_is_refused(comfy: Any) -> None:
+    graph = karlo()
+    # The unCLIP checkpoints' own space is not there to load: a decoder's MODEL in its place is
+    # refused by the server, so the foreign embedding comes from a prompt of a native CLIP space.
+    graph["foreign"] = node(
+        "ConditioningZeroOut", conditioning=["positive", 0]
+    )  # a CONDITIONING that names our space stays welcome
+    assert comfy.run(with_inputs(graph, "prior", negative=["foreign", 0])).error is None
+    if "shapes-karlo" in json.dumps(comfy.get("/object_info/PriorArtLoadPrior")):
+        graph["prior_model"]["inputs"]["source"] = "shapes-karlo"
+
+
+def test_wrong_picture_size_is_refused(comfy: Any) -> None:
+    graph = karlo()
+    graph["image"] = node("EmptyImage", width=40, height=24, batch_size=1, color=0)
+    one_clear_error(comfy, with_inputs(graph, "upscale", image=["image", 0]), "40", "24")
+
+
+def test_unknown_source_is_refused(comfy: Any) -> None:
+    graph = with_inputs(karlo(), "prior_model", source="nowhere")
+    one_clear_error(comfy, graph, "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("stage", "name", "value"),
+    [
+        ("prior", "steps", 0),
+        ("decoder", "steps", 0),
+        ("upscale", "steps", 0),
+        ("prior", "batch_size", 0),
+        ("decoder", "batch_size", 0),
+    ],
+)
+def test_impossible_numbers_are_refused(comfy: Any, stage: str, name: str, value: int) -> None:
+    answer = comfy.refused(with_inputs(karlo(), stage, **{name: value}))
+    (error,) = answer["node_errors"][stage]["errors"]
+    assert error["extra_info"]["input_name"] == name
+    assert comfy.alive()
+
+
+def test_wrong_kind_of_edge_is_refused(comfy: Any) -> None:
+    answer = comfy.refused(with_inputs(karlo(), "prior", prior=["decoder_model", 0]))
+    assert "prior" in json.dumps(answer["node_errors"])
+
+
+def test_log_stays_free_of_leaks(comfy: Any) -> None:
+    assert "memory leak" not in comfy.log_text()
