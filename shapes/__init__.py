@@ -1,0 +1,1 @@
+"""The embedded family: its data set, training, weights and score."""

@@ -1,0 +1,109 @@
+"""The hub's folder layout (diffusers), written in fp16 safetensors and read back."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import recipe
+from .words import read_tokenizer, write_tokenizer
+
+WEIGHTS = Path(__file__).parent / "weights"
+FOLDERS = {
+    "karlo": {
+        "clip": ("tokenizer", "text_encoder", "image_encoder", "feature_extractor"),
+        "prior": ("prior", "prior_scheduler"),
+        "decoder": ("decoder", "text_proj", "decoder_scheduler"),
+        "sr": ("super_res_first", "super_res_last", "super_res_scheduler"),
+    }
+}
+_INDEX = {
+    "_class_name": "UnCLIPPipeline",
+    "_diffusers_version": "0.12.0.dev0",
+    "decoder": ["diffusers", "UNet2DConditionModel"],
+    "decoder_scheduler": ["diffusers", "UnCLIPScheduler"],
+    "prior": ["diffusers", "PriorTransformer"],
+    "prior_scheduler": ["diffusers", "UnCLIPScheduler"],
+    "super_res_first": ["diffusers", "UNet2DModel"],
+    "super_res_last": ["diffusers", "UNet2DModel"],
+    "super_res_scheduler": ["diffusers", "UnCLIPScheduler"],
+    "text_encoder": ["transformers", "CLIPTextModelWithProjection"],
+    "text_proj": ["unclip", "UnCLIPTextProjModel"],
+    "tokenizer": ["transformers", "CLIPTokenizer"],
+}
+
+
+def fresh(name: str, tokenizer: Any = None) -> torch.nn.Module:
+    """A network with random weights, by its folder's name."""
+    if name == "text_encoder":
+        return recipe.text_encoder(tokenizer)
+    return {
+        "image_encoder": recipe.image_encoder,
+        "prior": recipe.prior,
+        "decoder": recipe.decoder,
+        "text_proj": recipe.text_projection,
+        "super_res_first": recipe.super_res,
+        "super_res_last": recipe.super_res,
+    }[name]()
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8", newline="\n")
+
+
+def write_settings(out: Path) -> None:
+    """Tokenizer, picture settings, schedulers and the index: all that is not trained."""
+    from diffusers import UnCLIPScheduler
+    from transformers import CLIPImageProcessorPil
+
+    write_tokenizer(out / "tokenizer")
+    side = recipe.FINAL_SIDE
+    CLIPImageProcessorPil(
+        # The data set's own range: -1..1.
+        image_mean=[0.5] * 3,
+        image_std=[0.5] * 3,
+        size={"shortest_edge": side},
+        crop_size={"height": side, "width": side},
+    ).save_pretrained(out / "feature_extractor")
+    for name, settings in recipe.SCHEDULERS.items():
+        UnCLIPScheduler(**settings).save_pretrained(out / name)
+    _write_json(out / "model_index.json", _INDEX)
+
+
+def write_network(out: Path, name: str, weights: dict[str, torch.Tensor]) -> None:
+    """One network's weights as fp16 in its folder, with its configuration."""
+    tokenizer = read_tokenizer(out / "tokenizer") if name == "text_encoder" else None
+    network = fresh(name, tokenizer)
+    missing, unexpected = network.load_state_dict(weights, strict=False)
+    buffers = {key for key, _ in network.named_buffers()}
+    if unexpected or set(missing) - buffers:
+        raise ValueError(f"{name}: missing {sorted(missing)}, unexpected {sorted(unexpected)}")
+    network = network.half()
+    if name == "text_proj":
+        from safetensors.torch import save_file
+
+        # The pack's own class; the hub's folder names the one it takes the place of.
+        settings = {"_class_name": "UnCLIPTextProjModel", **recipe.TEXT_PROJECTION}
+        _write_json(out / name / "config.json", settings)
+        file = out / name / "diffusion_pytorch_model.safetensors"
+        save_file(network.state_dict(), file, metadata={"format": "pt"})
+    else:
+        network.save_pretrained(out / name, safe_serialization=True)
+
+
+def read_network(out: Path, name: str) -> torch.nn.Module:
+    """One network from its folder, fp32, ready to use and without gradients."""
+    from safetensors.torch import load_file
+
+    tokenizer = read_tokenizer(out / "tokenizer") if name == "text_encoder" else None
+    network = fresh(name, tokenizer)
+    files = sorted((out / name).glob("*.safetensors"))
+    if len(files) != 1:
+        raise FileNotFoundError(f"no weights in {out / name}: train that stage first")
+    weights = {key: value.float() for key, value in load_file(files[0]).items()}
+    network.load_state_dict(weights, strict=False)
+    return network.eval().requires_grad_(False)

@@ -1,0 +1,141 @@
+"""The embedded Karlo's configurations: the published ones, every width and depth made small.
+
+Kept from the published ones because loaders and key maps depend on them: 64 channels a head, 32
+groups a norm, 77 tokens, block types, time embedding modes, schedulers. Changed: widths, layers,
+16 pixel decoder pictures (64 published) and 64 pixel final ones (256 published).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+SPACE_WIDTH = 64  # of the CLIP's joint space; text hidden states must be as wide
+DECODER_SIDE, FINAL_SIDE = 16, 64
+
+TEXT: dict[str, Any] = {
+    "hidden_size": SPACE_WIDTH,
+    "intermediate_size": 4 * SPACE_WIDTH,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 1,
+    "projection_dim": SPACE_WIDTH,
+    "max_position_embeddings": 77,
+    "hidden_act": "quick_gelu",
+}
+VISION: dict[str, Any] = {
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "projection_dim": SPACE_WIDTH,
+    "image_size": FINAL_SIDE,
+    "patch_size": 8,
+    "hidden_act": "quick_gelu",
+}
+PRIOR: dict[str, Any] = {
+    "num_attention_heads": 2,
+    "attention_head_dim": 64,
+    "num_layers": 3,
+    "embedding_dim": SPACE_WIDTH,
+    "num_embeddings": 77,
+    "additional_embeddings": 4,
+}
+DECODER: dict[str, Any] = {
+    "sample_size": DECODER_SIDE,
+    "in_channels": 3,
+    "out_channels": 6,
+    "layers_per_block": 1,
+    "block_out_channels": (32, 64, 64),
+    "down_block_types": (
+        "ResnetDownsampleBlock2D",
+        "SimpleCrossAttnDownBlock2D",
+        "SimpleCrossAttnDownBlock2D",
+    ),
+    "mid_block_type": "UNetMidBlock2DSimpleCrossAttn",
+    "up_block_types": (
+        "SimpleCrossAttnUpBlock2D",
+        "SimpleCrossAttnUpBlock2D",
+        "ResnetUpsampleBlock2D",
+    ),
+    "attention_head_dim": 64,
+    "cross_attention_dim": 64,
+    "resnet_time_scale_shift": "scale_shift",
+    "class_embed_type": "identity",
+}
+TEXT_PROJECTION: dict[str, Any] = {
+    "clip_extra_context_tokens": 4,
+    "clip_embeddings_dim": SPACE_WIDTH,
+    "time_embed_dim": 4 * DECODER["block_out_channels"][0],
+    "cross_attention_dim": DECODER["cross_attention_dim"],
+}
+SUPER_RES: dict[str, Any] = {
+    "sample_size": FINAL_SIDE,
+    "in_channels": 6,
+    "out_channels": 3,
+    "layers_per_block": 1,
+    "block_out_channels": (32, 32, 32),
+    "down_block_types": ("ResnetDownsampleBlock2D",) * 3,
+    "up_block_types": ("ResnetUpsampleBlock2D",) * 3,
+    "add_attention": False,
+}
+SCHEDULERS: dict[str, dict[str, Any]] = {
+    "prior_scheduler": {
+        "prediction_type": "sample",
+        "variance_type": "fixed_small_log",
+        "clip_sample_range": 5.0,
+    },
+    "decoder_scheduler": {"prediction_type": "epsilon", "variance_type": "learned_range"},
+    "super_res_scheduler": {"prediction_type": "epsilon", "variance_type": "fixed_small_log"},
+}
+
+
+def text_encoder(tokenizer: Any) -> torch.nn.Module:
+    """A fresh CLIPTextModelWithProjection that finds this tokenizer's end token."""
+    from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+
+    return CLIPTextModelWithProjection(
+        CLIPTextConfig(
+            **TEXT,
+            vocab_size=len(tokenizer),
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+def image_encoder() -> torch.nn.Module:
+    """A fresh CLIPVisionModelWithProjection."""
+    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    return CLIPVisionModelWithProjection(CLIPVisionConfig(**VISION))
+
+
+def prior() -> torch.nn.Module:
+    """A fresh PriorTransformer."""
+    from diffusers import PriorTransformer
+
+    return PriorTransformer(**PRIOR)
+
+
+def decoder() -> torch.nn.Module:
+    """A fresh UNet2DConditionModel."""
+    from diffusers import UNet2DConditionModel
+
+    return UNet2DConditionModel(**DECODER)
+
+
+def text_projection() -> torch.nn.Module:
+    """A fresh text projection with the published parameter names."""
+    from ..networks.unclip import TextProjection
+
+    return TextProjection(**TEXT_PROJECTION)
+
+
+def super_res() -> torch.nn.Module:
+    """A fresh UNet2DModel; the first and the last network are of one shape."""
+    from diffusers import UNet2DModel
+
+    return UNet2DModel(**SUPER_RES)

@@ -1,0 +1,217 @@
+"""Training of the decoder: 16 pixel pictures from an image embedding and the prompt's tokens."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from . import recipe
+from .grammar import Scene, training_scenes
+from .loop import Draw, Plan, draw_for, train
+from .pictures import training_batch
+from .stages_sr import signal_and_noise
+
+POOL = 20480
+PLAN = Plan("decoder", steps=5000, batch=32, rate=1.5e-3, ema=0.998)
+# The parts of a batch that go without: both (what guidance subtracts), prompt, embedding.
+_DROP_BOTH, _DROP_TEXT, _DROP_IMAGE = 0.10, 0.15, 0.10
+_VARIANCE_WEIGHT = 0.05
+
+
+class TextTable:
+    """Every training prompt as the text tower sees it, computed once; row 0 is the empty prompt.
+
+    Attributes:
+        hidden: ``[N, L, 64]``; pooled: ``[N, 64]``; mask: bool ``[N, L]``, where L is the longest
+            prompt's token count: what follows is masked anyway, and leaving it out saves most of
+            the work.
+    """
+
+    @torch.no_grad()
+    def __init__(self, text_encoder: nn.Module, tokenizer: Any, device: torch.device | str):
+        self.scenes: list[Scene] = training_scenes()
+        prompts = ["", *(scene.prompt for scene in self.scenes)]
+        tokens = tokenizer(prompts, padding="longest", return_tensors="pt").to(device)
+        out = text_encoder(tokens.input_ids)
+        self.hidden, self.pooled = out.last_hidden_state, out.text_embeds
+        self.mask = tokens.attention_mask.bool()
+
+
+class DecoderTrainee(nn.Module):
+    """U-Net and text projection, the two that train together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unet = recipe.decoder()
+        self.text_proj = recipe.text_projection()
+        # Text and image embeddings differ in length; a start at zero would never leave it for
+        # lack of a signal of its own.
+        nn.init.normal_(self.text_proj.learned_classifier_free_guidance_embeddings, std=0.5)
+
+    def forward(
+        self,
+        noisy: torch.Tensor,
+        steps: torch.Tensor,
+        image: torch.Tensor,
+        pooled: torch.Tensor,
+        hidden: torch.Tensor,
+        mask: torch.Tensor,
+    ) -> torch.Tensor:
+        """Noise and variance ``[B, 6, 16, 16]``."""
+        context, labels = self.text_proj(image, pooled, hidden)
+        mask = F.pad(mask, (self.text_proj.clip_extra_context_tokens, 0), value=True)
+        return self.unet(noisy, steps, context, class_labels=labels, attention_mask=mask).sample
+
+
+@lru_cache(maxsize=1)
+def _chain() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Per step, float64: log of the smallest and largest variance, x0's weight in the mean."""
+    from diffusers import UnCLIPScheduler
+
+    scheduler = UnCLIPScheduler()
+    betas, products = scheduler.betas.double(), scheduler.alphas_cumprod.double()
+    before = torch.cat([torch.ones(1, dtype=torch.double), products[:-1]])
+    smallest = betas * (1 - before) / (1 - products)
+    smallest[0] = smallest[1]
+    return (
+        smallest.log(),
+        betas.log(),
+        before.sqrt() * betas / (1 - products),
+    )
+
+
+def variance_loss(
+    variance: torch.Tensor,
+    predicted: torch.Tensor,
+    noisy: torch.Tensor,
+    pictures: torch.Tensor,
+    steps: torch.Tensor,
+) -> torch.Tensor:
+    """Mean KL of the reverse step in nats, for its variance only (Nichol and Dhariwal 2021).
+
+    ``predicted`` is the noise, without gradient. Step 0 adds no noise and has no say.
+    """
+    smallest, largest, of_picture = (
+        table[steps.cpu()].float().view(-1, 1, 1, 1).to(noisy.device) for table in _chain()
+    )
+    signal, noise_part = signal_and_noise(steps, noisy.device)
+    guess = ((noisy - noise_part * predicted) / signal).clamp(-1, 1)
+    gap = of_picture * (guess - pictures)
+    part = (variance + 1) / 2
+    log_variance = part * largest + (1 - part) * smallest
+    kl = 0.5 * (
+        log_variance - smallest + (smallest - log_variance).exp() - 1
+        + gap.pow(2) * (-log_variance).exp()
+    )  # fmt: skip
+    return (kl * (steps > 0).view(-1, 1, 1, 1).to(kl)).mean()
+
+
+@dataclasses.dataclass(frozen=True)
+class Pool:
+    """Pictures that the finished CLIP has seen, kept because looking again costs a third of a step.
+
+    Attributes:
+        embeds: ``[N, 64]``; rows: int64 ``[N]``, the scene of each in ``training_scenes()``;
+        small: ``[N, 3, 16, 16]`` in -1..1.
+    """
+
+    embeds: torch.Tensor
+    rows: torch.Tensor
+    small: torch.Tensor
+
+    def spread(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and standard deviation of the embeddings, ``[1, 64]`` each."""
+        return self.embeds.mean(0, keepdim=True), self.embeds.std(0, keepdim=True)
+
+
+@torch.no_grad()
+def embedded_pool(image_encoder: nn.Module, count: int, device: torch.device | str) -> Pool:
+    """``count`` training pictures with their embeddings; equal counts give equal pools."""
+    scenes = training_scenes()
+    parts: list[tuple[torch.Tensor, ...]] = []
+    for start in range(0, count, 256):
+        draw = draw_for("pool", 0, start)
+        rows = draw.numpy.integers(len(scenes), size=min(256, count - start))
+        pictures, _ = training_batch([scenes[i] for i in rows], draw.numpy)
+        shown = torch.from_numpy(pictures).to(device)
+        small = F.avg_pool2d(shown, recipe.FINAL_SIDE // recipe.DECODER_SIDE)
+        parts.append((image_encoder(shown).image_embeds, torch.from_numpy(rows).to(device), small))
+    return Pool(*(torch.cat(kind) for kind in zip(*parts, strict=True)))
+
+
+def decoder_loss(
+    trainee: DecoderTrainee,
+    table: TextTable,
+    pool: Pool,
+    draw: Draw,
+    batch: int,
+    device: torch.device | str,
+) -> tuple[torch.Tensor, dict[str, float]]:
+    """Noise prediction and the variance's bound."""
+    chosen = torch.from_numpy(draw.numpy.integers(len(pool.rows), size=batch)).to(device)
+    image, small, said = pool.embeds[chosen], pool.small[chosen], pool.rows[chosen] + 1
+    # Every kind is its own mirror image, and the embedding says nothing of the place.
+    mirrored = torch.rand(batch, 1, 1, 1, generator=draw.torch).to(device) < 0.5
+    small = torch.where(mirrored, small.flip(-1), small)
+
+    # A prior under guidance 4 overshoots and is never exact: half of the embeddings are worn so.
+    mean, std = pool.spread()
+    some = (torch.rand(batch, 1, generator=draw.torch) < 0.5).float()
+    stretch = 1 + some * (torch.rand(batch, 1, generator=draw.torch) * 0.9 - 0.25)
+    blur = some * 0.35 * torch.rand(batch, 1, generator=draw.torch)
+    image = mean + stretch.to(device) * (image - mean)
+    image = image + (blur * draw.randn(*image.shape)).to(device) * std
+
+    lot = torch.rand(batch, 1, generator=draw.torch).to(device)
+    without_text = (lot < _DROP_BOTH + _DROP_TEXT).squeeze(1)
+    without_image = (lot < _DROP_BOTH) | (lot > 1 - _DROP_IMAGE)
+    learned = trainee.text_proj.learned_classifier_free_guidance_embeddings
+    image = torch.where(without_image, learned.to(image), image)
+    said = torch.where(without_text, torch.zeros_like(said), said)
+
+    steps = draw.timesteps(batch)
+    signal, noise_part = signal_and_noise(steps, device)
+    noise = draw.randn(*small.shape).to(device)
+    noisy = signal * small + noise_part * noise
+    out = trainee(
+        noisy, steps.to(device), image,
+        table.pooled[said], table.hidden[said], table.mask[said],
+    )  # fmt: skip
+    predicted, variance = out.chunk(2, 1)
+    plain = F.mse_loss(predicted, noise)
+    bound = variance_loss(variance, predicted.detach(), noisy, small, steps)
+    return plain + _VARIANCE_WEIGHT * bound, {"mse": plain.item(), "vb": bound.item()}
+
+
+def train_decoder(
+    text_encoder: nn.Module,
+    image_encoder: nn.Module,
+    tokenizer: Any,
+    folder: Path,
+    device: torch.device | str,
+    steps: int | None = None,
+    stop_after: int | None = None,
+) -> dict[str, dict[str, torch.Tensor]]:
+    """The averaged weights of U-Net and text projection, by folder name."""
+    plan = PLAN if steps is None else dataclasses.replace(PLAN, steps=steps)
+    torch.manual_seed(plan.seed)
+    trainee = DecoderTrainee().to(device)
+    table = TextTable(text_encoder, tokenizer, device)
+    pool = embedded_pool(image_encoder, POOL if steps is None else min(POOL, 8 * steps), device)
+    weights = train(
+        plan,
+        trainee,
+        lambda draw: decoder_loss(trainee, table, pool, draw, plan.batch, device),
+        folder / "decoder.pt",
+        stop_after=stop_after,
+    )
+    return {
+        name: {k.removeprefix(part): v for k, v in weights.items() if k.startswith(part)}
+        for name, part in (("decoder", "unet."), ("text_proj", "text_proj."))
+    }

@@ -1,0 +1,100 @@
+"""Training of the prior: from the prompt to the embedding of a picture that it could mean."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from . import recipe
+from .loop import Draw, Plan, train
+from .stages_decoder import POOL, TextTable, embedded_pool
+from .stages_sr import signal_and_noise
+
+PLAN = Plan("prior", steps=3000, batch=128, rate=1e-3, ema=0.995)
+_DROP_TEXT = 0.1
+
+
+def short_forward(
+    prior: nn.Module,
+    noisy: torch.Tensor,
+    steps: torch.Tensor,
+    pooled: torch.Tensor,
+    hidden: torch.Tensor,
+    mask: torch.Tensor,
+) -> torch.Tensor:
+    """The prior on L < 77 text tokens, with the positions that the full length would have.
+
+    Masked padding has exactly no effect, so leaving it out changes nothing but the time.
+    """
+    length, extra = hidden.shape[1], prior.config.additional_embeddings
+    places = torch.cat([torch.arange(length), torch.arange(extra) + prior.config.num_embeddings])
+    causal = prior.causal_attention_mask
+    shorter = {
+        "positional_embedding": prior.positional_embedding[:, places],
+        "causal_attention_mask": causal[:, places][:, :, places],
+    }
+    call = {"proj_embedding": pooled, "encoder_hidden_states": hidden, "attention_mask": mask}
+    out = torch.func.functional_call(prior, shorter, (noisy, steps), call)
+    return out.predicted_image_embedding
+
+
+def prior_loss(
+    prior: nn.Module,
+    table: TextTable,
+    known: torch.Tensor,
+    rows: torch.Tensor,
+    draw: Draw,
+    batch: int,
+    device: torch.device | str,
+) -> tuple[torch.Tensor, dict[str, float]]:
+    """Squared error of the predicted embedding. ``known`` is normalised, ``[N, 64]``."""
+    chosen = torch.from_numpy(draw.numpy.integers(known.shape[0], size=batch)).to(device)
+    wanted = known[chosen]
+    said = rows[chosen] + 1
+    dropped = torch.rand(batch, generator=draw.torch).to(device) < _DROP_TEXT
+    said = torch.where(dropped, torch.zeros_like(said), said)
+    steps = draw.timesteps(batch)
+    signal, noise_part = (x.view(-1, 1) for x in signal_and_noise(steps, device))
+    noisy = signal * wanted + noise_part * draw.randn(*wanted.shape).to(device)
+    found = short_forward(
+        prior, noisy, steps.to(device), table.pooled[said], table.hidden[said], table.mask[said]
+    )
+    return F.mse_loss(found, wanted), {}
+
+
+def train_prior(
+    text_encoder: nn.Module,
+    image_encoder: nn.Module,
+    tokenizer: Any,
+    folder: Path,
+    device: torch.device | str,
+    steps: int | None = None,
+    stop_after: int | None = None,
+) -> dict[str, dict[str, torch.Tensor]]:
+    """The averaged weights, by folder name, with the embeddings' mean and std among them."""
+    plan = PLAN if steps is None else dataclasses.replace(PLAN, steps=steps)
+    torch.manual_seed(plan.seed)
+    prior = recipe.prior().to(device)
+    nn.init.normal_(prior.positional_embedding, std=0.02)
+    nn.init.normal_(prior.prd_embedding, std=0.02)
+    table = TextTable(text_encoder, tokenizer, device)
+    pool = embedded_pool(image_encoder, POOL if steps is None else min(POOL, 8 * steps), device)
+    mean, std = pool.spread()
+    # Statistics, not weights: kept from the optimiser.
+    prior.clip_mean.data, prior.clip_std.data = mean, std
+    prior.clip_mean.requires_grad_(False)
+    prior.clip_std.requires_grad_(False)
+    normal = (pool.embeds - mean) / std
+    weights = train(
+        plan,
+        prior,
+        lambda draw: prior_loss(prior, table, normal, pool.rows, draw, plan.batch, device),
+        folder / "prior.pt",
+        stop_after=stop_after,
+    )
+    return {"prior": weights}

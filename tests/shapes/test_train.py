@@ -1,0 +1,100 @@
+"""Training: repeatable, resumable, and written in the hub's layout."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from prior_art.shapes import layout, loop, recipe, score, train
+from prior_art.shapes.check import Finding
+from prior_art.shapes.grammar import Scene
+
+
+def run(tmp_path, name, stops, steps=8):
+    """The averaged weights of a small network, trained with interruptions."""
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.SiLU(), torch.nn.Linear(8, 1))
+    plan = loop.Plan("toy", steps=steps, batch=16, rate=1e-2, warmup=2, save_every=3)
+
+    def loss_of(draw):
+        x = draw.randn(plan.batch, 4)
+        return (network(x) - x.sum(1, keepdim=True)).pow(2).mean(), {}
+
+    for stop in (*stops, None):
+        torch.manual_seed(len(name))  # a resumed run must not lean on the global generator
+        weights = loop.train(plan, network, loss_of, tmp_path / f"{name}.pt", stop_after=stop)
+    return weights
+
+
+def test_a_resumed_run_ends_like_an_uninterrupted_one(tmp_path):
+    whole = run(tmp_path, "whole", [])
+    parts = run(tmp_path, "parts", [1, 4])
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+def test_the_state_holds_tensors_only_and_leaves_no_scratch(tmp_path):
+    run(tmp_path, "state", [])
+    assert loop.read_state(tmp_path / "state.pt")["step"] == 8
+    assert [path.name for path in tmp_path.iterdir()] == ["state.pt"]
+
+
+def test_timesteps_cover_the_range():
+    steps = loop.draw_for("toy", 0, 3).timesteps(50)
+    assert sorted((steps // 20).tolist()) == list(range(50))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A family trained for three steps a stage."""
+    out = tmp_path_factory.mktemp("karlo")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    for stage in train.STAGES:
+        train.train_stage(stage, out, out / ".state", steps=3)
+    torch.set_num_threads(threads)
+    return out
+
+
+@pytest.mark.slow
+def test_every_stage_writes_its_folders(trained):
+    index = json.loads((trained / "model_index.json").read_text())
+    folders = {name for group in layout.FOLDERS["karlo"].values() for name in group}
+    assert folders == {path.name for path in trained.iterdir() if path.is_dir()} - {".state"}
+    assert {name for name in index if not name.startswith("_")} < folders
+    for name in ("text_encoder", "image_encoder", "prior", "decoder", "super_res_last"):
+        assert isinstance(layout.read_network(trained, name), torch.nn.Module)
+
+
+@pytest.mark.slow
+def test_a_stage_resumes_to_the_same_weights(trained, tmp_path):
+    for stop in (2, None):
+        train.train_stage("sr", tmp_path, tmp_path / ".state", steps=3, stop_after=stop)
+    for name in ("super_res_first", "super_res_last"):
+        one, two = (layout.read_network(out, name).state_dict() for out in (trained, tmp_path))
+        assert all(torch.allclose(one[key], two[key], atol=1e-3) for key in one)
+
+
+def test_the_short_prior_equals_the_full_one():
+    from prior_art.shapes.stages_prior import short_forward
+
+    torch.manual_seed(0)
+    prior = recipe.prior().eval()
+    torch.nn.init.normal_(prior.positional_embedding)
+    x, pooled, hidden = torch.randn(2, 64), torch.randn(2, 64), torch.randn(2, 77, 64)
+    mask = torch.arange(77)[None] < torch.tensor([[10], [2]])
+    steps = torch.tensor([999, 3])
+    with torch.no_grad():
+        full = prior(
+            x, steps, proj_embedding=pooled, encoder_hidden_states=hidden, attention_mask=mask
+        ).predicted_image_embedding
+        short = short_forward(prior, x, steps, pooled, hidden[:, :10], mask[:, :10])
+    torch.testing.assert_close(full, short, atol=1e-5, rtol=1e-5)
+
+
+def test_scores_count_what_was_asked():
+    scenes = [Scene("red", "circle", "blue"), Scene("red", "cross", "blue", "small")]
+    findings = [Finding("red", "circle", "blue"), Finding("red", "square", "blue")]
+    result = score.score(scenes, findings)
+    assert (result.all_right, result.colours, result.prompts) == (0.5, 1.0, 2)
+    assert set(json.loads(result.as_json())) == {"all_right", "colours", "prompts", "held_out"}

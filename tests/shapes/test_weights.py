@@ -1,0 +1,87 @@
+"""The weights that the pack ships."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from prior_art.shapes import layout
+
+KARLO = layout.WEIGHTS / "karlo"
+pytestmark = pytest.mark.skipif(not KARLO.is_dir(), reason="the family is not trained yet")
+
+
+def test_all_weights_are_small():
+    files = [path for path in layout.WEIGHTS.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 24e6
+    assert max(path.stat().st_size for path in files) <= 5e6
+    assert {path.suffix for path in files} <= {".json", ".safetensors", ".txt"}
+
+
+def test_the_folder_is_whole_and_half_precision():
+    from safetensors.torch import load_file
+
+    for name in {name for group in layout.FOLDERS["karlo"].values() for name in group}:
+        assert (KARLO / name).is_dir(), name
+    for file in KARLO.rglob("*.safetensors"):
+        for key, value in load_file(file).items():
+            assert value.dtype == torch.float16, (file, key)
+            assert torch.isfinite(value).all(), (file, key)
+
+
+def test_configurations_match_the_recipe():
+    from prior_art.shapes import recipe
+
+    for name, wanted in (
+        ("decoder", recipe.DECODER),
+        ("prior", recipe.PRIOR),
+        ("super_res_first", recipe.SUPER_RES),
+        ("super_res_last", recipe.SUPER_RES),
+        ("text_proj", recipe.TEXT_PROJECTION),
+        ("image_encoder", recipe.VISION),
+    ):
+        stored = json.loads((KARLO / name / "config.json").read_text())
+        for key, value in wanted.items():
+            assert stored[key] == (list(value) if isinstance(value, tuple) else value), (name, key)
+    text = json.loads((KARLO / "text_encoder" / "config.json").read_text())
+    assert text["eos_token_id"] == text["vocab_size"] - 1
+
+
+def test_text_and_image_meet_in_one_space():
+    from prior_art.shapes.grammar import Scene
+    from prior_art.shapes.pictures import draw
+    from prior_art.shapes.words import read_tokenizer
+
+    scenes = [
+        Scene(colour, kind, ground, size)
+        for colour, kind, ground, size in (
+            ("red", "circle", "blue", "large"),
+            ("green", "square", "black", "medium"),
+            ("white", "cross", "purple", "large"),
+            ("yellow", "triangle", "cyan", "medium"),
+        )
+    ]
+    import numpy as np
+
+    tokenizer = read_tokenizer(KARLO / "tokenizer")
+    ids = tokenizer([s.prompt for s in scenes], padding="max_length", return_tensors="pt").input_ids
+    shown = np.stack([np.asarray(draw(scene, 2), np.float32) for scene in scenes])
+    pixels = torch.from_numpy(shown).permute(0, 3, 1, 2) / 127.5 - 1
+    with torch.no_grad():
+        text = layout.read_network(KARLO, "text_encoder")(ids).text_embeds
+        image = layout.read_network(KARLO, "image_encoder")(pixels).image_embeds
+    alike = torch.nn.functional.cosine_similarity(text[:, None], image[None], dim=-1)
+    assert alike.argmax(1).tolist() == alike.argmax(0).tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.slow
+def test_pictures_obey_their_prompts():
+    from prior_art.shapes.check import check
+    from prior_art.shapes.grammar import draw_prompts
+    from prior_art.shapes.score import Painter, score
+
+    scenes = draw_prompts(12, seed=3)
+    painted = Painter().paint([scene.prompt for scene in scenes], seed=11)
+    result = score(scenes, [check(picture) for picture in painted])
+    assert result.all_right >= 0.75, result
