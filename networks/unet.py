@@ -1,0 +1,306 @@
+"""Running diffusers' U-Nets over a whole schedule, with nothing computed twice.
+
+What does not change over the steps is computed once: every residual block's projection of the time
+embedding, for all steps together, and the keys and values of the conditioning. On a CPU in fp32 the
+large residual blocks run through `convolution`; everything else calls diffusers' own leaf modules,
+which a host may have swapped for ones that move, cast or patch their weights. A U-Net of another
+make than Karlo's is called as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .convolution import TILE, Workspace, conv1x1, conv3x3, is_conv3x3, is_plain, norm_affine
+
+_BLOCKS = {
+    "ResnetDownsampleBlock2D",
+    "SimpleCrossAttnDownBlock2D",
+    "UNetMidBlock2D",
+    "UNetMidBlock2DSimpleCrossAttn",
+    "ResnetUpsampleBlock2D",
+    "SimpleCrossAttnUpBlock2D",
+}
+# Below these sizes the direct convolution is as fast.
+_LEAST_TILES, _LEAST_CHANNELS = 48, 128
+
+
+def prepare_decoder(
+    unet: nn.Module,
+    context: Tensor,
+    class_labels: Tensor,
+    mask: Tensor,
+    timesteps: list[int],
+) -> Callable[[Tensor, int], Tensor]:
+    """Karlo's decoder U-Net with its conditioning held fixed.
+
+    Args:
+        unet: diffusers' ``UNet2DConditionModel``.
+        context: ``[R, L, C]``; class_labels: ``[R, T]``; mask: ``[R, L]`` bool.
+        timesteps: the schedule, first step first.
+
+    Returns:
+        ``predict(x [R, 3, S, S], step index) -> [R, 6, S, S]``.
+    """
+    if _is_known(unet):
+        return _Run(unet, timesteps, context, class_labels, mask)
+
+    def predict(x: Tensor, index: int) -> Tensor:
+        return unet(
+            x,
+            timesteps[index],
+            encoder_hidden_states=context,
+            class_labels=class_labels,
+            attention_mask=mask,
+        ).sample
+
+    return predict
+
+
+def prepare_upscaler(unet: nn.Module, timesteps: list[int]) -> Callable[[Tensor, int], Tensor]:
+    """A super-resolution U-Net over a schedule: ``predict([B, 6, S, S], index) -> [B, 3, S, S]``"""
+    if _is_known(unet):
+        return _Run(unet, timesteps)
+
+    def predict(x: Tensor, index: int) -> Tensor:
+        return unet(x, timesteps[index]).sample
+
+    return predict
+
+
+def _blocks(unet: nn.Module) -> list[nn.Module]:
+    return [*unet.down_blocks, unet.mid_block, *unet.up_blocks]
+
+
+def _attentions(block: nn.Module) -> list[nn.Module | None]:
+    """The attention beside each residual block; None where there is none."""
+    found = list(getattr(block, "attentions", None) or [])
+    return found or [None] * len(block.resnets)
+
+
+def _resnets(unet: nn.Module) -> list[nn.Module]:
+    found = []
+    for block in _blocks(unet):
+        found += block.resnets
+        for name in ("downsamplers", "upsamplers"):
+            found += getattr(block, name, None) or []
+    return found
+
+
+def _is_known(unet: nn.Module) -> bool:
+    """Whether this U-Net is built of the blocks, and only those, that `_Run` knows."""
+    config = getattr(unet, "config", None)
+    if config is None or any(type(block).__name__ not in _BLOCKS for block in _blocks(unet)):
+        return False
+    resnets = all(
+        type(r).__name__ == "ResnetBlock2D"
+        and r.time_emb_proj is not None
+        and r.time_embedding_norm in ("default", "scale_shift")
+        for r in _resnets(unet)
+    )
+    attentions = all(
+        a is None
+        or (
+            type(a.processor).__name__.startswith("AttnAddedKVProcessor")
+            and not a.norm_cross
+            and not a.only_cross_attention
+        )
+        for block in _blocks(unet)
+        for a in _attentions(block)
+    )
+    return (
+        resnets
+        and attentions
+        and not config.center_input_sample
+        and config.time_embedding_type == "positional"
+        and config.class_embed_type in (None, "identity")
+        and not getattr(config, "class_embeddings_concat", False)
+        and getattr(config, "addition_embed_type", None) is None
+        and getattr(config, "encoder_hid_dim_type", None) is None
+        and getattr(unet, "time_embed_act", None) is None
+        and unet.conv_norm_out is not None
+        and not unet.training
+    )
+
+
+def _is_fast(resnet: nn.Module) -> bool:
+    """Whether this residual block's parameters are all there to be used on the CPU."""
+    return (
+        is_conv3x3(resnet.conv1)
+        and is_conv3x3(resnet.conv2)
+        and is_plain(resnet.norm1)
+        and is_plain(resnet.norm2)
+        and (resnet.conv_shortcut is None or is_plain(resnet.conv_shortcut))
+        and isinstance(resnet.nonlinearity, nn.SiLU)
+        and resnet.output_scale_factor == 1
+        and min(resnet.in_channels, resnet.out_channels) >= _LEAST_CHANNELS
+        # Only a block that neither concatenates nor projects may change the size.
+        and not ((resnet.up or resnet.down) and resnet.conv_shortcut is not None)
+    )
+
+
+class _Run:
+    """One U-Net over one schedule; called with a picture and the index of the step."""
+
+    def __init__(
+        self,
+        unet: nn.Module,
+        timesteps: list[int],
+        context: Tensor | None = None,
+        class_labels: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> None:
+        self.unet, self.timesteps = unet, timesteps
+        self.context, self.class_labels, self.mask = context, class_labels, mask
+        self.times: dict[nn.Module, Tensor] = {}  # of each residual block [steps, R or 1, C]
+        self.added: dict[nn.Module, tuple[Tensor, Tensor]] = {}  # keys and values of the context
+        self.biases: dict[int, Tensor] = {}  # attention mask by number of pixels
+        self.fast: set[nn.Module] = set()  # residual blocks for `convolution`
+        self.workspace = Workspace()
+
+    def _prepare(self, x: Tensor) -> None:
+        """Compute what does not depend on the picture, on the device and in the dtype of `x`."""
+        unet = self.unet
+        steps = torch.tensor(self.timesteps, device=x.device)
+        embedding = unet.time_embedding(unet.time_proj(steps).to(x.dtype))[:, None]
+        if self.class_labels is not None and unet.class_embedding is not None:
+            embedding = embedding + unet.class_embedding(self.class_labels).to(x.dtype)[None]
+        self.times = {
+            r: r.time_emb_proj(embedding if r.skip_time_act else r.nonlinearity(embedding))
+            for r in _resnets(unet)
+        }
+        if self.context is not None:
+            for attention in (a for b in _blocks(unet) for a in _attentions(b) if a is not None):
+                self.added[attention] = tuple(
+                    self._heads(attention, project(self.context))
+                    for project in (attention.add_k_proj, attention.add_v_proj)
+                )
+        if x.device.type == "cpu" and x.dtype == torch.float32:
+            self.fast = {r for r in _resnets(unet) if _is_fast(r)}
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor, index: int) -> Tensor:
+        if not self.times:
+            self._prepare(x)
+        if self.fast:
+            x = x.contiguous(memory_format=torch.channels_last)
+        unet = self.unet
+        x = unet.conv_in(x)
+        skips = [x]
+        for block in unet.down_blocks:
+            for resnet, attention in zip(block.resnets, _attentions(block), strict=True):
+                x = self._attend(attention, self._resnet(resnet, [x], index))
+                skips.append(x)
+            for resnet in block.downsamplers or ():
+                x = self._resnet(resnet, [x], index)
+                skips.append(x)
+        first, *rest = unet.mid_block.resnets
+        x = self._resnet(first, [x], index)
+        for resnet, attention in zip(rest, unet.mid_block.attentions, strict=True):
+            x = self._resnet(resnet, [self._attend(attention, x)], index)
+        for block in unet.up_blocks:
+            for resnet, attention in zip(block.resnets, _attentions(block), strict=True):
+                x = self._attend(attention, self._resnet(resnet, [x, skips.pop()], index))
+            for resnet in block.upsamplers or ():
+                x = self._resnet(resnet, [x], index)
+        return unet.conv_out(unet.conv_act(unet.conv_norm_out(x))).contiguous()
+
+    def _resnet(self, block: nn.Module, parts: Sequence[Tensor], index: int) -> Tensor:
+        """A residual block on the concatenation of `parts`."""
+        height, width = parts[0].shape[2:]
+        if block.down:
+            height, width = height // 2, width // 2
+        elif block.up:
+            height, width = height * 2, width * 2
+        tiles = len(parts[0]) * (height // TILE) * (width // TILE)
+        time = self.times[block][index]
+        if block in self.fast and tiles >= _LEAST_TILES and not (height % TILE or width % TILE):
+            return self._fast_resnet(block, parts, time, height, width)
+        x = torch.cat(list(parts), dim=1) if len(parts) > 1 else parts[0]
+        hidden = block.nonlinearity(block.norm1(x))
+        for resample in (block.upsample, block.downsample):
+            if resample is not None:
+                x, hidden = resample(x), resample(hidden)
+        hidden = block.conv1(hidden)
+        if block.time_embedding_norm == "default":
+            hidden = block.norm2(hidden + time[:, :, None, None])
+        else:
+            scale, shift = time[:, :, None, None].chunk(2, dim=1)
+            hidden = block.norm2(hidden) * (1 + scale) + shift
+        hidden = block.conv2(block.nonlinearity(hidden))
+        if block.conv_shortcut is not None:
+            x = block.conv_shortcut(x)
+        hidden = hidden + x
+        return hidden if block.output_scale_factor == 1 else hidden / block.output_scale_factor
+
+    def _fast_resnet(
+        self, block: nn.Module, parts: Sequence[Tensor], time: Tensor, height: int, width: int
+    ) -> Tensor:
+        """The same, of a layout that ends in the channels, through `convolution`."""
+        batch, channels = len(parts[0]), block.out_channels
+        affine = norm_affine(block.norm1, [p.permute(0, 2, 3, 1) for p in parts])
+        sources = parts
+        if block.down:
+            scale, shift = (a[:, :, None, None] for a in affine)
+            sources = [F.avg_pool2d(F.silu(torch.addcmul(shift, parts[0], scale)), 2)]
+            parts, affine = [F.avg_pool2d(parts[0], 2)], None
+        parts, sources = ([p.permute(0, 2, 3, 1) for p in some] for some in (parts, sources))
+        bias = scale_shift = None
+        if block.time_embedding_norm == "default":
+            bias = block.conv1.bias + time
+        else:
+            scale_shift = time.chunk(2, dim=1)
+        shape = (batch, height, width, channels)
+        hidden = conv3x3(
+            sources,
+            block.conv1,
+            self.workspace.take("hidden", *shape),
+            self.workspace,
+            affine=affine,
+            up=block.up,
+            bias=bias,
+        )
+        out = torch.empty(shape)
+        residual = out
+        if block.conv_shortcut is not None:
+            conv1x1(parts, block.conv_shortcut, out)
+        elif block.up:
+            pixels = out.unflatten(2, (-1, 2)).unflatten(1, (-1, 2))
+            pixels.copy_(parts[0][:, :, None, :, None])
+        else:
+            residual = parts[0]
+        affine = norm_affine(block.norm2, [hidden], scale_shift)
+        conv3x3([hidden], block.conv2, out, self.workspace, affine=affine, residual=residual)
+        return out.permute(0, 3, 1, 2)
+
+    def _heads(self, attention: nn.Module, x: Tensor) -> Tensor:
+        """``[R, tokens, C]`` to ``[R, heads, tokens, C / heads]``."""
+        return x.unflatten(2, (attention.heads, -1)).transpose(1, 2)
+
+    def _attend(self, attention: nn.Module | None, x: Tensor) -> Tensor:
+        """Attention of the pixels to the context and to themselves."""
+        if attention is None:
+            return x
+        tokens = x.flatten(2).transpose(1, 2)
+        normed = attention.group_norm(x).flatten(2).transpose(1, 2)
+        query, key, value = (
+            self._heads(attention, project(normed))
+            for project in (attention.to_q, attention.to_k, attention.to_v)
+        )
+        added_key, added_value = self.added[attention]
+        pixels = tokens.shape[1]
+        if pixels not in self.biases:
+            bias = (1 - self.mask.to(x.dtype)) * -10000.0
+            self.biases[pixels] = F.pad(bias, (0, pixels))[:, None, None]
+        out = F.scaled_dot_product_attention(
+            query,
+            torch.cat([added_key, key], dim=2),
+            torch.cat([added_value, value], dim=2),
+            attn_mask=self.biases[pixels],
+        )
+        out = attention.to_out[0](out.transpose(1, 2).flatten(2)) + tokens
+        return out.transpose(1, 2).unflatten(2, x.shape[2:])
