@@ -1,0 +1,270 @@
+"""Where weights come from: the embedded family, hub folders, original checkpoint files.
+
+Finding is cheap (no weight file is opened) and stays inside the model folders: whatever a link
+leads out of them is not listed. What a stage needs is told by the tables below, one entry per
+system.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from .checkpoint import STEMS, inside
+
+EMBEDDED_ROOT = Path(__file__).resolve().parent.parent / "shapes" / "weights"
+DEPTH = 4
+"""How deep below a model folder sources are looked for (a hub cache needs 3)."""
+
+
+class SourceError(ValueError):
+    """A source that is not there; the message says what was asked, what is there and the cure."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """One place where the weights of some stages of a system are.
+
+    Attributes:
+        name: what the loader nodes' combo shows.
+        kind: embedded family, folder in hub (diffusers) layout, or original checkpoint file.
+        path: the folder, or the file.
+        system: ``karlo``.
+        stages: what can be loaded from it.
+        folders: the model folders that no link in it may leave; empty for the embedded family.
+    """
+
+    name: str
+    kind: Literal["embedded", "folder", "checkpoint"]
+    path: Path
+    system: str
+    stages: frozenset[str]
+    folders: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True)
+class System:
+    """How the sources of one system are recognised.
+
+    Attributes:
+        pipelines: ``_class_name`` in ``model_index.json``.
+        components: stage to (component folder, class in its ``config.json``).
+        checkpoints: original file name pattern to the stages in that file.
+        embedded: name of the embedded member and its folder under ``shapes/weights``.
+        download: what to say where nothing was found.
+    """
+
+    pipelines: frozenset[str]
+    components: dict[str, tuple[str, str]]
+    checkpoints: tuple[tuple[re.Pattern[str], frozenset[str]], ...]
+    embedded: tuple[str, str]
+    download: str
+
+
+STAGES: dict[str, tuple[str, ...]] = {
+    "karlo": ("text_encoder", "image_encoder", "prior", "decoder", "upscaler"),
+}
+
+SYSTEMS: dict[str, System] = {
+    "karlo": System(
+        pipelines=frozenset({"UnCLIPPipeline", "UnCLIPImageVariationPipeline"}),
+        components={
+            "text_encoder": ("text_encoder", "CLIPTextModelWithProjection"),
+            "image_encoder": ("image_encoder", "CLIPVisionModelWithProjection"),
+            "prior": ("prior", "PriorTransformer"),
+            "decoder": ("decoder", "UNet2DConditionModel"),
+            "upscaler": ("super_res_first", "UNet2DModel"),
+        },
+        checkpoints=(
+            (
+                re.compile(r"ViT-L-14\.(pt|pth|safetensors)", re.IGNORECASE),
+                frozenset({"text_encoder", "image_encoder"}),
+            ),
+            (re.compile(r"prior-ckpt.*\.(ckpt|safetensors)"), frozenset({"prior"})),
+            (re.compile(r"decoder-ckpt.*\.(ckpt|safetensors)"), frozenset({"decoder"})),
+            (re.compile(r"improved-sr-ckpt.*\.(ckpt|safetensors)"), frozenset({"upscaler"})),
+        ),
+        embedded=("shapes-karlo", "karlo"),
+        download="prior-art download karlo",
+    ),
+}
+
+
+def list_sources(stage: str, folders: Sequence[Path]) -> list[Source]:
+    """Every source of ``stage``: the embedded family first, then folders, then checkpoint files.
+
+    Args:
+        stage: one of :data:`STAGES`.
+        folders: the host's model folders; missing ones are skipped.
+
+    Returns:
+        Sources with unique names; a name is the path below its model folder, led by that folder's
+        name where two would be equal.
+
+    Raises:
+        SourceError: an unknown stage.
+    """
+    if not any(stage in stages for stages in STAGES.values()):
+        known = sorted({name for stages in STAGES.values() for name in stages})
+        raise SourceError(f"unknown stage '{stage}'; known are {', '.join(known)}")
+    return [source for source in _all_sources(folders) if stage in source.stages]
+
+
+def find_source(name: str, stage: str, folders: Sequence[Path]) -> Source:
+    """The source called ``name``, if ``stage`` can be loaded from it.
+
+    Names are only ever compared with what :func:`list_sources` finds, never joined to a path.
+
+    Raises:
+        SourceError: no such source for this stage; says what is there and how to get more.
+    """
+    everything = _all_sources(folders)
+    for source in everything:
+        if source.name == name and stage in source.stages:
+            return source
+    fitting = [source.name for source in everything if stage in source.stages]
+    there = f"There are: {', '.join(fitting)}" if fitting else "There is none"
+    words = stage.replace("_", " ")
+    other = next((source for source in everything if source.name == name), None)
+    cure = f"Get the published weights with `{SYSTEMS['karlo'].download}`, or choose another source"
+    if other is not None:
+        return _fail(
+            f"'{name}' holds no {words} (only {', '.join(sorted(other.stages))}). {there}. {cure}"
+        )
+    escaped = next((path for root in folders if (path := _escape(root, name))), None)
+    if escaped is not None:
+        return _fail(
+            f"'{name}' leads out of the model folders to '{escaped}', so it is not used. Move it"
+            " into the model folder, or register its folder with the host"
+            " (extra_model_paths.yaml)"
+        )
+    where = ", ".join(f"'{folder}'" for folder in folders) or "no model folder"
+    return _fail(f"no {words} called '{name}' in {where}. {there}. {cure}")
+
+
+def _fail(message: str) -> Source:
+    raise SourceError(message)
+
+
+def _escape(root: Path, name: str) -> Path | None:
+    """Where a link ``root/name`` leads, if that is out of the model folder."""
+    if re.fullmatch(r"[^/\\:]+", name) is None or name in (".", ".."):
+        return None
+    path = root / name
+    return path.resolve() if path.is_symlink() and not inside(path, [root]) else None
+
+
+def _all_sources(folders: Sequence[Path]) -> list[Source]:
+    roots = tuple(Path(folder) for folder in folders)
+    embedded, hub, files = [], [], []
+    for system in SYSTEMS:
+        name, member = SYSTEMS[system].embedded
+        stages = _stages_of(EMBEDDED_ROOT / member, system)
+        if stages:
+            embedded.append(Source(name, "embedded", EMBEDDED_ROOT / member, system, stages))
+    taken = {source.name for source in embedded}
+    seen: set[Path] = set()
+    for root in roots:
+        for path in _walk(root, roots):
+            real = path.resolve()
+            if real in seen:
+                continue
+            for system in SYSTEMS:
+                folder = path.is_dir()
+                stages = _stages_of(path, system) if folder else _stages_in(path, system)
+                if not stages:
+                    continue
+                seen.add(real)
+                relative = path.relative_to(root).as_posix()
+                name = root.name if relative == "." else relative
+                if name in taken:
+                    name = f"{root.name}/{name}"
+                if name in taken:
+                    name = path.as_posix()
+                taken.add(name)
+                kind: Literal["folder", "checkpoint"] = "folder" if folder else "checkpoint"
+                (hub if folder else files).append(Source(name, kind, path, system, stages, roots))
+    return embedded + hub + files
+
+
+def _walk(root: Path, roots: Sequence[Path], depth: int = 0) -> Iterator[Path]:
+    """``root`` if it is a source folder itself, else what is below it, sorted."""
+    if depth > DEPTH or not root.is_dir():
+        return
+    if any(_stages_of(root, system) for system in SYSTEMS):
+        yield root
+        return
+    try:
+        entries = sorted(os.scandir(root), key=lambda entry: entry.name.lower())
+    except OSError:
+        return
+    for entry in entries:
+        path = Path(entry.path)
+        if entry.name.startswith(".") or entry.name.endswith(".partial"):
+            continue
+        if not inside(path, roots):
+            continue
+        if path.is_dir():
+            yield from _walk(path, roots, depth + 1)
+        elif path.is_file():
+            yield path
+
+
+def _stages_in(file: Path, system: str) -> frozenset[str]:
+    for pattern, stages in SYSTEMS[system].checkpoints:
+        if pattern.fullmatch(file.name):
+            return stages
+    return frozenset()
+
+
+def _stages_of(folder: Path, system: str) -> frozenset[str]:
+    """The stages of ``system`` that a folder in hub layout holds."""
+    table = SYSTEMS[system]
+    index = folder / "model_index.json"
+    if index.is_file():
+        name = _class_name(index)
+        if name is not None and name not in table.pipelines:
+            return frozenset()
+    found = set()
+    for stage, (component, wanted) in table.components.items():
+        part = folder / component
+        config = part / "config.json"
+        if not part.is_dir():
+            continue
+        if not index.is_file():
+            # A bare collection of components: each must say what it is.
+            if _class_name(config) != wanted:
+                continue
+        elif not config.is_file() and not _has_weights(part):
+            continue
+        found.add(stage)
+    return frozenset(found)
+
+
+def _has_weights(folder: Path) -> bool:
+    try:
+        return any(entry.name.startswith(STEMS) for entry in os.scandir(folder))
+    except OSError:
+        return False
+
+
+def _class_name(path: Path) -> str | None:
+    """What a config says it is: diffusers' ``_class_name`` or transformers' ``architectures``."""
+    try:
+        if path.stat().st_size > 1_000_000:
+            return None
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    if not isinstance(value, dict):
+        return None
+    name = value.get("_class_name")
+    architectures = value.get("architectures")
+    if name is None and isinstance(architectures, list) and architectures:
+        name = architectures[0]
+    return name if isinstance(name, str) else None
