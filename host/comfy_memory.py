@@ -39,6 +39,7 @@ class CastEmbedding(comfy.ops.manual_cast.Embedding):
     """
 
     compute_dtype: torch.dtype = torch.float32
+    bias = None  # the host gives it to each instance as it is built, which ours is not
 
     def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         return super().forward(*args, **kwargs).to(self.compute_dtype)
@@ -87,8 +88,8 @@ def _steady_vision_stem(network: nn.Module, dtype: torch.dtype) -> None:
 
 
 def weight_dtype(network: nn.Module) -> torch.dtype:
-    """The dtype that a network's weights are stored in."""
-    return next(p.dtype for p in network.parameters() if p.is_floating_point())
+    """The dtype that a network's weights are stored in: that of its largest parameter."""
+    return max(network.parameters(), key=torch.Tensor.numel).dtype
 
 
 def compute_dtype_for(stored: torch.dtype, device: torch.device) -> torch.dtype:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
 import os
@@ -13,6 +14,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 import uuid
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,19 +25,63 @@ from PIL import Image
 
 PACK = Path(__file__).resolve().parents[2]
 START_SECONDS = 180
+COMPANIONS = ("torchaudio", "torchvision", "xformers", "flash_attn")
 PREVIEW, PREVIEW_WITH_METADATA = 1, 4
 
 
 @dataclass(frozen=True)
 class HostPaths:
-    """Where a ComfyUI is and the Python that runs it."""
+    """Where a ComfyUI is, the Python that runs it and the environment to run it in."""
 
     folder: Path
     python: Path
+    env: dict[str, str]
+
+
+def load_tiny() -> Any:
+    """tests/tiny.py, which builds miniature weights."""
+    spec = importlib.util.spec_from_file_location("tiny", PACK / "tests" / "tiny.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="session")
-def host_paths() -> HostPaths:
+def tiny_karlo() -> Callable[[Path], Any]:
+    """``tiny_karlo(folder)`` writes a miniature Karlo in the hub's layout."""
+    return load_tiny().tiny_karlo
+
+
+def host_environment(python: Path, scratch: Path) -> dict[str, str]:
+    """The environment for a host's processes.
+
+    One thread: tiny networks gain nothing from more, and OpenMP's spinning threads slow down a
+    busy machine tenfold. Where transformers cannot be imported because a torchaudio (or another
+    companion) does not match torch, that package is hidden from the host: those installations are
+    common, their error message is tested elsewhere, and the rest of the pack deserves a test too.
+    """
+    env = {
+        **os.environ,
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+    env.pop("PRIOR_ART_HOST", None)
+    probe = "from transformers import CLIPTextModelWithProjection, CLIPVisionModelWithProjection"
+    done = subprocess.run([str(python), "-c", probe], capture_output=True, text=True, env=env)
+    if done.returncode == 0:
+        return env
+    broken = [name for name in COMPANIONS if name in done.stderr]
+    if not broken:
+        pytest.skip(f"the host's Python cannot import transformers: {done.stderr[-1000:]}")
+    warnings.warn(f"hidden from the host because broken: {', '.join(broken)}", stacklevel=2)
+    lines = "".join(f"sys.modules[{name!r}] = None\n" for name in broken)
+    (scratch / "sitecustomize.py").write_text("import sys\n" + lines)
+    return {**env, "PYTHONPATH": str(scratch)}
+
+
+@pytest.fixture(scope="session")
+def host_paths(tmp_path_factory: pytest.TempPathFactory) -> HostPaths:
     """The ComfyUI named by COMFYUI_PATH and COMFYUI_PYTHON, or the one in ~/comfy/ComfyUI."""
     folder = Path(os.environ.get("COMFYUI_PATH", "~/comfy/ComfyUI")).expanduser()
     python = Path(os.environ.get("COMFYUI_PYTHON", folder / ".venv/bin/python")).expanduser()
@@ -44,7 +90,8 @@ def host_paths() -> HostPaths:
             f"no ComfyUI to test against: {folder} or {python} is missing. Set COMFYUI_PATH and"
             " COMFYUI_PYTHON to run these tests"
         )
-    return HostPaths(folder, python)
+    env = host_environment(python, tmp_path_factory.mktemp("hidden"))
+    return HostPaths(folder, python, env)
 
 
 @dataclass
@@ -216,7 +263,7 @@ def start_comfy(paths: HostPaths, base: Path, *options: str) -> Comfy:
             cwd=base,
             stdout=out,
             stderr=subprocess.STDOUT,
-            env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "HF_HUB_OFFLINE": "1"},
+            env=paths.env,
         )
     comfy = Comfy(base, port, log, process)
     deadline = time.monotonic() + START_SECONDS
