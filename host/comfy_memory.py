@@ -8,6 +8,7 @@ is what the host counts, loads, evicts and patches with LoRAs.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,8 +89,11 @@ def _steady_vision_stem(network: nn.Module, dtype: torch.dtype) -> None:
 
 
 def weight_dtype(network: nn.Module) -> torch.dtype:
-    """The dtype that a network's weights are stored in: that of its largest parameter."""
-    return max(network.parameters(), key=torch.Tensor.numel).dtype
+    """The dtype that most of a network's weights are stored in."""
+    counts: Counter[torch.dtype] = Counter()
+    for parameter in network.parameters():
+        counts[parameter.dtype] += parameter.numel()
+    return counts.most_common(1)[0][0]
 
 
 def compute_dtype_for(stored: torch.dtype, device: torch.device) -> torch.dtype:

@@ -18,6 +18,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -38,18 +39,13 @@ class HostPaths:
     env: dict[str, str]
 
 
-def load_tiny() -> Any:
-    """tests/tiny.py, which builds miniature weights."""
+@pytest.fixture(scope="session")
+def tiny() -> ModuleType:
+    """tests/tiny.py, whose ``tiny_karlo(folder)`` writes a miniature Karlo in the hub's layout."""
     spec = importlib.util.spec_from_file_location("tiny", PACK / "tests" / "tiny.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-@pytest.fixture(scope="session")
-def tiny_karlo() -> Callable[[Path], Any]:
-    """``tiny_karlo(folder)`` writes a miniature Karlo in the hub's layout."""
-    return load_tiny().tiny_karlo
 
 
 def host_environment(python: Path, scratch: Path) -> dict[str, str]:

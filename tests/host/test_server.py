@@ -14,7 +14,7 @@ import pytest
 pytestmark = [pytest.mark.host, pytest.mark.slow]
 
 Graph = dict[str, Any]
-SOURCE = "tiny"
+SOURCE, OTHER = "tiny", "tiny-48d"
 PRIOR_STEPS, DECODER_STEPS, UPSCALER_STEPS = 5, 4, 3
 OUTPUTS = {
     "PriorArtLoadTextEncoder": ["CLIP"],
@@ -100,15 +100,20 @@ def is_a_picture(picture: Any) -> bool:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def tiny_weights(comfy: Any, tiny_karlo: Any) -> None:
-    """A miniature Karlo under the host's models/prior_art."""
-    tiny_karlo(comfy.base / "models" / "prior_art" / SOURCE)
+def tiny_weights(comfy: Any, tiny: Any) -> None:
+    """A miniature Karlo under the host's models/prior_art, and one of another embedding space."""
+    folder = comfy.base / "models" / "prior_art"
+    tiny.tiny_karlo(folder / SOURCE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(tiny.TEXT, "projection_dim", 48)
+        patch.setitem(tiny.VISION, "projection_dim", 48)
+        tiny.tiny_karlo(folder / OTHER)
 
 
 def test_pack_imports_cleanly(comfy: Any) -> None:
-    log = comfy.log_text()
-    assert "ComfyUI-PriorArt" in log
-    assert not re.search(r"IMPORT FAILED|Cannot import", log), log[-4000:]
+    lines = [line for line in comfy.log_text().splitlines() if "PriorArt" in line]
+    assert lines, "the host did not look at the pack"
+    assert not [line for line in lines if re.search("IMPORT FAILED|Cannot import", line)]
 
 
 def test_every_node_is_registered_with_its_types(comfy: Any) -> None:
@@ -137,13 +142,9 @@ def test_all_stages_report_their_steps_and_previews(comfy: Any) -> None:
     seen = [name for name, _ in run.previews]
     assert seen.count("decoder") == DECODER_STEPS
     assert seen.count("upscale") == UPSCALER_STEPS
-    low, high = (
-        [picture.size for name, picture in run.previews if name == node][-1]
-        for node in ("decoder", "upscale")
-    )
-    assert high == (4 * low[0], 4 * low[1])
+    assert all(is_a_picture(picture) for name, picture in run.previews if name == "upscale")
     (picture,) = comfy.pictures(run, "save")
-    assert picture.size == high
+    assert picture.size == (32, 32)
     assert is_a_picture(picture)
 
 
@@ -204,7 +205,7 @@ def native_graph(batch: int = 1) -> Graph:
         strength=1.0,
         noise_augmentation=0.0,
     )
-    graph["latent"] = node("EmptyLatentImage", width=128, height=128, batch_size=batch)
+    graph["latent"] = node("EmptyLatentImage", width=64, height=64, batch_size=batch)
     graph["sample"] = node(
         "KSampler",
         model=["decoder_model", 0],
@@ -275,16 +276,31 @@ def one_clear_error(comfy: Any, graph: Graph, *words: str) -> None:
     assert comfy.alive()
 
 
-def test_foreign_embedding_space_is_refused(comfy: Any) -> None:
+def test_foreign_image_embedding_is_refused(comfy: Any) -> None:
     graph = karlo()
-    # The unCLIP checkpoints' own space is not there to load: a decoder's MODEL in its place is
-    # refused by the server, so the foreign embedding comes from a prompt of a native CLIP space.
-    graph["foreign"] = node(
-        "ConditioningZeroOut", conditioning=["positive", 0]
-    )  # a CONDITIONING that names our space stays welcome
-    assert comfy.run(with_inputs(graph, "prior", negative=["foreign", 0])).error is None
-    if "shapes-karlo" in json.dumps(comfy.get("/object_info/PriorArtLoadPrior")):
-        graph["prior_model"]["inputs"]["source"] = "shapes-karlo"
+    graph["vision"] = node("PriorArtLoadImageEncoder", source=OTHER, dtype="auto")
+    graph["image"] = node("EmptyImage", width=40, height=40, batch_size=1, color=0)
+    graph["own"] = node("PriorArtImageEncode", clip_vision=["vision", 0], image=["image", 0])
+    graph["native"] = node(
+        "CLIPVisionEncode", clip_vision=["vision", 0], image=["image", 0], crop="center"
+    )
+    for name, maker in (("own", "Image Encode"), ("native", "CLIP Vision Encode")):
+        wrong = with_inputs(graph, "decoder", image_embeds=[name, 0])
+        one_clear_error(comfy, wrong, "custom-48d", "custom-32d", maker)
+    wrong = native_graph() | {key: graph[key] for key in ("vision", "image", "own")}
+    wrong = with_inputs(wrong, "unclip", clip_vision_output=["own", 0])
+    one_clear_error(comfy, wrong, "custom-48d", "custom-32d", "unCLIPConditioning")
+
+
+def test_foreign_prompt_is_refused(comfy: Any) -> None:
+    graph = with_inputs(karlo(), "clip", source=OTHER)
+    one_clear_error(comfy, graph, "custom-48d", "custom-32d", "positive")
+
+
+def test_zeroed_prompt_is_welcome(comfy: Any) -> None:
+    graph = karlo()
+    graph["zero"] = node("ConditioningZeroOut", conditioning=["positive", 0])
+    assert comfy.run(with_inputs(graph, "prior", negative=["zero", 0])).error is None
 
 
 def test_wrong_picture_size_is_refused(comfy: Any) -> None:
