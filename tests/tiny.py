@@ -1,0 +1,264 @@
+"""A Karlo of random weights and very small widths in the hub's folder layout, for tests.
+
+Every parameter is drawn, also those that a fresh network starts at zero or one, so that a picture
+depends on all of them. Each draw of noise is a multiple of 16 numbers, as in the published sizes.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+DIM = 32  # of the CLIP's joint space: loaders name it "custom-32d"
+LOW, HIGH = 8, 32  # picture edges before and after super-resolution
+TOKENS = 77
+
+PRIOR: dict[str, Any] = {
+    "num_attention_heads": 2,
+    "attention_head_dim": 24,
+    "num_layers": 3,
+    "embedding_dim": DIM,
+    "num_embeddings": TOKENS,
+    "additional_embeddings": 4,
+}
+DECODER: dict[str, Any] = {
+    "sample_size": LOW,
+    "in_channels": 3,
+    "out_channels": 6,
+    "layers_per_block": 1,
+    "block_out_channels": (32, 64),
+    "down_block_types": ("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
+    "mid_block_type": "UNetMidBlock2DSimpleCrossAttn",
+    "up_block_types": ("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
+    "norm_num_groups": 8,  # groups of several channels, as published: of one, time has no effect
+    "attention_head_dim": 16,
+    "cross_attention_dim": 40,
+    "resnet_time_scale_shift": "scale_shift",
+    "class_embed_type": "identity",
+}
+TEXT_PROJ: dict[str, Any] = {
+    "clip_extra_context_tokens": 4,
+    "clip_embeddings_dim": DIM,
+    "time_embed_dim": 4 * DECODER["block_out_channels"][0],
+    "cross_attention_dim": DECODER["cross_attention_dim"],
+}
+UPSCALER: dict[str, Any] = {
+    "sample_size": HIGH,
+    "in_channels": 6,
+    "out_channels": 3,
+    "layers_per_block": 1,
+    "block_out_channels": (32, 32),
+    "norm_num_groups": 8,
+    "down_block_types": ("ResnetDownsampleBlock2D",) * 2,
+    "up_block_types": ("ResnetUpsampleBlock2D",) * 2,
+    "add_attention": False,
+}
+TEXT: dict[str, Any] = {
+    "hidden_size": DIM,  # the prior and the text projection read hidden states of this width
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "projection_dim": DIM,
+    "max_position_embeddings": TOKENS,
+    "hidden_act": "quick_gelu",
+}
+VISION: dict[str, Any] = {
+    "hidden_size": 48,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "projection_dim": DIM,
+    "image_size": 32,
+    "patch_size": 8,
+    "hidden_act": "quick_gelu",
+}
+SCHEDULERS: dict[str, dict[str, Any]] = {
+    "prior_scheduler": {
+        "prediction_type": "sample",
+        "variance_type": "fixed_small_log",
+        "clip_sample_range": 5.0,
+        "num_train_timesteps": 1000,
+    },
+    "decoder_scheduler": {
+        "prediction_type": "epsilon",
+        "variance_type": "learned_range",
+        "clip_sample_range": 1.0,
+        "num_train_timesteps": 1000,
+    },
+    "super_res_scheduler": {
+        "prediction_type": "epsilon",
+        "variance_type": "fixed_small_log",
+        "clip_sample_range": 1.0,
+        "num_train_timesteps": 1000,
+    },
+}
+_INDEX = {
+    "_class_name": "UnCLIPPipeline",
+    "_diffusers_version": "0.12.0.dev0",
+    "decoder": ["diffusers", "UNet2DConditionModel"],
+    "decoder_scheduler": ["diffusers", "UnCLIPScheduler"],
+    "prior": ["diffusers", "PriorTransformer"],
+    "prior_scheduler": ["diffusers", "UnCLIPScheduler"],
+    "super_res_first": ["diffusers", "UNet2DModel"],
+    "super_res_last": ["diffusers", "UNet2DModel"],
+    "super_res_scheduler": ["diffusers", "UnCLIPScheduler"],
+    "text_encoder": ["transformers", "CLIPTextModelWithProjection"],
+    "text_proj": ["unclip", "UnCLIPTextProjModel"],
+    "tokenizer": ["transformers", "CLIPTokenizer"],
+}
+
+
+def tiny_karlo(folder: str | Path, seed: int = 0) -> Path:
+    """Write every stage of a tiny Karlo, text-to-image and variation, into ``folder``."""
+    from diffusers import PriorTransformer, UnCLIPScheduler, UNet2DConditionModel, UNet2DModel
+    from diffusers.pipelines.deprecated.unclip import UnCLIPTextProjModel
+    from transformers import (
+        CLIPImageProcessorPil,
+        CLIPTextConfig,
+        CLIPTextModelWithProjection,
+        CLIPVisionConfig,
+        CLIPVisionModelWithProjection,
+    )
+
+    folder = Path(folder)
+    start, end = write_tokenizer(folder / "tokenizer")
+    text = CLIPTextConfig(
+        **TEXT, vocab_size=end + 1, bos_token_id=start, eos_token_id=end, pad_token_id=0
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        networks = {
+            "text_encoder": CLIPTextModelWithProjection(text),
+            "image_encoder": CLIPVisionModelWithProjection(CLIPVisionConfig(**VISION)),
+            "prior": PriorTransformer(**PRIOR),
+            "decoder": UNet2DConditionModel(**DECODER),
+            "text_proj": UnCLIPTextProjModel(**TEXT_PROJ),
+            "super_res_first": UNet2DModel(**UPSCALER),
+            "super_res_last": UNet2DModel(**UPSCALER),
+        }
+        for name, network in networks.items():
+            randomise(network)
+            if name == "super_res_last":  # t = 0 weighs its prediction with 0.006
+                network.conv_out.weight.data.mul_(30)
+            network.save_pretrained(folder / name, safe_serialization=True)
+    CLIPImageProcessorPil(
+        size={"shortest_edge": VISION["image_size"]},
+        crop_size={"height": VISION["image_size"], "width": VISION["image_size"]},
+    ).save_pretrained(folder / "feature_extractor")
+    for name, config in SCHEDULERS.items():
+        UnCLIPScheduler(**config).save_pretrained(folder / name)
+    (folder / "model_index.json").write_text(json.dumps(_INDEX, indent=2), encoding="utf-8")
+    return folder
+
+
+@torch.no_grad()
+def randomise(network: torch.nn.Module) -> None:
+    """Draw every parameter from torch's global stream, at scales that keep activations near 1."""
+    for name, parameter in network.named_parameters():
+        noise = torch.randn(parameter.shape)
+        if name == "clip_std":
+            parameter.copy_(0.6 + 0.1 * noise)
+        elif name.endswith("learned_classifier_free_guidance_embeddings"):
+            parameter.copy_(noise)
+        elif parameter.ndim == 1 and name.endswith("weight"):
+            parameter.copy_(1 + 0.2 * noise)
+        elif parameter.ndim == 1:
+            parameter.copy_(0.1 * noise)
+        elif "embedding" in name and "_proj" not in name and not name.startswith("time_"):
+            parameter.copy_(0.5 * noise)
+        else:
+            parameter.copy_(noise * parameter[0].numel() ** -0.5)
+
+
+def write_tokenizer(folder: Path) -> tuple[int, int]:
+    """A CLIP tokenizer of all single bytes and a few merges, padded with "!", which is id 0.
+
+    Returns:
+        the ids of the start and of the end token.
+    """
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    symbols = list(bytes_to_unicode().values())  # begins at "!"
+    merges = ["r e", "re d</w>", "c a", "ca t</w>", "a n", "t h", "th e</w>"]
+    words = [
+        *symbols,
+        *(symbol + "</w>" for symbol in symbols),
+        *(merge.replace(" ", "") for merge in merges),
+        "<|startoftext|>",
+        "<|endoftext|>",
+    ]
+    vocab = {word: i for i, word in enumerate(words)}
+    folder.mkdir(parents=True, exist_ok=True)
+    files: dict[str, Any] = {
+        "vocab.json": vocab,
+        "tokenizer_config.json": {
+            "tokenizer_class": "CLIPTokenizer",
+            "add_prefix_space": False,
+            "bos_token": "<|startoftext|>",
+            "do_lower_case": True,
+            "eos_token": "<|endoftext|>",
+            "errors": "replace",
+            "model_max_length": TOKENS,
+            "pad_token": "!",
+            "unk_token": "<|endoftext|>",
+        },
+        "special_tokens_map.json": {
+            "bos_token": "<|startoftext|>",
+            "eos_token": "<|endoftext|>",
+            "pad_token": "!",
+            "unk_token": "<|endoftext|>",
+        },
+    }
+    for name, content in files.items():
+        text = json.dumps(content, ensure_ascii=False)
+        (folder / name).write_text(text, encoding="utf-8", newline="\n")
+    text = "#version: 0.2\n" + "\n".join(merges) + "\n"
+    (folder / "merges.txt").write_text(text, encoding="utf-8", newline="\n")
+    return vocab["<|startoftext|>"], vocab["<|endoftext|>"]
+
+
+def component(folder: str | Path, name: str) -> Any:
+    """One part of the folder, loaded by the library that published the class."""
+    import diffusers
+    import transformers
+    from diffusers.pipelines.deprecated.unclip import UnCLIPTextProjModel
+
+    classes: dict[str, Any] = {
+        "tokenizer": transformers.CLIPTokenizer,
+        "text_encoder": transformers.CLIPTextModelWithProjection,
+        "image_encoder": transformers.CLIPVisionModelWithProjection,
+        "feature_extractor": transformers.CLIPImageProcessorPil,
+        "prior": diffusers.PriorTransformer,
+        "decoder": diffusers.UNet2DConditionModel,
+        "text_proj": UnCLIPTextProjModel,
+        "super_res_first": diffusers.UNet2DModel,
+        "super_res_last": diffusers.UNet2DModel,
+    }
+    loader = diffusers.UnCLIPScheduler if name.endswith("scheduler") else classes[name]
+    # Without accelerate, diffusers' models warn of the other way to load them.
+    options = {"low_cpu_mem_usage": False} if issubclass(loader, diffusers.ModelMixin) else {}
+    return loader.from_pretrained(Path(folder) / name, **options)
+
+
+def pipeline(folder: str | Path) -> Any:
+    """diffusers' UnCLIPPipeline from the folder's parts (its own loading of Karlo is broken)."""
+    from diffusers.pipelines.deprecated.unclip import UnCLIPPipeline
+
+    names = [name for name in _INDEX if not name.startswith("_")]
+    pipe = UnCLIPPipeline(**{name: component(folder, name) for name in names})
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def variation_pipeline(folder: str | Path) -> Any:
+    """diffusers' UnCLIPImageVariationPipeline from the folder's parts."""
+    from diffusers.pipelines.deprecated.unclip import UnCLIPImageVariationPipeline
+
+    names = [name for name in _INDEX if not name.startswith(("_", "prior"))]
+    names += ["feature_extractor", "image_encoder"]
+    pipe = UnCLIPImageVariationPipeline(**{name: component(folder, name) for name in names})
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
