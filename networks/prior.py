@@ -1,0 +1,135 @@
+"""The unCLIP prior with its constant part computed once.
+
+diffusers' ``PriorTransformer`` attends causally over [text tokens, text embedding, time, noisy
+embedding, query]. What stands before the time token never sees what stands behind it, so its keys
+and values are the same at every step and for every image of a prompt. They are computed once
+(:func:`prefill`); a step then runs three tokens an image (:func:`step`). Masked padding has no
+influence and is left out. The result is the network's own, up to the order of additions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+# Time, noisy embedding, query: what changes with the step.
+_TAIL = 3
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """Keys and values of the constant tokens, per block ``[R, heads, L, head_dim]``."""
+
+    keys: list[torch.Tensor]
+    values: list[torch.Tensor]
+    valid: torch.Tensor  # [R, L] bool, false where a shorter prompt was padded
+
+
+def prefill(
+    network: nn.Module, hidden: torch.Tensor, pooled: torch.Tensor, mask: torch.Tensor
+) -> Prefix:
+    """Run the constant tokens of R prompts through the prior.
+
+    Args:
+        network: diffusers' ``PriorTransformer`` with a "prd" query token.
+        hidden: text hidden states ``[R, 77, D]``; pooled: ``[R, D]``; mask: ``[R, 77]`` bool.
+    """
+    text = network.encoder_hidden_states_proj(hidden)
+    if network.embedding_proj_norm is not None:
+        pooled = network.embedding_proj_norm(pooled)
+    embed = network.embedding_proj(pooled)
+    positions = network.positional_embedding.to(text)[0]  # [81, W]
+    count = text.shape[1]
+    text = text + positions[:count]
+    embed = embed + positions[count]
+    # Each row: its real tokens, the text embedding, then filler that nothing attends to.
+    rows = [
+        torch.cat([words[keep], last[None]])
+        for words, last, keep in zip(text, embed, mask.to(text.device), strict=True)
+    ]
+    lengths = torch.tensor([len(row) for row in rows], device=text.device)
+    x = nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    valid = torch.arange(x.shape[1], device=x.device)[None] < lengths[:, None]
+    keys, values = [], []
+    for block in network.transformer_blocks:
+        q, k, v = _project(block, x)
+        keys.append(k)
+        values.append(v)
+        attended = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = _finish(block, x, attended)
+    return Prefix(keys, values, valid)
+
+
+def time_embeddings(
+    network: nn.Module, timesteps: list[int], device: torch.device, dtype: torch.dtype
+) -> torch.Tensor:
+    """``[N, W]`` embeddings of every timestep of the schedule."""
+    times = network.time_proj(torch.tensor(timesteps, device=device))
+    return network.time_embedding(times.to(dtype))
+
+
+def step_mask(prefix: Prefix, images: int) -> torch.Tensor:
+    """Who attends to whom in :func:`step`, ``[R, 1, 3n, L + 3n]``: all to their prompt, each image
+    causally to its own three tokens."""
+    rows, length = prefix.valid.shape
+    tail = torch.ones(_TAIL, _TAIL, dtype=torch.bool, device=prefix.valid.device).tril()
+    own = torch.block_diag(*[tail] * images).bool()
+    prompt = prefix.valid[:, None, :].expand(rows, images * _TAIL, length)
+    return torch.cat([prompt, own.expand(rows, -1, -1)], dim=2)[:, None]
+
+
+def step(
+    network: nn.Module,
+    prefix: Prefix,
+    mask: torch.Tensor,
+    x: torch.Tensor,
+    time: torch.Tensor,
+) -> torch.Tensor:
+    """Predict the clean embeddings of n images for each of R prompts.
+
+    Args:
+        x: noisy embeddings ``[R, n, D]``; time: the step's time embedding ``[W]``;
+        mask: from :func:`step_mask`.
+
+    Returns:
+        ``[R, n, D]``.
+    """
+    rows, images, _ = x.shape
+    noisy = network.proj_in(x)
+    query = network.prd_embedding.to(noisy)[0]  # [1, W]
+    tokens = torch.stack(
+        [time.to(noisy).expand_as(noisy), noisy, query.expand_as(noisy)], dim=2
+    )  # [R, n, 3, W]
+    tokens = tokens + network.positional_embedding.to(noisy)[0, -_TAIL:]
+    h = tokens.reshape(rows, images * _TAIL, -1)
+    for block, past_k, past_v in zip(
+        network.transformer_blocks, prefix.keys, prefix.values, strict=True
+    ):
+        q, k, v = _project(block, h)
+        k, v = torch.cat([past_k, k], dim=2), torch.cat([past_v, v], dim=2)
+        h = _finish(block, h, F.scaled_dot_product_attention(q, k, v, attn_mask=mask))
+    h = network.norm_out(h.reshape(rows, images, _TAIL, -1)[:, :, -1])
+    return network.proj_to_clip_embeddings(h)
+
+
+def denormalise(network: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """``x * std + mean`` with the prior's own statistics of CLIP image embeddings."""
+    return x * network.clip_std.to(x) + network.clip_mean.to(x)
+
+
+def _project(block: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    attention = block.attn1
+    y = block.norm1(x)
+
+    def heads(z: torch.Tensor) -> torch.Tensor:
+        return z.unflatten(-1, (attention.heads, -1)).transpose(1, 2)
+
+    return heads(attention.to_q(y)), heads(attention.to_k(y)), heads(attention.to_v(y))
+
+
+def _finish(block: nn.Module, x: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
+    x = x + block.attn1.to_out[0](attended.transpose(1, 2).flatten(2))
+    return x + block.ff(block.norm3(x))

@@ -1,0 +1,77 @@
+"""What unCLIP needs beside diffusers' U-Nets: the text projection, and stages held together.
+
+Source: unCLIP (Ramesh et al. 2022), section 2.1; parameter names as in Karlo's hub folder.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+
+class TextProjection(nn.Module):
+    """Turns a text and an image embedding into what the decoder's U-Net is conditioned on.
+
+    Args:
+        clip_embeddings_dim: width D of the CLIP embeddings.
+        time_embed_dim: width T of the U-Net's time embedding.
+        cross_attention_dim: width C of the U-Net's cross attention.
+        clip_extra_context_tokens: tokens that the image embedding becomes.
+    """
+
+    def __init__(
+        self,
+        clip_embeddings_dim: int,
+        time_embed_dim: int,
+        cross_attention_dim: int,
+        clip_extra_context_tokens: int = 4,
+    ) -> None:
+        super().__init__()
+        self.clip_extra_context_tokens = clip_extra_context_tokens
+        self.learned_classifier_free_guidance_embeddings = nn.Parameter(
+            torch.zeros(clip_embeddings_dim)
+        )
+        self.embedding_proj = nn.Linear(clip_embeddings_dim, time_embed_dim)
+        self.clip_image_embeddings_project_to_time_embeddings = nn.Linear(
+            clip_embeddings_dim, time_embed_dim
+        )
+        self.clip_extra_context_tokens_proj = nn.Linear(
+            clip_embeddings_dim, clip_extra_context_tokens * cross_attention_dim
+        )
+        self.encoder_hidden_states_proj = nn.Linear(clip_embeddings_dim, cross_attention_dim)
+        self.text_encoder_hidden_states_norm = nn.LayerNorm(cross_attention_dim)
+
+    def unconditional(self, count: int) -> torch.Tensor:
+        """The learned image embedding of the unconditional branch, ``[count, D]``."""
+        return self.learned_classifier_free_guidance_embeddings.expand(count, -1)
+
+    def forward(
+        self, image_embeds: torch.Tensor, pooled: torch.Tensor, hidden: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """``[B, D]``, ``[B, D]``, ``[B, L, D]`` → context ``[B, 4 + L, C]``, labels ``[B, T]``."""
+        labels = self.clip_image_embeddings_project_to_time_embeddings(
+            image_embeds
+        ) + self.embedding_proj(pooled)
+        # The published layout keeps the tokens in the fastest dimension.
+        tokens = self.clip_extra_context_tokens_proj(image_embeds)
+        tokens = tokens.reshape(len(tokens), -1, self.clip_extra_context_tokens).permute(0, 2, 1)
+        words = self.text_encoder_hidden_states_norm(self.encoder_hidden_states_proj(hidden))
+        return torch.cat([tokens, words], dim=1), labels
+
+
+class UnCLIPDecoder(nn.Module):
+    """Karlo's decoder: diffusers' ``UNet2DConditionModel`` and its :class:`TextProjection`."""
+
+    def __init__(self, unet: nn.Module, text_proj: TextProjection) -> None:
+        super().__init__()
+        self.unet = unet
+        self.text_proj = text_proj
+
+
+class UnCLIPUpscaler(nn.Module):
+    """Karlo's super-resolution: ``first`` takes all steps but the last, ``last`` that one."""
+
+    def __init__(self, first: nn.Module, last: nn.Module) -> None:
+        super().__init__()
+        self.first = first
+        self.last = last

@@ -1,0 +1,45 @@
+"""CLIP's two towers as functions: token ids or pixels in, unnormalised embeddings out."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from ..edges import EmbeddingSpace, TextEncoding
+
+
+@torch.no_grad()
+def encode_text(
+    network: nn.Module,
+    ids: torch.Tensor,
+    mask: torch.Tensor,
+    space: EmbeddingSpace,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> TextEncoding:
+    """Encode prompts as unCLIP's pipelines do: no attention mask in the tower itself.
+
+    Args:
+        network: transformers' ``CLIPTextModelWithProjection``.
+        ids: ``[B, 77]`` long; mask: ``[B, 77]`` bool, kept for the prior and the decoder.
+        dtype: what the tower computes in; a host that casts on the fly needs it, plain weights
+            already have it.
+
+    Returns:
+        fp32 encoding, ``hidden`` ``[B, 77, W]`` and ``pooled`` ``[B, D]`` on ``device``.
+    """
+    output = network(input_ids=ids.to(device))
+    return TextEncoding(
+        output.last_hidden_state.float(), output.text_embeds.float(), mask.to(device), space
+    )
+
+
+@torch.no_grad()
+def encode_image(
+    network: nn.Module, pixels: torch.Tensor, device: torch.device, dtype: torch.dtype
+) -> torch.Tensor:
+    """Preprocessed pixels ``[B, 3, S, S]`` → image_embeds ``[B, D]``, fp32, unnormalised.
+
+    ``network`` is transformers' ``CLIPVisionModelWithProjection``.
+    """
+    return network(pixel_values=pixels.to(device, dtype)).image_embeds.float()

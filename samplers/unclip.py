@@ -1,0 +1,148 @@
+"""unCLIP's picture stages: Karlo's 64px decoder and its super-resolution to 256px.
+
+Source: unCLIP (Ramesh et al. 2022) and Karlo v1-alpha as diffusers' ``UnCLIPPipeline`` runs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+
+from ..edges import EdgeError, TextEncoding
+from ..networks.unclip import UnCLIPDecoder, UnCLIPUpscaler
+from ..networks.unet import prepare_decoder, prepare_upscaler
+from .guidance import guide, spread
+from .noise import randn
+from .schedule import UnCLIPSchedule, predict_x0, previous_sample
+
+
+def decoder_numbers_drawn(network: UnCLIPDecoder, num_inference_steps: int) -> int:
+    """Random numbers per image that :func:`sample_decoder` draws."""
+    config = network.unet.config
+    return config.in_channels * config.sample_size**2 * num_inference_steps
+
+
+@torch.no_grad()
+def sample_decoder(
+    network: UnCLIPDecoder,
+    schedule: UnCLIPSchedule,
+    image_embeds: torch.Tensor,
+    text: TextEncoding,
+    negative: TextEncoding,
+    *,
+    num_inference_steps: int = 25,
+    guidance_scale: float = 8.0,
+    generators: list[torch.Generator],
+    device: torch.device,
+    dtype: torch.dtype,
+    callback: Callable[[int, int, torch.Tensor], None] | None = None,
+) -> torch.Tensor:
+    """Sample small pictures from image embeddings and their prompts.
+
+    Guidance acts on the noise prediction; the learned variance is the conditional branch's. The
+    unconditional branch sees the negative prompt and the decoder's own learned image embedding.
+
+    Args:
+        network: U-Net and text projection.
+        image_embeds: ``[1 or R, D]``, unnormalised; text, negative: 1 or R prompts.
+        generators: one per picture, B in all, a multiple of every R.
+        device, dtype: where and in what the network runs. The state stays fp32.
+        callback: called with (step from 1, steps, x0 ``[B, 3, S, S]``) after each step; may raise.
+
+    Returns:
+        ``[B, 3, S, S]`` in [-1, 1], fp32.
+
+    Raises:
+        EdgeError: steps outside 2..1000, rows that do not divide into B.
+    """
+    steps = schedule.steps(num_inference_steps)
+    count, guided = len(generators), guidance_scale > 1
+    branches = [(spread(image_embeds, count, "image_embeds"), text, "positive")]
+    if guided:
+        branches.insert(0, (network.text_proj.unconditional(count), negative, "negative"))
+    conditions, masks = [], []
+    for embeds, words, name in branches:
+        hidden, pooled = (
+            spread(part, count, name).to(device, dtype) for part in (words.hidden, words.pooled)
+        )
+        conditions.append(network.text_proj(embeds.to(device, dtype), pooled, hidden))
+        masks.append(spread(words.mask, count, name).to(device))
+    context, labels = (torch.cat(parts) for parts in zip(*conditions, strict=True))
+    mask = F.pad(torch.cat(masks), (network.text_proj.clip_extra_context_tokens, 0), value=True)
+    # Columns that are padding for every row have no influence and need not be attended to.
+    used = mask.any(dim=0)
+    predict = prepare_decoder(
+        network.unet, context[:, used], labels, mask[:, used], [step.timestep for step in steps]
+    )
+    channels, size = network.unet.config.in_channels, network.unet.config.sample_size
+    x = randn((channels, size, size), generators).to(device)
+    for i, step in enumerate(steps):
+        out = predict(torch.cat([x] * len(branches)).to(dtype), i).float()
+        eps, variance = out.split(channels, dim=1)
+        if guided:
+            eps = guide(*eps.chunk(2), guidance_scale)
+            variance = variance.chunk(2)[1]
+        x0 = predict_x0(schedule, step, x, eps)
+        noise = None if step.last else randn((channels, size, size), generators).to(device)
+        x = previous_sample(step, x, x0, noise, variance)
+        if callback is not None:
+            callback(i + 1, len(steps), x0)
+    return x.clamp(-1, 1)
+
+
+@torch.no_grad()
+def upscale(
+    network: UnCLIPUpscaler,
+    schedule: UnCLIPSchedule,
+    image: torch.Tensor,
+    *,
+    num_inference_steps: int = 7,
+    generators: list[torch.Generator],
+    device: torch.device,
+    dtype: torch.dtype,
+    callback: Callable[[int, int, torch.Tensor], None] | None = None,
+) -> torch.Tensor:
+    """Super-resolution by diffusion; the fine-tuned network takes the last step.
+
+    Args:
+        network: the two U-Nets, which see the noisy picture beside the enlarged small one.
+        image: ``[B, 3, s, s]`` in [-1, 1].
+        generators: one per picture.
+        callback: called with (step from 1, steps, x0 ``[B, 3, S, S]``) after each step; may raise.
+
+    Returns:
+        ``[B, 3, S, S]`` in [-1, 1], fp32.
+
+    Raises:
+        EdgeError: steps outside 2..1000, another number of generators than pictures.
+    """
+    steps = schedule.steps(num_inference_steps)
+    if len(generators) != len(image):
+        raise EdgeError(f"{len(image)} pictures need as many generators, not {len(generators)}")
+    size = network.first.config.sample_size
+    # Antialias as published, although it enlarges: it moves pixels by up to 0.05.
+    guide_picture = F.interpolate(
+        image.to(device, torch.float32),
+        size=(size, size),
+        mode="bicubic",
+        align_corners=False,
+        antialias=True,
+    )
+    timesteps = [step.timestep for step in steps]
+    predict_first = prepare_upscaler(network.first, timesteps[:-1])
+    channels = image.shape[1]
+    x = randn((channels, size, size), generators).to(device)
+    for i, step in enumerate(steps):
+        both = torch.cat([x, guide_picture], dim=1).to(dtype)
+        if step.last:
+            eps = prepare_upscaler(network.last, timesteps[-1:])(both, 0).float()
+        else:
+            eps = predict_first(both, i).float()
+        x0 = predict_x0(schedule, step, x, eps)
+        noise = None if step.last else randn((channels, size, size), generators).to(device)
+        x = previous_sample(step, x, x0, noise)
+        if callback is not None:
+            callback(i + 1, len(steps), x0)
+    return x.clamp(-1, 1)
