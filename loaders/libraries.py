@@ -51,7 +51,7 @@ def _explain(package: str, names: tuple[str, ...], error: BaseException) -> str:
     root = chain[-1]
     original = f"{type(root).__name__}: {_first_line(root)}"
     text = " ".join(str(item) for item in chain)
-    companion = next((name for name in COMPANIONS if name in text), None)
+    companion = next((name for name in COMPANIONS if name in text.lower()), None)
     missing = next((i.name for i in chain if isinstance(i, ModuleNotFoundError) and i.name), None)
     wanted = f"{package} ({', '.join(names)})" if names else package
     if companion is not None:
