@@ -1,0 +1,265 @@
+"""The embedded host: the same nodes without ComfyUI, for the headless runner and for tests.
+
+The same names as :mod:`.comfyui`. Networks move to the GPU, where there is one, when a stage uses
+them, and back when the next stage comes.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from ..edges import EdgeError, EmbeddingSpace, text_to_conditioning
+from . import embedded_io as io
+from .embedded_io import ComfyExtension
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from ..loaders.karlo import ImageEncoder, LoadedDecoder, TextEncoder
+    from ..samplers.schedule import UnCLIPSchedule
+
+NAME = "the embedded host"
+MODELS_VARIABLE = "PRIOR_ART_MODELS"
+
+logger = logging.getLogger("prior_art")
+
+_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+class Interrupted(Exception):
+    """The user stopped the run."""
+
+
+@dataclass
+class Session:
+    """What the running workflow listens to: progress, warnings, the stop button."""
+
+    on_progress: Callable[[int, int, Image | None], None] | None = None
+    on_warning: Callable[[str], None] | None = None
+    stop: threading.Event = field(default_factory=threading.Event)
+
+
+session = Session()
+
+
+@dataclass
+class Managed:
+    """A network in the embedded host's care."""
+
+    network: nn.Module
+
+
+@dataclass(frozen=True)
+class Model:
+    """MODEL: Karlo's decoder."""
+
+    managed: Managed
+    schedule: UnCLIPSchedule
+    space: EmbeddingSpace
+
+
+@dataclass(frozen=True)
+class Clip:
+    """CLIP: a text tower, with the two methods that native CLIP Text Encode calls."""
+
+    managed: Managed
+    tokenizer: Any
+    space: EmbeddingSpace
+
+    def tokenize(self, text: str) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
+        """Token ids, mask, and what was cut."""
+        from ..loaders.karlo import tokenize
+
+        return tokenize(self.tokenizer, [text])
+
+    def encode_from_tokens_scheduled(self, tokens: tuple) -> list:
+        """The tokens' CONDITIONING."""
+        from ..samplers.clip import encode_text
+
+        ids, mask, _ = tokens
+        network, device, dtype = use(self.managed)
+        return text_to_conditioning(encode_text(network, ids, mask, self.space, device, dtype))
+
+
+@dataclass(frozen=True)
+class ClipVision:
+    """CLIP_VISION: an image tower, with the method that native CLIP Vision Encode calls."""
+
+    managed: Managed
+    preprocess: Callable[[torch.Tensor], torch.Tensor]
+    space: EmbeddingSpace
+
+    def encode_image(self, image: torch.Tensor, crop: bool = True) -> Any:
+        """An IMAGE's CLIP_VISION_OUTPUT, preprocessed as published (which crops)."""
+        from ..samplers.clip import encode_image
+
+        pixels = self.preprocess(image[..., :3])
+        network, device, dtype = use(self.managed)
+        embeds = offload(encode_image(network, pixels, device, dtype))
+        return clip_vision_output(
+            embeds, embedding_space=self.space.name, made_by="CLIP Vision Encode"
+        )
+
+
+_on_device: list[Managed] = []
+
+
+def model_folders() -> list[Path]:
+    """``$PRIOR_ART_MODELS`` (several, separated as in PATH), else ``models/prior_art`` here."""
+    named = os.environ.get(MODELS_VARIABLE)
+    if named:
+        return [Path(part) for part in named.split(os.pathsep) if part]
+    return [Path("models") / "prior_art"]
+
+
+def pick_dtype(choice: str, module_kind: str) -> torch.dtype:
+    """Storage dtype: ``auto`` is fp32 on the CPU and fp16 on a GPU.
+
+    Raises:
+        ValueError: another ``choice`` than auto, fp32, fp16, bf16.
+    """
+    if choice == "auto":
+        return torch.float16 if torch.cuda.is_available() else torch.float32
+    if choice not in _DTYPES:
+        raise ValueError(f"unknown dtype '{choice}'; choose auto, {', '.join(_DTYPES)}")
+    return _DTYPES[choice]
+
+
+def manage(network: nn.Module) -> Managed:
+    """Take a network into care."""
+    return Managed(network)
+
+
+def use(managed: Managed, memory_required: int = 0) -> tuple[nn.Module, torch.device, torch.dtype]:
+    """Put a network on the device, and the one before it back: (network, device, dtype)."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    for other in [other for other in _on_device if other is not managed]:
+        other.network.to("cpu")
+        _on_device.remove(other)
+    if device.type != "cpu" and managed not in _on_device:
+        managed.network.to(device)
+        _on_device.append(managed)
+    return managed.network, device, next(managed.network.parameters()).dtype
+
+
+def wrap_decoder(loaded: LoadedDecoder) -> Model:
+    """Karlo's decoder as MODEL."""
+    return Model(manage(loaded.network), loaded.schedule, loaded.space)
+
+
+def open_decoder(model: Any) -> tuple[Managed, UnCLIPSchedule, EmbeddingSpace]:
+    """The decoder in a MODEL.
+
+    Raises:
+        EdgeError: another kind of MODEL.
+    """
+    if not isinstance(model, Model):
+        raise EdgeError(
+            f"'model' is another kind of MODEL ({type(model).__name__}); this node needs Karlo's"
+            " decoder from 'Load Decoder (unCLIP)'"
+        )
+    return model.managed, model.schedule, model.space
+
+
+def wrap_text_encoder(loaded: TextEncoder) -> Clip:
+    """A text tower as CLIP."""
+    return Clip(manage(loaded.network), loaded.tokenizer, loaded.space)
+
+
+def open_text_encoder(clip: Any) -> tuple[Managed, Any, EmbeddingSpace]:
+    """The text tower in a CLIP, its tokenizer and its space.
+
+    Raises:
+        EdgeError: another kind of CLIP.
+    """
+    if not isinstance(clip, Clip):
+        raise EdgeError(
+            f"'clip' is another kind of text encoder ({type(clip).__name__}); this node needs one"
+            " from 'Load Text Encoder (unCLIP)'"
+        )
+    return clip.managed, clip.tokenizer, clip.space
+
+
+def wrap_image_encoder(loaded: ImageEncoder) -> ClipVision:
+    """An image tower as CLIP_VISION."""
+    return ClipVision(manage(loaded.network), loaded.preprocess, loaded.space)
+
+
+def open_image_encoder(clip_vision: Any) -> tuple[Managed, Any, EmbeddingSpace]:
+    """The image tower in a CLIP_VISION, its preprocessing and its space.
+
+    Raises:
+        EdgeError: another kind of CLIP_VISION.
+    """
+    if not isinstance(clip_vision, ClipVision):
+        raise EdgeError(
+            f"'clip_vision' is another kind of image encoder ({type(clip_vision).__name__}); this"
+            " node needs one from 'Load Image Encoder (unCLIP)'"
+        )
+    return clip_vision.managed, clip_vision.preprocess, clip_vision.space
+
+
+def clip_vision_output(image_embeds: torch.Tensor, **extra: Any) -> SimpleNamespace:
+    """A CLIP_VISION_OUTPUT of unnormalised ``image_embeds`` ``[B, D]`` and further attributes."""
+    return SimpleNamespace(image_embeds=image_embeds, **extra)
+
+
+def progress(total: int) -> Callable[[int, Image | None], None]:
+    """``update(step, preview)`` for the running node; raises :class:`Interrupted` when stopped."""
+
+    def update(step: int, preview: Image | None = None) -> None:
+        if session.on_progress is not None:
+            session.on_progress(step, total, preview)
+        if session.stop.is_set():
+            raise Interrupted(f"stopped at step {step} of {total}")
+
+    return update
+
+
+def offload(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor in main memory, where what waits between nodes is kept."""
+    return tensor.cpu()
+
+
+def warn(message: str) -> None:
+    """Tell the user."""
+    if session.on_warning is not None:
+        session.on_warning(message)
+    else:
+        logger.warning("%s", message)
+
+
+__all__ = [
+    "NAME",
+    "Clip",
+    "ClipVision",
+    "ComfyExtension",
+    "Interrupted",
+    "Managed",
+    "Model",
+    "clip_vision_output",
+    "io",
+    "manage",
+    "model_folders",
+    "offload",
+    "open_decoder",
+    "open_image_encoder",
+    "open_text_encoder",
+    "pick_dtype",
+    "progress",
+    "use",
+    "warn",
+    "wrap_decoder",
+    "wrap_image_encoder",
+    "wrap_text_encoder",
+]
