@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from prior_art.loaders import sources
 
-from .hub import write_hub
+from ..tiny import tiny_karlo
 
 torch.set_num_threads(1)
 
@@ -14,7 +15,7 @@ torch.set_num_threads(1)
 @pytest.fixture(scope="session")
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny Karlo in hub layout at ``<models>/karlo``; tests copy it before they change it."""
-    return write_hub(tmp_path_factory.mktemp("models") / "karlo")
+    return tiny_karlo(tmp_path_factory.mktemp("models") / "karlo")
 
 
 @pytest.fixture

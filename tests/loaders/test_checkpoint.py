@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from prior_art.loaders import checkpoint
-from prior_art.loaders.checkpoint import CheckpointError, load_strict, read_state_dict
 from safetensors.torch import save_file
 
-from .hub import random
+from prior_art.loaders import checkpoint
+from prior_art.loaders.checkpoint import CheckpointError, load_strict, read_state_dict
+
+from .draw import random
 
 CURE = r"(Download|Choose|Use)"
 

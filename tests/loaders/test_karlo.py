@@ -10,13 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+
 from prior_art.edges import SPACES, EdgeError
 from prior_art.loaders import clip, karlo, sources
 from prior_art.loaders.checkpoint import CheckpointError
 from prior_art.loaders.sources import Source, find_source
-from safetensors.torch import load_file, save_file
 
-from .hub import DIM, random
+from ..tiny import DIM
+from .draw import random
 
 LOADERS = {
     "text_encoder": karlo.load_text_encoder,
@@ -275,7 +277,11 @@ def test_image_encoder_without_feature_extractor(hub: Path, copy: Path) -> None:
         ("prior/config.json", "{", "not JSON"),
         ("prior/config.json", '{"_class_name": "UNet2DModel"}', "is a UNet2DModel, but"),
         ("prior/config.json", '{"num_layers": "many"}', "no network that can be built"),
-        ("prior/config.json", '{"num_layers": 1, "embedding_dim": 8}', "lacks|does not fit"),
+        (
+            "prior/config.json",
+            '{"num_layers": 1, "embedding_dim": 8}',
+            "lacks|unknown|does not fit",
+        ),
         ("prior_scheduler/scheduler_config.json", "nope", "not JSON"),
         ("prior_scheduler/scheduler_config.json", '{"prediction_type": "v"}', "prediction_type"),
         ("prior_scheduler/scheduler_config.json", '{"_class_name": "DDIMScheduler"}', "DDIM"),

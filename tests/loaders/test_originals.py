@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from prior_art.loaders import karlo
 from prior_art.loaders.checkpoint import CheckpointError, read_state_dict
 from prior_art.loaders.sources import find_source
 
+from ..tiny import write_tokenizer
 from . import originals
-from .hub import random, write_tokenizer
+from .draw import random
 
 HEAD = 16
 DECODER = "decoder-ckpt-step=01000000-of-01000000.ckpt"
@@ -23,7 +25,7 @@ UPSCALER = "improved-sr-ckpt-step=1.2M.ckpt"
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model folder with the four original files of a tiny Karlo and a tokenizer."""
     root = tmp_path_factory.mktemp("originals")
-    size = write_tokenizer(root / "tokenizer", pad="<|endoftext|>")
+    size = write_tokenizer(root / "tokenizer")[1] + 1
     wrap = {PRIOR: originals.OriginalPrior(), DECODER: originals.OriginalDecoder()}
     for seed, (name, network) in enumerate(wrap.items()):
         state = originals.scramble(network, seed).state_dict()

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+
 from prior_art.loaders import sources
 from prior_art.loaders.sources import STAGES, SourceError, find_source, list_sources
 
