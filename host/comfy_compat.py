@@ -46,33 +46,22 @@ def _custom(io_type: str) -> SimpleNamespace:
     return _fitted_type(host_io.Custom(io_type))
 
 
-TYPES = (
-    "Boolean",
-    "Clip",
-    "ClipVision",
-    "ClipVisionOutput",
-    "Combo",
-    "Conditioning",
-    "Float",
-    "Image",
-    "Int",
-    "Latent",
-    "Mask",
-    "Model",
-    "Sampler",
-    "Sigmas",
-    "String",
-    "Vae",
-)
+class FittedIO:
+    """The host's ``io``, name by name, with fitted schemas, inputs and outputs."""
 
-io = SimpleNamespace(
-    ComfyNode=host_io.ComfyNode,
-    NodeOutput=host_io.NodeOutput,
-    Hidden=host_io.Hidden,
-    Schema=fitted(host_io.Schema),
-    Custom=_custom,
-    **{name: _fitted_type(getattr(host_io, name)) for name in TYPES},
-)
+    Custom = staticmethod(_custom)
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(host_io, name)
+        if hasattr(found, "Input"):
+            found = _fitted_type(found)
+        elif name == "Schema":
+            found = fitted(found)
+        setattr(self, name, found)
+        return found
+
+
+io = FittedIO()
 
 
 def warn(message: str) -> None:

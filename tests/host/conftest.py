@@ -16,6 +16,7 @@ import urllib.request
 import uuid
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -285,8 +286,22 @@ def stop_comfy(comfy: Comfy) -> None:
 
 
 @pytest.fixture(scope="session")
-def comfy(host_paths: HostPaths, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Comfy]:
+def launch(host_paths: HostPaths) -> Callable[..., AbstractContextManager[Comfy]]:
+    """``with launch(base, *options) as comfy``: a ComfyUI on its own folder."""
+
+    @contextmanager
+    def launched(base: Path, *options: str) -> Iterator[Comfy]:
+        running = start_comfy(host_paths, base, *options)
+        try:
+            yield running
+        finally:
+            stop_comfy(running)
+
+    return launched
+
+
+@pytest.fixture(scope="session")
+def comfy(launch: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Comfy]:
     """One ComfyUI for the whole session."""
-    running = start_comfy(host_paths, tmp_path_factory.mktemp("comfy"))
-    yield running
-    stop_comfy(running)
+    with launch(tmp_path_factory.mktemp("comfy")) as running:
+        yield running

@@ -50,6 +50,8 @@ import comfy.samplers  # noqa: E402
 import comfy.sd  # noqa: E402
 import tiny  # noqa: E402
 import torch  # noqa: E402
+
+import nodes  # noqa: E402
 from prior_art.edges import EdgeError, conditioning_to_text  # noqa: E402
 from prior_art.host import comfy_memory, host  # noqa: E402
 from prior_art.loaders import karlo  # noqa: E402
@@ -58,8 +60,6 @@ from prior_art.samplers import clip as clip_sampler  # noqa: E402
 from prior_art.samplers.noise import generators  # noqa: E402
 from prior_art.samplers.prior import sample_prior  # noqa: E402
 from prior_art.samplers.unclip import sample_decoder, upscale  # noqa: E402
-
-import nodes  # noqa: E402
 
 FOLDER = WORK / "models" / "prior_art"
 LOADERS = {
@@ -381,6 +381,7 @@ def schema_arguments_are_fitted() -> None:
     schema = io.Schema(node_id="X", inputs=[number], outputs=[], search_aliases=["y"])
     assert schema.node_id == "X"
     assert io.Custom("UNCLIP_PRIOR").Output("p").io_type == "UNCLIP_PRIOR"
+    assert not hasattr(io, "SomethingOfTomorrow")
 
 
 def folders_and_dtypes() -> None:

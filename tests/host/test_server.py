@@ -6,6 +6,7 @@ import copy
 import json
 import re
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -336,5 +337,29 @@ def test_wrong_kind_of_edge_is_refused(comfy: Any) -> None:
     assert "prior" in json.dumps(answer["node_errors"])
 
 
+def test_native_image_to_image_and_mask(comfy: Any) -> None:
+    """The pixel_space VAE encodes as well; a noise mask keeps what it covers."""
+    graph = native_graph()
+    graph["image"] = node("EmptyImage", width=8, height=8, batch_size=1, color=0x20C040)
+    graph["encode"] = node("VAEEncode", pixels=["image", 0], vae=["vae", 0])
+    graph["mask"] = node("SolidMask", value=0.0, width=8, height=8)
+    graph["masked"] = node("SetLatentNoiseMask", samples=["encode", 0], mask=["mask", 0])
+    strong = with_inputs(graph, "sample", latent_image=["encode", 0], denoise=0.5)
+    (picture,) = comfy.pictures(comfy.run(strong), "save")
+    assert picture.size == (8, 8)
+    kept = with_inputs(graph, "sample", latent_image=["masked", 0], denoise=1.0)
+    (picture,) = comfy.pictures(comfy.run(kept), "save")
+    assert np.abs(np.asarray(picture, dtype=int) - (0x20, 0xC0, 0x40)).max() <= 1
+
+
 def test_log_stays_free_of_leaks(comfy: Any) -> None:
     assert "memory leak" not in comfy.log_text()
+
+
+def test_other_cache_works_too(launch: Any, tiny: Any, tmp_path: Path) -> None:
+    tiny.tiny_karlo(tmp_path / "models" / "prior_art" / SOURCE)
+    graph = karlo()
+    with launch(tmp_path, "--cache-lru", "20") as other:
+        assert other.run(graph).error is None
+        assert not other.run(graph).of("progress")
+        assert "memory leak" not in other.log_text()
