@@ -42,8 +42,13 @@ class Interrupted(Exception):
 
 @dataclass
 class Session:
-    """What the running workflow listens to: progress, warnings, the stop button."""
+    """What surrounds the running workflow: folders, what SaveImage notes in its PNGs, who listens
+    to progress and warnings, the stop button."""
 
+    input_folder: Path = Path("input")
+    output_folder: Path = Path("output")
+    prompt: dict[str, Any] | None = None
+    workflow: dict[str, Any] | None = None
     on_progress: Callable[[int, int, Image | None], None] | None = None
     on_warning: Callable[[str], None] | None = None
     stop: threading.Event = field(default_factory=threading.Event)
