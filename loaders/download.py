@@ -17,25 +17,33 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import http.client
 import json
 import re
 import shutil
+import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from .libraries import require
+from .libraries import LibraryError, require
 
 MANIFEST = "prior-art.json"
+PART = ".part"
 MARGIN = 256 * 2**20
 """Bytes that stay free on the disk."""
 
-Progress = Callable[[str, int, int], None]
-"""Called with (file name, bytes done, bytes in total) before each file and at the end."""
+BLOCK = 2**20
+TRIES = 5
 
-Fetch = Callable[[str, str, str, Path], Any]
-"""``(repository, commit, file, folder)``: puts one file at ``folder / file``, resuming it."""
+Progress = Callable[[str, int, int], None]
+"""Called with (file name, bytes done, bytes in total) as bytes arrive, and with "" at the end."""
+
+Fetch = Callable[["File", Path, Callable[[int], None]], None]
+"""``(file, path, arrived)``: puts one file at ``path``, telling how many of its bytes are there."""
 
 
 class DownloadError(RuntimeError):
@@ -107,7 +115,7 @@ def download(
         progress: told about every file.
         revision: branch, tag or commit of the system's main repository; ``None`` takes the pinned
             commit of an earlier run, or resolves ``main``.
-        fetch: puts one file in place; ``None`` uses huggingface_hub, which resumes.
+        fetch: puts one file in place; ``None`` reads it from the hub, resuming within the file.
         api: an ``HfApi``; ``None`` makes one.
 
     Returns:
@@ -274,8 +282,11 @@ def _fetch_all(partial: Path, files: list[File], tell: Progress, fetch: Fetch) -
         path = partial / file.path
         if path.is_file():
             path.unlink()
+        path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            fetch(file.repository, file.commit, file.path, partial)
+            fetch(file, path, lambda n, name=file.path, base=done: tell(name, base + n, total))
+        except LibraryError:
+            raise
         except OSError as error:
             if _is_disk_full(error):
                 raise
@@ -302,14 +313,64 @@ def _broken_off(file: File, partial: Path, error: BaseException) -> DownloadErro
 
 
 def _hub_fetch(api: Any) -> Fetch:
-    """huggingface_hub's download of one file, which resumes and shows its own bar."""
-    get = require("huggingface_hub", "hf_hub_download")
+    """Reads files from the hub's resolve addresses.
+
+    huggingface_hub lists; the bytes are read here, because its own download (since 2.4) starts a
+    file of gigabytes over when the command is run again.
+    """
+    address = require("huggingface_hub", "hf_hub_url")
     endpoint = getattr(api, "endpoint", None)
 
-    def fetch(repository: str, commit: str, path: str, folder: Path) -> None:
-        get(repository, path, revision=commit, local_dir=str(folder), endpoint=endpoint)
+    def fetch(file: File, path: Path, arrived: Callable[[int], None]) -> None:
+        url = address(file.repository, file.path, revision=file.commit, endpoint=endpoint)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(path.name + PART)
+        failures = 0
+        while True:
+            before = part.stat().st_size if part.exists() else 0
+            try:
+                _read_on(url, part, file.size, arrived)
+                break
+            except (OSError, http.client.HTTPException) as error:
+                if _is_disk_full(error) or _is_final(error):
+                    raise
+                gained = part.exists() and part.stat().st_size > before
+                failures = 1 if gained else failures + 1
+                if failures >= TRIES:
+                    raise
+                time.sleep(2 ** (failures - 1))
+        part.replace(path)
 
     return fetch
+
+
+def _read_on(url: str, part: Path, size: int, arrived: Callable[[int], None]) -> None:
+    """Append to ``part`` until it has ``size`` bytes."""
+    start = part.stat().st_size if part.exists() else 0
+    if start > size:
+        part.unlink()
+        start = 0
+    with part.open("ab") as out:
+        if start < size:
+            headers = {"User-Agent": "prior-art", "Accept-Encoding": "identity"}
+            if start:
+                headers["Range"] = f"bytes={start}-"
+            request = urllib.request.Request(url, headers=headers)
+            with urllib.request.urlopen(request, timeout=60) as response:
+                if start and response.status != 206:  # the server sends everything again
+                    out.truncate(0)
+                    start = 0
+                while start < size and (block := response.read1(BLOCK)):
+                    out.write(block)
+                    start += len(block)
+                    arrived(start)
+    if start < size:
+        raise ConnectionError(f"the connection ended after {start} of {size} bytes")
+
+
+def _is_final(error: BaseException) -> bool:
+    """Whether trying again cannot help: the hub says that there is no such file, or no access."""
+    return isinstance(error, urllib.error.HTTPError) and error.code in (401, 403, 404, 410)
 
 
 def _forget(folder: Path, known: list[File], files: list[File]) -> None:
@@ -321,7 +382,7 @@ def _forget(folder: Path, known: list[File], files: list[File]) -> None:
 
 
 def _check_space(partial: Path, pending: list[File]) -> None:
-    started = sum(f.stat().st_size for f in partial.glob("**/*.incomplete") if f.is_file())
+    started = sum(f.stat().st_size for f in partial.glob(f"**/*{PART}") if f.is_file())
     needed = sum(file.size for file in pending) - started
     free = shutil.disk_usage(partial).free
     if pending and needed + MARGIN > free:
@@ -361,8 +422,9 @@ def _checksum_fits(path: Path, file: File) -> bool:
 
 
 def _clean(partial: Path, files: list[File]) -> None:
-    """Remove what huggingface_hub leaves behind, and nothing else."""
-    shutil.rmtree(partial / ".cache", ignore_errors=True)
+    """Remove what interrupted runs of another revision left behind, and nothing else."""
+    for part in partial.glob(f"**/*{PART}"):
+        part.unlink()
     for file in files:
         if not (partial / file.path).is_file():
             raise DownloadError(f"'{file.path}' vanished. Run the command again")

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 
 from prior_art.loaders import download as module
-from prior_art.loaders.download import SYSTEMS, DownloadError, choose, download, is_safe
+from prior_art.loaders.download import SYSTEMS, DownloadError, File, choose, download, is_safe
 from prior_art.loaders.sources import list_sources
 
 pytestmark = pytest.mark.usefixtures("alone")
@@ -39,6 +39,8 @@ class Hub:
         self.commit = COMMIT
         self.asked: list[tuple[str, str | None]] = []
         self.break_after: int | None = None
+        self.ranges = True
+        self.gone = ""
         self.endpoint = ""
 
     def info(self, repository: str) -> dict:
@@ -97,6 +99,9 @@ def published(hub: Path):
                 return self.answer(200, data, headers, False)
             asked = self.headers.get("Range")
             state.asked.append((name, asked))
+            if name == state.gone:
+                return self.answer(404, b"", {}, True)
+            asked = asked if state.ranges else None
             start = int(asked.split("=")[1].split("-")[0]) if asked else 0
             code = 206 if asked else 200
             if asked:
@@ -160,12 +165,10 @@ def state(hub: Path) -> Hub:
 
 
 def putter(state: Hub, log: list[str] | None = None):
-    def put(repository: str, commit: str, name: str, folder: Path) -> None:
+    def put(file: File, path: Path, arrived) -> None:
         if log is not None:
-            log.append(name)
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(state.files[repository][name])
+            log.append(file.path)
+        path.write_bytes(state.files[file.repository][file.path])
 
     return put
 
@@ -195,35 +198,58 @@ def test_from_a_real_server(published: Hub, hub: Path, tmp_path: Path) -> None:
 
 
 def test_broken_connection_resumes(published: Hub, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    monkeypatch.setattr(module.time, "sleep", lambda seconds: None)
     name = max(published.files[MAIN], key=lambda n: len(published.files[MAIN][n]))
-    published.break_after = len(published.files[MAIN][name]) // 2
+    size = len(published.files[MAIN][name])
+    published.break_after = size // 8
+    monkeypatch.setattr(module, "TRIES", 1)
     with pytest.raises(DownloadError, match=r"could not be downloaded.*resumes") as caught:
         download("karlo", tmp_path, api=real_api(published))
-    assert name.rsplit("/")[0] in str(caught.value)
+    first = str(caught.value).split("'")[1]
+    part = tmp_path / "karlo-v1-alpha.partial" / f"{first}.part"
+    assert part.stat().st_size == published.break_after
     assert not (tmp_path / "karlo-v1-alpha").exists()
     assert list_sources("prior", [tmp_path]) == []
-    published.break_after = None
     already = set(published.gets())
+    # Later runs go on where the connection broke; a run with retries survives every break.
+    monkeypatch.setattr(module, "TRIES", 3)
     published.asked.clear()
     target = download("karlo", tmp_path, api=real_api(published))
     assert (target / name).read_bytes() == published.files[MAIN][name]
-    # Finished files were not fetched again, the broken one from where it broke.
-    assert not (set(published.gets()) & (already - {name}))
-    ranges = [asked for asked_name, asked in published.asked if asked_name == name]
-    assert ranges and all(asked and not asked.startswith("bytes=0-") for asked in ranges)
+    assert not (set(published.gets()) & (already - {first}))
+    ranges = [asked for asked_name, asked in published.asked if asked_name == first]
+    assert ranges[0] == f"bytes={published.break_after}-"
+    assert len([n for n in published.gets() if n == name]) >= 7
+    assert not list(target.rglob("*.part"))
+
+
+def test_server_without_ranges(published: Hub, tmp_path: Path) -> None:
+    published.ranges = False
+    name = "prior/config.json"
+    part = tmp_path / "karlo-v1-alpha.partial" / f"{name}.part"
+    part.parent.mkdir(parents=True)
+    part.write_bytes(b"old")
+    target = download("karlo", tmp_path, api=real_api(published))
+    assert (target / name).read_bytes() == published.files[MAIN][name]
+
+
+def test_file_gone_from_the_hub_is_no_endless_retry(published: Hub, tmp_path: Path) -> None:
+    published.gone = "prior/config.json"
+    with pytest.raises(DownloadError, match=r"'prior/config\.json'.*404"):
+        download("karlo", tmp_path, api=real_api(published))
+    assert published.gets().count("prior/config.json") == 1
 
 
 def test_checksum_mismatch(state: Hub, tmp_path: Path) -> None:
     name = "prior/diffusion_pytorch_model.safetensors"
     good = putter(state)
 
-    def bad(repository: str, commit: str, path: str, folder: Path) -> None:
-        good(repository, commit, path, folder)
-        if path == name:
-            data = bytearray((folder / path).read_bytes())
+    def bad(file: File, path: Path, arrived) -> None:
+        good(file, path, arrived)
+        if file.path == name:
+            data = bytearray(path.read_bytes())
             data[-1] ^= 1
-            (folder / path).write_bytes(bytes(data))
+            path.write_bytes(bytes(data))
 
     with pytest.raises(DownloadError, match=f"'{name}' arrived damaged.*run the command again"):
         download("karlo", tmp_path, api=FakeApi(state), fetch=bad)
@@ -237,10 +263,10 @@ def test_checksum_mismatch(state: Hub, tmp_path: Path) -> None:
 def test_small_files_have_checksums_too(state: Hub, tmp_path: Path) -> None:
     good = putter(state)
 
-    def bad(repository: str, commit: str, path: str, folder: Path) -> None:
-        good(repository, commit, path, folder)
-        if path == "prior/config.json":
-            (folder / path).write_bytes(b" " * len(state.files[repository][path]))
+    def bad(file: File, path: Path, arrived) -> None:
+        good(file, path, arrived)
+        if file.path == "prior/config.json":
+            path.write_bytes(b" " * file.size)
 
     with pytest.raises(DownloadError, match=r"'prior/config\.json' arrived damaged"):
         download("karlo", tmp_path, api=FakeApi(state), fetch=bad)
@@ -250,13 +276,13 @@ def test_small_files_have_checksums_too(state: Hub, tmp_path: Path) -> None:
 def test_disk_full_while_writing(state: Hub, tmp_path: Path, wrapped: bool) -> None:
     good = putter(state)
 
-    def full(repository: str, commit: str, path: str, folder: Path) -> None:
-        if path.startswith("super_res_last"):
+    def full(file: File, path: Path, arrived) -> None:
+        if file.path.startswith("super_res_last"):
             error = OSError(errno.ENOSPC, "No space left on device")
             if wrapped:
                 raise RuntimeError("download failed") from error
             raise error
-        good(repository, commit, path, folder)
+        good(file, path, arrived)
 
     with pytest.raises(DownloadError, match=r"is full\. Free some space.*resumes from") as caught:
         download("karlo", tmp_path, api=FakeApi(state), fetch=full)
@@ -280,7 +306,7 @@ def test_free_space_is_checked_first(state: Hub, tmp_path: Path, monkeypatch) ->
 def test_commit_stays_pinned(state: Hub, tmp_path: Path) -> None:
     api = FakeApi(state)
 
-    def down(repository: str, commit: str, path: str, folder: Path) -> None:
+    def down(file: File, path: Path, arrived) -> None:
         raise ConnectionError("reset")
 
     with pytest.raises(DownloadError, match="could not be downloaded"):
@@ -322,7 +348,7 @@ def test_offline_words(tmp_path: Path) -> None:
 
     with pytest.raises(DownloadError, match=r"did not answer for 'kakaobrain/.*Check the conn"):
         download("karlo", tmp_path, api=Down())
-    with pytest.raises(DownloadError, match="unknown system 'dalle'; .*karlo"):
+    with pytest.raises(DownloadError, match=r"unknown system 'dalle'; .*karlo"):
         download("dalle", tmp_path)
 
 
