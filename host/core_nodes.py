@@ -1,4 +1,4 @@
-"""The few nodes of ComfyUI's own that the headless runner has, with the host's names and meaning."""
+"""The few nodes of ComfyUI's own that the headless runner has: the host's names and meaning."""
 
 from __future__ import annotations
 

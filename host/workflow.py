@@ -99,10 +99,30 @@ def unknown_node(key: str, class_type: str, properties: Mapping[str, Any] | None
 _VIRTUAL = ("Reroute", "PrimitiveNode")
 # ComfyUI nodes that people put beside this pack's; older files do not name their pack.
 _CORE = frozenset(
-    "KSampler KSamplerAdvanced SamplerCustom SamplerCustomAdvanced CheckpointLoaderSimple UNETLoader"
-    " CLIPLoader DualCLIPLoader CLIPVisionLoader unCLIPConditioning LoraLoader LoraLoaderModelOnly"
-    " ImageScale ImageUpscaleWithModel LatentUpscale ConditioningCombine ConditioningSetArea"
-    " VAEDecodeTiled VAEEncodeTiled VAEEncodeForInpaint LoadImageMask ControlNetApply".split()
+    [
+        "KSampler",
+        "KSamplerAdvanced",
+        "SamplerCustom",
+        "SamplerCustomAdvanced",
+        "CheckpointLoaderSimple",
+        "UNETLoader",
+        "CLIPLoader",
+        "DualCLIPLoader",
+        "CLIPVisionLoader",
+        "unCLIPConditioning",
+        "LoraLoader",
+        "LoraLoaderModelOnly",
+        "ImageScale",
+        "ImageUpscaleWithModel",
+        "LatentUpscale",
+        "ConditioningCombine",
+        "ConditioningSetArea",
+        "VAEDecodeTiled",
+        "VAEEncodeTiled",
+        "VAEEncodeForInpaint",
+        "LoadImageMask",
+        "ControlNetApply",
+    ]
 )
 
 

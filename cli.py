@@ -1,0 +1,273 @@
+"""The command ``prior-art``: run workflows without ComfyUI, download weights, make the demo."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit status (0 done, 1 failed, 2 wrong usage, 130 stopped)."""
+    # The door must be chosen before a node is imported.
+    os.environ["PRIOR_ART_HOST"] = "embedded"
+    options = _parser().parse_args(arguments)
+    if getattr(options, "models", None):
+        os.environ["PRIOR_ART_MODELS"] = str(options.models)
+    try:
+        return options.command(options)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if options.debug:
+            raise
+        if type(error).__name__ == "Interrupted":
+            print("stopped", file=sys.stderr)
+            return 130
+        print(f"prior-art: {error}", file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="prior-art", description=__doc__)
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    run = commands.add_parser("run", help="execute a workflow's JSON")
+    run.add_argument("workflow", type=Path, metavar="WORKFLOW.json")
+    run.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NODE.INPUT=VALUE",
+        help="change an input; NODE is an id, a title or a class that occurs once",
+    )
+    run.add_argument("--out", type=Path, default=Path("output"), metavar="DIR")
+    run.add_argument("--input", type=Path, default=Path("input"), metavar="DIR")
+    run.add_argument("--models", metavar="DIR", help="where weights lie (models/prior_art)")
+    run.set_defaults(command=_run)
+
+    download = commands.add_parser("download", help="fetch published weights from the hub")
+    download.add_argument("system")
+    download.add_argument("--models", metavar="DIR", help="where to put them (models/prior_art)")
+    download.add_argument("--revision", help="a commit of the hub's repository")
+    download.set_defaults(command=_download)
+
+    nodes = commands.add_parser("nodes", help="list the nodes")
+    nodes.set_defaults(command=_nodes)
+
+    demo = commands.add_parser("demo", help="draw pictures with the embedded family")
+    demo.add_argument("--out", type=Path, default=Path("output"), metavar="DIR")
+    demo.set_defaults(command=_demo)
+    return parser
+
+
+def _run(options: argparse.Namespace) -> int:
+    from .host.runner import node_classes
+    from .host.workflow import to_api
+
+    workflow = _read(options.workflow)
+    nodes = node_classes()
+    if options.set:
+        # Settings are made on the prompt; the saved graph would not show them.
+        workflow = to_api(workflow, nodes)
+        for setting in options.set:
+            assign(workflow, setting)
+    run = _runner(nodes, options.out, options.input).run(workflow)
+    for picture in run.pictures:
+        print(picture)
+    return 0
+
+
+def _read(path: Path) -> Any:
+    from .host.workflow import WorkflowError
+
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise WorkflowError(f"cannot read the workflow '{path}': {error.strerror}") from error
+    except ValueError as error:
+        raise WorkflowError(f"'{path}' is no JSON: {error}") from error
+
+
+def assign(prompt: Mapping[str, Any], setting: str) -> None:
+    """Apply ``NODE.INPUT=VALUE`` to a prompt in API format, in place.
+
+    Raises:
+        WorkflowError: no such node or input, or several nodes of that name.
+    """
+    from .host.workflow import WorkflowError
+
+    target, equals, value = setting.partition("=")
+    name, dot, field = target.rpartition(".")
+    if not (equals and dot):
+        raise WorkflowError(f"--set '{setting}' is not of the form NODE.INPUT=VALUE")
+    found = [key for key in prompt if key == name] or [
+        key
+        for key, node in prompt.items()
+        if name in (node["class_type"], (node.get("_meta") or {}).get("title"))
+    ]
+    if len(found) != 1:
+        listed = ", ".join(f"{key} ({node['class_type']})" for key, node in prompt.items())
+        count = f"{len(found)} nodes are" if found else "no node is"
+        raise WorkflowError(f"--set '{setting}': {count} called '{name}'; there are {listed}")
+    node = prompt[found[0]]
+    if field not in node["inputs"]:
+        raise WorkflowError(
+            f"--set '{setting}': node {found[0]} ({node['class_type']}) has no input '{field}';"
+            f" it has {', '.join(node['inputs'])}"
+        )
+    old = node["inputs"][field]
+    if isinstance(old, (list, tuple)):
+        raise WorkflowError(f"--set '{setting}': '{field}' is wired; set the node it comes from")
+    node["inputs"][field] = value if isinstance(old, str) else _number(value)
+
+
+def _number(value: str) -> Any:
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value
+
+
+def _runner(nodes: Mapping[str, Any], out: Path, pictures: Path) -> Any:
+    """A runner that shows a bar per stage and stops at Ctrl-C within one step."""
+    from .host.embedded import session
+    from .host.runner import Runner, interrupt
+
+    bars = Bars()
+    session.on_warning = bars.warn
+    signal.signal(signal.SIGINT, lambda *_: interrupt())
+    return Runner(nodes, out, pictures, on_node=bars.node, on_progress=bars.progress)
+
+
+class Bars:
+    """One progress bar per stage, by tqdm where it is installed."""
+
+    def __init__(self) -> None:
+        self.title = ""
+
+    def node(self, key: str, title: str) -> None:
+        """A node starts."""
+        self.title = title
+        self.bar = None
+
+    def progress(self, key: str, step: int, total: int, preview: Any) -> None:
+        """A node did a step."""
+        try:
+            from tqdm import tqdm
+        except ImportError:
+            end = "\n" if step == total else "\r"
+            print(f"{self.title}: {step}/{total}", end=end, file=sys.stderr, flush=True)
+            return
+        if self.bar is None:
+            self.bar = tqdm(total=total, desc=f"{self.title[:28]:28}", unit="step")
+        self.bar.update(step - self.bar.n)
+        if step == total:
+            self.bar.close()
+
+    def warn(self, message: str) -> None:
+        """A node has a warning."""
+        print(f"warning: {self.title}: {message}", file=sys.stderr)
+
+
+def _download(options: argparse.Namespace) -> int:
+    from .host import host
+    from .loaders.download import download
+
+    folder = host.model_folders()[0]
+    print(download(options.system, folder, revision=options.revision))
+    return 0
+
+
+def _nodes(options: argparse.Namespace) -> int:
+    from .host.runner import node_classes
+
+    for name, node in node_classes().items():
+        print(f"{name:28} {node.define_schema().display_name}")
+    return 0
+
+
+DEMO = (
+    ("a large red circle on a blue background", 7),
+    ("a small yellow square on a purple background", 8),
+    ("a large green triangle on a white background", 9),
+    ("a large white cross on a green background", 10),
+)
+
+
+def _demo(options: argparse.Namespace) -> int:
+    """Text to image for a few prompts, three seeds of one, and variations of the first picture."""
+    from .host.runner import node_classes
+    from .host.workflow import to_api
+
+    nodes = node_classes()
+    runner = _runner(nodes, options.out, options.out)
+    started, seconds, sheet = time.perf_counter(), {}, []
+
+    def paint(name: str, caption: str, *settings: str) -> list[Path]:
+        prompt = to_api(_read(HERE / "example_workflows" / f"{name}.json"), nodes)
+        for setting in settings:
+            assign(prompt, setting)
+        run = runner.run(prompt)
+        for key, taken in run.seconds.items():
+            stage = nodes[prompt[key]["class_type"]].define_schema().display_name
+            seconds[stage] = seconds.get(stage, 0.0) + taken
+        sheet.extend((caption, picture) for picture in run.pictures)
+        return run.pictures
+
+    for prompt, seed in DEMO:
+        paint(
+            "karlo_text_to_image",
+            prompt,
+            f"Prompt.text={prompt}",
+            f"PrimitiveInt.value={seed}",
+        )
+    paint("karlo_three_seeds", "three seeds")
+    first = sheet[0][1]
+    paint("karlo_image_variation", "variation of the first", f"LoadImage.image={first.name}")
+    path = contact_sheet(sheet, options.out / "contact_sheet.png")
+    print("\nseconds per stage, all pictures:")
+    for stage, taken in seconds.items():
+        print(f"  {stage:28} {taken:7.2f}")
+    print(f"  {'everything':28} {time.perf_counter() - started:7.2f}")
+    print(f"\n{len(sheet)} pictures in {options.out.resolve()}")
+    print(f"contact sheet: {path.resolve()}")
+    return 0
+
+
+def contact_sheet(pictures: Sequence[tuple[str, Path]], path: Path, columns: int = 5) -> Path:
+    """Write (caption, picture) pairs as one PNG."""
+    from PIL import Image, ImageDraw
+
+    cell, text, gap = 128, 30, 8
+    rows = -(-len(pictures) // columns)
+    sheet = Image.new(
+        "RGB", (columns * (cell + gap) + gap, rows * (cell + text + gap) + gap), "white"
+    )
+    draw = ImageDraw.Draw(sheet)
+    for i, (caption, picture) in enumerate(pictures):
+        x = gap + i % columns * (cell + gap)
+        y = gap + i // columns * (cell + text + gap)
+        with Image.open(picture) as opened:
+            sheet.paste(
+                opened.convert("RGB").resize((cell, cell), Image.Resampling.LANCZOS), (x, y)
+            )
+        half = caption.rfind(" on ") if " on " in caption else len(caption)
+        draw.text((x, y + cell + 2), f"{caption[:half]}\n{caption[half:].strip()}", fill="black")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(path)
+    return path
+
+
+if __name__ == "__main__":
+    sys.exit(main())
