@@ -185,7 +185,7 @@ def check(prompt: Mapping[str, Any], nodes: Mapping[str, Any]) -> list[str]:
 def _check_inputs(key: str, prompt: Mapping[str, Any], schemas: Mapping[str, Any]) -> None:
     node, schema = prompt[key], schemas[key]
     sockets = {socket.id: socket for socket in schema.inputs}
-    # What a node does not know (a widget of the editor's, an old input) is left out, as in the host.
+    # As in the host: what a node does not know (an editor's widget, an old input) is left out.
     node["inputs"] = {k: v for k, v in node["inputs"].items() if k in sockets}
     where = f"node {key} '{(node.get('_meta') or {}).get('title', schema.display_name)}'"
     where += f" ({node['class_type']})"

@@ -99,7 +99,7 @@ def unknown_node(key: str, class_type: str, properties: Mapping[str, Any] | None
 _VIRTUAL = ("Reroute", "PrimitiveNode")
 # ComfyUI nodes that people put beside this pack's; older files do not name their pack.
 _CORE = frozenset(
-    [
+    (
         "KSampler",
         "KSamplerAdvanced",
         "SamplerCustom",
@@ -122,7 +122,7 @@ _CORE = frozenset(
         "VAEEncodeForInpaint",
         "LoadImageMask",
         "ControlNetApply",
-    ]
+    )
 )
 
 
