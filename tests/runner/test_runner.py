@@ -1,0 +1,235 @@
+"""The headless runner: runs what is needed, keeps what did not change, names the node in errors."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+
+from prior_art.host import embedded
+from prior_art.host import embedded_io as io
+from prior_art.host.core_nodes import CORE_NODES
+from prior_art.host.embedded import Interrupted
+from prior_art.host.runner import NodeError, Runner, interrupt
+from prior_art.host.workflow import WorkflowError
+
+ran: list[str] = []
+
+
+class Grey(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        inputs = [
+            io.Float.Input("level", default=0.5, min=0, max=1),
+            io.Combo.Input("size", options=["4", "8"]),
+        ]
+        return io.Schema("Grey", inputs=inputs, outputs=[io.Image.Output(), io.Int.Output()])
+
+    @classmethod
+    def execute(cls, level, size):
+        ran.append(f"Grey {level}")
+        return io.NodeOutput(torch.full((1, int(size), int(size), 3), level), 1)
+
+
+class Invert(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        inputs = [io.Image.Input("image"), io.Image.Input("mix", optional=True)]
+        return io.Schema("Invert", inputs=inputs, outputs=[io.Image.Output()])
+
+    @classmethod
+    def execute(cls, image, mix=None):
+        ran.append("Invert")
+        return io.NodeOutput(1 - image if mix is None else (image + mix) / 2)
+
+
+class Steps(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        inputs = [io.Image.Input("image")]
+        return io.Schema("Steps", inputs=inputs, outputs=[io.Image.Output()])
+
+    @classmethod
+    def execute(cls, image):
+        update = embedded.progress(10)
+        for step in range(1, 11):
+            ran.append(f"step {step}")
+            update(step, None)
+        return io.NodeOutput(image)
+
+
+class Broken(Steps):
+    @classmethod
+    def define_schema(cls):
+        inputs = [io.Image.Input("image")]
+        return io.Schema("Broken", inputs=inputs, outputs=[io.Image.Output()])
+
+    @classmethod
+    def execute(cls, image):
+        raise ValueError("too grey")
+
+
+NODES = {node.define_schema().node_id: node for node in [Grey, Invert, Steps, Broken, *CORE_NODES]}
+
+
+@pytest.fixture
+def runner(tmp_path):
+    ran.clear()
+    return Runner(NODES, tmp_path / "out", tmp_path / "in")
+
+
+def chain(*middle, level=0.25, prefix="pic"):
+    prompt = {"1": {"class_type": "Grey", "inputs": {"level": level, "size": "4"}}}
+    for i, class_type in enumerate(middle, 2):
+        prompt[str(i)] = {"class_type": class_type, "inputs": {"image": [str(i - 1), 0]}}
+    last = str(len(prompt))
+    save = {"images": [last, 0], "filename_prefix": prefix}
+    return {**prompt, "99": {"class_type": "SaveImage", "inputs": save}}
+
+
+def test_a_prompt_becomes_a_picture(runner):
+    run = runner.run(chain("Invert"))
+    assert [path.name for path in run.pictures] == ["pic_00001_.png"]
+    with Image.open(run.pictures[0]) as picture:
+        assert picture.size == (4, 4)
+        assert picture.getpixel((0, 0)) == (191, 191, 191)  # 0.75 * 255, truncated as in the host
+    assert set(run.seconds) == {"1", "2", "99"}
+
+
+def test_only_what_outputs_need_runs(runner):
+    prompt = chain()
+    prompt["5"] = {"class_type": "Invert", "inputs": {"image": ["1", 0]}}
+    runner.run(prompt)
+    assert ran == ["Grey 0.25"]
+
+
+def test_a_second_run_re_executes_only_what_changed(runner):
+    runner.run(chain("Invert"))
+    first = len(ran)
+    run = runner.run(chain("Invert"))
+    assert len(ran) == first and set(run.cached) == {"1", "2", "99"}
+    run = runner.run(chain("Invert", prefix="other"))
+    assert len(ran) == first and set(run.cached) == {"1", "2"}
+    assert run.pictures[0].name == "other_00001_.png"
+    runner.run(chain("Invert", level=0.5))
+    assert len(ran) == first + 2
+
+
+def test_counter_goes_on_after_the_files_that_are_there(runner):
+    runner.run(chain())
+    run = runner.run(chain(level=0.1))
+    assert run.pictures[0].name == "pic_00002_.png"
+
+
+def test_an_error_names_the_node_and_keeps_its_cause(runner):
+    prompt = chain("Broken")
+    prompt["2"]["_meta"] = {"title": "My node"}
+    with pytest.raises(NodeError, match=r"node 2 'My node' \(Broken\): too grey") as error:
+        runner.run(prompt)
+    assert isinstance(error.value.__cause__, ValueError)
+    assert not (runner.output_folder / "pic_00001_.png").exists()
+    assert runner.run(chain()).pictures  # and the runner goes on
+
+
+def test_an_interrupt_stops_within_one_step(runner):
+    runner.on_progress = lambda key, step, total, preview: step == 3 and interrupt()
+    with pytest.raises(Interrupted):
+        runner.run(chain("Steps"))
+    assert ran[-1] == "step 3"
+    runner.on_progress = None
+    assert runner.run(chain("Steps")).pictures
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"level": 3.0}, "'level' is 3.0; the largest is 1"),
+        ({"level": "x"}, "no FLOAT"),
+        ({"size": "5"}, "not in the list: 4, 8"),
+        ({"level": ["7", 0]}, "node 7, which does not exist"),
+        ({"level": ["1", 0]}, "needs FLOAT, but node 1"),
+    ],
+)
+def test_values_and_wires_are_checked_before_anything_runs(runner, change, said):
+    prompt = chain()
+    prompt["1"]["inputs"].update(change)
+    with pytest.raises(WorkflowError) as error:
+        runner.run(prompt)
+    assert said in str(error.value) and "node 1" in str(error.value)
+    assert not ran
+
+
+def test_a_missing_input_a_circle_and_no_output_are_named(runner):
+    prompt = chain("Invert")
+    del prompt["2"]["inputs"]["image"]
+    with pytest.raises(WorkflowError, match="'image' .IMAGE. is missing"):
+        runner.run(prompt)
+    prompt = chain("Invert")
+    prompt["2"]["inputs"]["image"] = ["2", 0]
+    with pytest.raises(WorkflowError, match="circle"):
+        runner.run(prompt)
+    with pytest.raises(WorkflowError, match="no output"):
+        runner.run({"1": chain()["1"]})
+    with pytest.raises(WorkflowError, match=r"KSampler.*run this workflow in ComfyUI"):
+        runner.run({**chain(), "4": {"class_type": "KSampler", "inputs": {}}})
+
+
+def test_pngs_carry_prompt_and_workflow_and_restore_the_run(runner):
+    workflow = {
+        "nodes": [
+            {
+                "id": 1,
+                "type": "Grey",
+                "widgets_values": [0.5, "8"],
+                "outputs": [{"name": "IMAGE", "type": "IMAGE"}],
+            },
+            {
+                "id": 2,
+                "type": "SaveImage",
+                "widgets_values": ["pic"],
+                "inputs": [{"name": "images", "type": "IMAGE", "link": 1}],
+            },
+        ],
+        "links": [[1, 1, 0, 2, 0, "IMAGE"]],
+    }
+    with Image.open(runner.run(workflow).pictures[0]) as picture:
+        prompt, saved = json.loads(picture.text["prompt"]), json.loads(picture.text["workflow"])
+    assert saved == workflow
+    assert prompt["1"]["inputs"] == {"level": 0.5, "size": "8"}
+    assert runner.run(saved).cached == runner.run(prompt).cached == ["1", "2"]
+
+
+def test_load_image_reads_colours_and_mask_and_stays_in_its_folder(runner):
+    runner.input_folder.mkdir()
+    Image.new("RGBA", (4, 2), (255, 0, 0, 0)).save(runner.input_folder / "a.png")
+    prompt = {
+        "1": {"class_type": "LoadImage", "inputs": {"image": "a.png"}},
+        "2": {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}},
+    }
+    run = runner.run(prompt)
+    image, mask = run.values["1"]
+    assert image.shape == (1, 2, 4, 3) and image[0, 0, 0].tolist() == [1, 0, 0]
+    assert mask.shape == (1, 2, 4) and mask.min() == 1
+    prompt["1"]["inputs"]["image"] = "../secret.png"
+    with pytest.raises(NodeError, match="outside the input folder"):
+        runner.run(prompt)
+    prompt["1"]["inputs"]["image"] = "none.png"
+    with pytest.raises(NodeError, match="no such file"):
+        runner.run(prompt)
+
+
+def test_save_image_stays_in_its_folder(runner):
+    with pytest.raises(NodeError, match="out of the output folder"):
+        runner.run(chain(prefix="../../pic"))
+
+
+def test_pixel_space_vae_and_masks_round_trip(runner):
+    prompt = chain()
+    prompt["2"] = {"class_type": "VAELoader", "inputs": {"vae_name": "pixel_space"}}
+    prompt["3"] = {"class_type": "VAEEncode", "inputs": {"pixels": ["1", 0], "vae": ["2", 0]}}
+    prompt["4"] = {"class_type": "VAEDecode", "inputs": {"samples": ["3", 0], "vae": ["2", 0]}}
+    prompt["99"]["inputs"]["images"] = ["4", 0]
+    run = runner.run(prompt)
+    assert torch.allclose(run.values["4"][0], run.values["1"][0])

@@ -1,0 +1,154 @@
+"""The editor's saved workflows become the prompts that the editor would queue."""
+
+from __future__ import annotations
+
+import pytest
+
+from prior_art.host import embedded_io as io
+from prior_art.host.workflow import WorkflowError, to_api
+
+
+class Number(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        inputs = [
+            io.Int.Input("seed", default=0, control_after_generate=True),
+            io.Float.Input("scale", default=1.0),
+        ]
+        return io.Schema("Number", inputs=inputs, outputs=[io.Int.Output(), io.Float.Output()])
+
+
+class Sink(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        inputs = [io.Float.Input("scale"), io.String.Input("name"), io.Int.Input("n")]
+        return io.Schema("Sink", inputs=inputs, is_output_node=True)
+
+
+NODES = {"Number": Number, "Sink": Sink}
+
+
+def node(id, type, widgets=(), inputs=(), outputs=(), mode=0, **more):
+    return {
+        "id": id,
+        "type": type,
+        "mode": mode,
+        "order": id,
+        "widgets_values": list(widgets) if isinstance(widgets, (list, tuple)) else widgets,
+        "inputs": [
+            {"name": name, "type": kind, "link": link, **({"widget": {"name": name}} if w else {})}
+            for name, kind, link, w in inputs
+        ],
+        "outputs": [{"name": kind, "type": kind} for kind in outputs],
+        **more,
+    }
+
+
+def source(id=1, mode=0):
+    return node(id, "Number", [7, "randomize", 2.5], outputs=("INT", "FLOAT"), mode=mode)
+
+
+def sink(link, id=9):
+    return node(id, "Sink", [1.0, "x", 3], inputs=[("scale", "FLOAT", link, True)])
+
+
+def convert(nodes, links):
+    return to_api({"nodes": nodes, "links": links}, NODES)
+
+
+def test_widgets_are_read_by_position_and_control_after_generate_is_passed_over():
+    prompt = convert([source()], [])
+    assert prompt["1"]["inputs"] == {"seed": 7, "scale": 2.5}
+    assert prompt["1"]["_meta"]["title"] == "Number"
+
+
+def test_widgets_saved_by_name():
+    saved = node(1, "Number", {"scale": 3.0, "seed": 4, "upload": "x"})
+    assert convert([saved], [])["1"]["inputs"] == {"scale": 3.0, "seed": 4}
+
+
+def test_a_linked_widget_takes_the_link():
+    prompt = convert([source(), sink(5)], [[5, 1, 1, 9, 0, "FLOAT"]])
+    assert prompt["9"]["inputs"] == {"scale": ["1", 1], "name": "x", "n": 3}
+
+
+def test_links_saved_as_objects():
+    link = {"id": 5, "origin_id": 1, "origin_slot": 1, "target_id": 9, "target_slot": 0}
+    assert convert([source(), sink(5)], [link])["9"]["inputs"]["scale"] == ["1", 1]
+
+
+def test_reroutes_and_notes_disappear():
+    reroute = node(2, "Reroute", inputs=[("", "*", 5, False)], outputs=("FLOAT",))
+    links = [[5, 1, 1, 2, 0, "FLOAT"], [6, 2, 0, 9, 0, "FLOAT"]]
+    prompt = convert([source(), reroute, node(3, "MarkdownNote", ["hi"]), sink(6)], links)
+    assert set(prompt) == {"1", "9"}
+    assert prompt["9"]["inputs"]["scale"] == ["1", 1]
+
+
+def test_a_primitive_is_its_value():
+    primitive = node(2, "PrimitiveNode", [4.5, "fixed"], outputs=("FLOAT",))
+    prompt = convert([primitive, sink(6)], [[6, 2, 0, 9, 0, "FLOAT"]])
+    assert prompt["9"]["inputs"]["scale"] == 4.5
+
+
+def test_a_bypassed_node_passes_on_what_has_the_same_type():
+    passer = node(
+        2,
+        "Anything",
+        inputs=[("a", "INT", 4, False), ("b", "FLOAT", 5, False)],
+        outputs=("FLOAT",),
+        mode=4,
+    )
+    links = [[4, 1, 0, 2, 0, "INT"], [5, 1, 1, 2, 1, "FLOAT"], [6, 2, 0, 9, 0, "FLOAT"]]
+    assert convert([source(), passer, sink(6)], links)["9"]["inputs"]["scale"] == ["1", 1]
+
+
+def test_a_muted_node_leaves_the_widget_its_own_value():
+    prompt = convert([source(mode=2), sink(5)], [[5, 1, 1, 9, 0, "FLOAT"]])
+    assert set(prompt) == {"9"}
+    assert prompt["9"]["inputs"]["scale"] == 1.0
+
+
+def test_a_subgraph_is_flattened():
+    inner = {
+        "id": "sub",
+        "nodes": [
+            node(1, "Number", [7, "fixed", 1.0], outputs=("INT", "FLOAT")),
+            node(2, "Reroute", inputs=[("", "*", 2, False)], outputs=("FLOAT",)),
+        ],
+        "links": [
+            {"id": 2, "origin_id": 1, "origin_slot": 1, "target_id": 2, "target_slot": 0},
+            {"id": 3, "origin_id": 2, "origin_slot": 0, "target_id": -20, "target_slot": 0},
+        ],
+    }
+    outer = node(4, "sub", outputs=("FLOAT",))
+    graph = {
+        "nodes": [outer, sink(6)],
+        "links": [[6, 4, 0, 9, 0, "FLOAT"]],
+        "definitions": {"subgraphs": [inner]},
+    }
+    prompt = to_api(graph, NODES)
+    assert set(prompt) == {"4:1", "9"}
+    assert prompt["9"]["inputs"]["scale"] == ["4:1", 1]
+
+
+@pytest.mark.parametrize(
+    ("class_type", "properties", "said"),
+    [
+        ("FancyNode", {"cnr_id": "comfyui-fancy"}, "pack 'comfyui-fancy'"),
+        ("FancyNode", {"aux_id": "somebody/fancy"}, "pack 'somebody/fancy'"),
+        ("KSampler", {}, "ComfyUI's own"),
+        ("Odd", {"cnr_id": "comfy-core"}, "ComfyUI's own"),
+        ("FancyNode", {}, "another custom node pack"),
+    ],
+)
+def test_an_unknown_node_is_named_with_its_pack(class_type, properties, said):
+    with pytest.raises(WorkflowError, match=f"node 3 .{class_type}") as error:
+        convert([node(3, class_type, properties=properties)], [])
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize("junk", [[], {}, {"nodes": 3}, "text", {"1": {"inputs": {}}}])
+def test_what_is_no_workflow_is_refused(junk):
+    with pytest.raises(WorkflowError, match="no workflow"):
+        to_api(junk, NODES)
