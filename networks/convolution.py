@@ -101,7 +101,7 @@ def norm_affine(
     sums, squares = [], []
     for part in parts:
         channels = part.shape[-1]
-        rows = max(1, (1 << 16) // (width * channels))  # as many rows as stay in the cache
+        rows = max(1, (1 << 17) // (width * channels))  # as many rows as stay in the cache
         one = [part[:, y : y + rows].flatten(1, 2) for y in range(0, height, rows)]
         sums.append(torch.stack([x.sum(1) for x in one]).double().sum(0))
         squares.append(torch.stack([(x * x).sum(1) for x in one]).double().sum(0))
@@ -126,6 +126,14 @@ def conv1x1(parts: Sequence[Tensor], conv: nn.Conv2d, out: Tensor) -> Tensor:
         torch.addmm(flat if start else conv.bias, rows, columns, out=flat)
         start += part.shape[-1]
     return out
+
+
+def conv3x3_few(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """The layer on [B, C, H, W] as one matrix product with the weights as they lie in memory."""
+    batch, _, height, width = x.shape
+    columns = F.unfold(x, 3, padding=1).transpose(1, 2).flatten(0, 1)
+    out = torch.addmm(conv.bias, columns, conv.weight.flatten(1).T)
+    return out.view(batch, height, width, -1).permute(0, 3, 1, 2)
 
 
 def _gather(

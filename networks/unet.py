@@ -15,7 +15,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .convolution import TILE, Workspace, conv1x1, conv3x3, is_conv3x3, is_plain, norm_affine
+from .convolution import (
+    TILE,
+    Workspace,
+    conv1x1,
+    conv3x3,
+    conv3x3_few,
+    is_conv3x3,
+    is_plain,
+    norm_affine,
+)
 
 _BLOCKS = {
     "ResnetDownsampleBlock2D",
@@ -25,8 +34,9 @@ _BLOCKS = {
     "ResnetUpsampleBlock2D",
     "SimpleCrossAttnUpBlock2D",
 }
-# Below these sizes the direct convolution is as fast.
-_LEAST_TILES, _LEAST_CHANNELS = 48, 128
+# Below these sizes the direct convolution is as fast. For a few pixels most of its time goes into
+# reordering the weights, and a plain matrix product is faster.
+_LEAST_TILES, _LEAST_CHANNELS, _FEW_PIXELS = 32, 128, 256
 
 
 def prepare_decoder(
@@ -225,13 +235,16 @@ class _Run:
         for resample in (block.upsample, block.downsample):
             if resample is not None:
                 x, hidden = resample(x), resample(hidden)
-        hidden = block.conv1(hidden)
+        pixels = len(x) * height * width
+        few = block in self.fast and pixels <= _FEW_PIXELS
+        convolve = conv3x3_few if few else nn.Module.__call__
+        hidden = convolve(block.conv1, hidden)
         if block.time_embedding_norm == "default":
             hidden = block.norm2(hidden + time[:, :, None, None])
         else:
             scale, shift = time[:, :, None, None].chunk(2, dim=1)
             hidden = block.norm2(hidden) * (1 + scale) + shift
-        hidden = block.conv2(block.nonlinearity(hidden))
+        hidden = convolve(block.conv2, block.nonlinearity(hidden))
         if block.conv_shortcut is not None:
             x = block.conv_shortcut(x)
         hidden = hidden + x
