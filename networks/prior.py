@@ -28,6 +28,11 @@ class Prefix:
     valid: torch.Tensor  # [R, L] bool, false where a shorter prompt was padded
 
 
+def text_length(network: nn.Module) -> int:
+    """How many text tokens the prior reads: all positions but text embedding and tail."""
+    return network.positional_embedding.shape[1] - 1 - _TAIL
+
+
 def prefill(
     network: nn.Module, hidden: torch.Tensor, pooled: torch.Tensor, mask: torch.Tensor
 ) -> Prefix:
@@ -58,8 +63,8 @@ def prefill(
         q, k, v = _project(block, x)
         keys.append(k)
         values.append(v)
-        attended = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        x = _finish(block, x, attended)
+        if len(keys) < len(network.transformer_blocks):  # nothing reads the last block's output
+            x = _finish(block, x, F.scaled_dot_product_attention(q, k, v, is_causal=True))
     return Prefix(keys, values, valid)
 
 

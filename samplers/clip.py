@@ -22,8 +22,8 @@ def encode_text(
     Args:
         network: transformers' ``CLIPTextModelWithProjection``.
         ids: ``[B, 77]`` long; mask: ``[B, 77]`` bool, kept for the prior and the decoder.
-        dtype: what the tower computes in; a host that casts on the fly needs it, plain weights
-            already have it.
+        dtype: what the tower computes in. Its token table decides that, here and under a host
+            that casts; the argument only mirrors :func:`encode_image`.
 
     Returns:
         fp32 encoding, ``hidden`` ``[B, 77, W]`` and ``pooled`` ``[B, D]`` on ``device``.

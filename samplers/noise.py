@@ -41,6 +41,17 @@ def generators(seed: int, count: int, offset: int = 0) -> list[torch.Generator]:
     return streams
 
 
-def randn(shape: tuple[int, ...], streams: list[torch.Generator]) -> torch.Tensor:
-    """Standard normal ``[len(streams), *shape]``, fp32 on the CPU, row i from stream i."""
-    return torch.stack([torch.randn(shape, generator=stream) for stream in streams])
+def randn(
+    shape: tuple[int, ...], streams: list[torch.Generator], device: torch.device | None = None
+) -> torch.Tensor:
+    """Standard normal ``[len(streams), *shape]``, fp32, row i from stream i.
+
+    Drawn on the CPU; sent to a CUDA ``device`` through pinned memory, so that no step waits for
+    the one before it.
+    """
+    noise = torch.stack([torch.randn(shape, generator=stream) for stream in streams])
+    if device is None or device.type == "cpu":
+        return noise
+    if device.type == "cuda":
+        return noise.pin_memory().to(device, non_blocking=True)
+    return noise.to(device)

@@ -56,22 +56,37 @@ class UnCLIPSchedule:
     double_tables: bool = False
     num_train_timesteps: int = 1000
 
+    def __post_init__(self) -> None:
+        """Raise :class:`EdgeError` for constants that no unCLIP stage was published with."""
+        if self.prediction not in ("sample", "epsilon"):
+            raise EdgeError(f"the scheduler's prediction_type '{self.prediction}' is not unCLIP's")
+        if self.variance not in ("fixed_small_log", "learned_range"):
+            raise EdgeError(f"the scheduler's variance_type '{self.variance}' is not unCLIP's")
+        if self.clip_range is not None and not 0 < self.clip_range < math.inf:
+            raise EdgeError(f"the scheduler's clip_sample_range {self.clip_range} is not positive")
+        if not isinstance(self.num_train_timesteps, int) or self.num_train_timesteps < 2:
+            raise EdgeError(
+                f"the scheduler's num_train_timesteps {self.num_train_timesteps} is no number of"
+                " steps from 2 on"
+            )
+
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> UnCLIPSchedule:
         """Read a hub folder's ``scheduler_config.json``.
 
         Raises:
-            EdgeError: a prediction or variance that no unCLIP stage was published with.
+            EdgeError: constants that no unCLIP stage was published with.
         """
-        prediction = config.get("prediction_type", "epsilon")
-        variance = config.get("variance_type", "fixed_small_log")
-        if prediction not in ("sample", "epsilon"):
-            raise EdgeError(f"the scheduler's prediction_type '{prediction}' is not unCLIP's")
-        if variance not in ("fixed_small_log", "learned_range"):
-            raise EdgeError(f"the scheduler's variance_type '{variance}' is not unCLIP's")
-        clip = config.get("clip_sample_range", 1.0) if config.get("clip_sample", True) else None
+        betas = config.get("beta_schedule", "squaredcos_cap_v2")
+        if betas != "squaredcos_cap_v2":
+            raise EdgeError(f"the scheduler's beta_schedule '{betas}' is not unCLIP's")
         return cls(
-            prediction, variance, clip, num_train_timesteps=config.get("num_train_timesteps", 1000)
+            prediction=config.get("prediction_type", "epsilon"),
+            variance=config.get("variance_type", "fixed_small_log"),
+            clip_range=config.get("clip_sample_range", 1.0)
+            if config.get("clip_sample", True)
+            else None,
+            num_train_timesteps=config.get("num_train_timesteps", 1000),
         )
 
     def timesteps(self, num_inference_steps: int) -> list[int]:

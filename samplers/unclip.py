@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from ..edges import EdgeError, TextEncoding
 from ..networks.unclip import UnCLIPDecoder, UnCLIPUpscaler
 from ..networks.unet import prepare_decoder, prepare_upscaler
-from .guidance import guide, spread
+from .guidance import guide, is_guided, refuse_nan, spread, spread_text
 from .noise import randn
 from .schedule import UnCLIPSchedule, predict_x0, previous_sample
 
@@ -30,7 +30,7 @@ def sample_decoder(
     schedule: UnCLIPSchedule,
     image_embeds: torch.Tensor,
     text: TextEncoding,
-    negative: TextEncoding,
+    negative: TextEncoding | None,
     *,
     num_inference_steps: int = 25,
     guidance_scale: float = 8.0,
@@ -46,8 +46,10 @@ def sample_decoder(
 
     Args:
         network: U-Net and text projection.
-        image_embeds: ``[1 or R, D]``, unnormalised; text, negative: 1 or R prompts.
-        generators: one per picture, B in all, a multiple of every R.
+        image_embeds: ``[R, D]``, unnormalised; text: R prompts, as many or others; negative:
+            likewise, unused at ``guidance_scale`` ≤ 1.
+        generators: one per picture, B in all, a multiple of every R; the copies of a row are
+            neighbours.
         device, dtype: where and in what the network runs. The state stays fp32.
         callback: called with (step from 1, steps, x0 ``[B, 3, S, S]``) after each step; may raise.
 
@@ -55,41 +57,42 @@ def sample_decoder(
         ``[B, 3, S, S]`` in [-1, 1], fp32.
 
     Raises:
-        EdgeError: steps outside 2..1000, rows that do not divide into B.
+        EdgeError: steps outside 2..1000, rows that do not divide into B, no finite result.
     """
     steps = schedule.steps(num_inference_steps)
-    count, guided = len(generators), guidance_scale > 1
-    branches = [(spread(image_embeds, count, "image_embeds"), text, "positive")]
+    count = len(generators)
+    embeds = [spread(image_embeds, count, "image_embeds")]
+    texts = [spread_text(text, count, "positive")]
+    guided = is_guided(guidance_scale, negative)
     if guided:
-        branches.insert(0, (network.text_proj.unconditional(count), negative, "negative"))
-    conditions, masks = [], []
-    for embeds, words, name in branches:
-        hidden, pooled = (
-            spread(part, count, name).to(device, dtype) for part in (words.hidden, words.pooled)
-        )
-        conditions.append(network.text_proj(embeds.to(device, dtype), pooled, hidden))
-        masks.append(spread(words.mask, count, name).to(device))
-    context, labels = (torch.cat(parts) for parts in zip(*conditions, strict=True))
-    mask = F.pad(torch.cat(masks), (network.text_proj.clip_extra_context_tokens, 0), value=True)
+        embeds.insert(0, network.text_proj.unconditional(count))
+        texts.insert(0, spread_text(negative, count, "negative"))
+    context, labels = network.text_proj(
+        torch.cat([part.to(device, dtype) for part in embeds]),
+        torch.cat([part.pooled.to(device, dtype) for part in texts]),
+        torch.cat([part.hidden.to(device, dtype) for part in texts]),
+    )
+    mask = torch.cat([part.mask.to(device) for part in texts])
+    mask = F.pad(mask, (network.text_proj.clip_extra_context_tokens, 0), value=True)
     # Columns that are padding for every row have no influence and need not be attended to.
     used = mask.any(dim=0)
     predict = prepare_decoder(
         network.unet, context[:, used], labels, mask[:, used], [step.timestep for step in steps]
     )
     channels, size = network.unet.config.in_channels, network.unet.config.sample_size
-    x = randn((channels, size, size), generators).to(device)
+    x = randn((channels, size, size), generators, device)
     for i, step in enumerate(steps):
-        out = predict(torch.cat([x] * len(branches)).to(dtype), i).float()
-        eps, variance = out.split(channels, dim=1)
+        out = predict(torch.cat([x] * len(texts)).to(dtype), i).float()
+        eps, variance = out[:, :channels], out[-count:, channels:]
         if guided:
             eps = guide(*eps.chunk(2), guidance_scale)
-            variance = variance.chunk(2)[1]
         x0 = predict_x0(schedule, step, x, eps)
-        noise = None if step.last else randn((channels, size, size), generators).to(device)
-        x = previous_sample(step, x, x0, noise, variance)
+        noise = None if step.last else randn((channels, size, size), generators, device)
+        learned = variance if schedule.variance == "learned_range" else None
+        x = previous_sample(step, x, x0, noise, learned)
         if callback is not None:
             callback(i + 1, len(steps), x0)
-    return x.clamp(-1, 1)
+    return refuse_nan(x.clamp(-1, 1), "decoder", dtype)
 
 
 @torch.no_grad()
@@ -116,33 +119,33 @@ def upscale(
         ``[B, 3, S, S]`` in [-1, 1], fp32.
 
     Raises:
-        EdgeError: steps outside 2..1000, another number of generators than pictures.
+        EdgeError: steps outside 2..1000, another number of generators than pictures, no finite
+            result.
     """
     steps = schedule.steps(num_inference_steps)
     if len(generators) != len(image):
         raise EdgeError(f"{len(image)} pictures need as many generators, not {len(generators)}")
     size = network.first.config.sample_size
-    # Antialias as published, although it enlarges: it moves pixels by up to 0.05.
-    guide_picture = F.interpolate(
-        image.to(device, torch.float32),
+    # Antialias as published, although it enlarges: it moves pixels by up to 0.05. On the CPU,
+    # because not every device has it.
+    large = F.interpolate(
+        image.to("cpu", torch.float32),
         size=(size, size),
         mode="bicubic",
         align_corners=False,
         antialias=True,
-    )
+    ).to(device)
     timesteps = [step.timestep for step in steps]
     predict_first = prepare_upscaler(network.first, timesteps[:-1])
+    predict_last = prepare_upscaler(network.last, timesteps[-1:])
     channels = image.shape[1]
-    x = randn((channels, size, size), generators).to(device)
+    x = randn((channels, size, size), generators, device)
     for i, step in enumerate(steps):
-        both = torch.cat([x, guide_picture], dim=1).to(dtype)
-        if step.last:
-            eps = prepare_upscaler(network.last, timesteps[-1:])(both, 0).float()
-        else:
-            eps = predict_first(both, i).float()
+        both = torch.cat([x, large], dim=1).to(dtype)
+        eps = (predict_last(both, 0) if step.last else predict_first(both, i)).float()
         x0 = predict_x0(schedule, step, x, eps)
-        noise = None if step.last else randn((channels, size, size), generators).to(device)
+        noise = None if step.last else randn((channels, size, size), generators, device)
         x = previous_sample(step, x, x0, noise)
         if callback is not None:
             callback(i + 1, len(steps), x0)
-    return x.clamp(-1, 1)
+    return refuse_nan(x.clamp(-1, 1), "upscaler", dtype)

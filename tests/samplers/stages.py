@@ -1,0 +1,56 @@
+"""A Karlo's stages as plain functions, with the devices and dtypes filled in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from prior_art.edges import TextEncoding
+from prior_art.loaders import karlo
+from prior_art.loaders.sources import find_source
+from prior_art.samplers.clip import encode_image, encode_text
+from prior_art.samplers.prior import sample_prior
+from prior_art.samplers.unclip import sample_decoder, upscale
+
+CPU = torch.device("cpu")
+
+
+class Stages:
+    """The stages of one folder, in fp32 on the CPU."""
+
+    def __init__(self, folder: Path) -> None:
+        def load(loader: Any, stage: str) -> Any:
+            return loader(find_source(folder.name, stage, [folder.parent]), torch.float32)
+
+        self.folder = folder
+        self.text_encoder = load(karlo.load_text_encoder, "text_encoder")
+        self.image_encoder = load(karlo.load_image_encoder, "image_encoder")
+        self.loaded_prior = load(karlo.load_prior, "prior")
+        self.loaded_decoder = load(karlo.load_decoder, "decoder")
+        self.loaded_upscaler = load(karlo.load_upscaler, "upscaler")
+
+    def text(self, *prompts: str) -> TextEncoding:
+        ids, mask, _ = karlo.tokenize(self.text_encoder.tokenizer, prompts)
+        encoder = self.text_encoder
+        return encode_text(encoder.network, ids, mask, encoder.space, CPU, torch.float32)
+
+    def image(self, pixels: torch.Tensor) -> torch.Tensor:
+        """``[B, H, W, 3]`` in 0..1 to embeddings ``[B, D]``."""
+        pixels = self.image_encoder.preprocess(pixels)
+        return encode_image(self.image_encoder.network, pixels, CPU, torch.float32)
+
+    def prior(self, *args: Any, **options: Any) -> torch.Tensor:
+        return _run(sample_prior, self.loaded_prior, *args, **options)
+
+    def decoder(self, *args: Any, **options: Any) -> torch.Tensor:
+        return _run(sample_decoder, self.loaded_decoder, *args, **options)
+
+    def upscaler(self, *args: Any, **options: Any) -> torch.Tensor:
+        return _run(upscale, self.loaded_upscaler, *args, **options)
+
+
+def _run(sampler: Any, loaded: Any, *args: Any, steps: int, **options: Any) -> torch.Tensor:
+    options = {"device": CPU, "dtype": torch.float32, **options}
+    return sampler(loaded.network, loaded.schedule, *args, num_inference_steps=steps, **options)
