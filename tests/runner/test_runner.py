@@ -164,7 +164,7 @@ def test_values_and_wires_are_checked_before_anything_runs(runner, change, said)
 def test_a_missing_input_a_circle_and_no_output_are_named(runner):
     prompt = chain("Invert")
     del prompt["2"]["inputs"]["image"]
-    with pytest.raises(WorkflowError, match="'image' .IMAGE. is missing"):
+    with pytest.raises(WorkflowError, match=r"'image' .IMAGE. is missing"):
         runner.run(prompt)
     prompt = chain("Invert")
     prompt["2"]["inputs"]["image"] = ["2", 0]

@@ -1,0 +1,67 @@
+"""The nodes over a miniature Karlo of random weights, run by the headless runner."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+from prior_art.host.runner import Runner, node_classes
+from prior_art.host.workflow import to_api
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCE = "tiny-karlo"
+
+
+def load_tiny():
+    spec = importlib.util.spec_from_file_location("tiny", ROOT / "tests" / "tiny.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    return load_tiny()
+
+
+@pytest.fixture(scope="session")
+def models(tiny, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    tiny.tiny_karlo(folder / SOURCE)
+    return folder
+
+
+@pytest.fixture
+def runner(models, tmp_path, monkeypatch):
+    monkeypatch.setenv("PRIOR_ART_MODELS", str(models))
+    return Runner(node_classes(), tmp_path / "output", tmp_path / "input")
+
+
+@pytest.fixture
+def template(runner):
+    """A template in API format, its loaders on the miniature."""
+
+    def read(name):
+        path = ROOT / "example_workflows" / f"{name}.json"
+        prompt = to_api(json.loads(path.read_text()), runner.nodes)
+        for node in prompt.values():
+            if "source" in node["inputs"]:
+                node["inputs"]["source"] = SOURCE
+        return prompt
+
+    return read
+
+
+@pytest.fixture
+def find():
+    """The one node of a class in a prompt, or the one with a title."""
+
+    def by(prompt, name):
+        return next(
+            node for node in prompt.values() if name in (node["class_type"], node["_meta"]["title"])
+        )
+
+    return by
