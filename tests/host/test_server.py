@@ -6,14 +6,19 @@ import copy
 import json
 import re
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 pytestmark = [pytest.mark.host, pytest.mark.slow]
 
+PACK = Path(__file__).resolve().parents[2]
 Graph = dict[str, Any]
 SOURCE, OTHER = "tiny", "tiny-48d"
 PRIOR_STEPS, DECODER_STEPS, UPSCALER_STEPS = 5, 4, 3
@@ -98,6 +103,17 @@ def levels(a: Any, b: Any) -> int:
 def is_a_picture(picture: Any) -> bool:
     pixels = np.asarray(picture, dtype=float)
     return pixels.std() > 1.0
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Spare a busy machine the spinning threads, as the host's environment does."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -350,6 +366,55 @@ def test_native_image_to_image_and_mask(comfy: Any) -> None:
     kept = with_inputs(graph, "sample", latent_image=["masked", 0], denoise=1.0)
     (picture,) = comfy.pictures(comfy.run(kept), "save")
     assert np.abs(np.asarray(picture, dtype=int) - (0x20, 0xC0, 0x40)).max() <= 1
+
+
+TEMPLATES = ("karlo_text_to_image", "karlo_image_variation", "karlo_three_seeds")
+FEWER_STEPS = {"PriorArtPrior": 8, "PriorArtKarloDecoder": 8, "PriorArtKarloUpscale": 3}
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_template_gives_the_headless_runners_picture(
+    comfy: Any, template: str, tmp_path: Path
+) -> None:
+    from prior_art.host.runner import Runner, node_classes
+    from prior_art.host.workflow import to_api
+
+    workflow = json.loads((PACK / "example_workflows" / f"{template}.json").read_text())
+    graph = to_api(workflow, node_classes())
+    for part in graph.values():
+        if part["class_type"] in FEWER_STEPS:
+            part["inputs"]["steps"] = FEWER_STEPS[part["class_type"]]
+    inputs = comfy.base / "input"
+    Image.linear_gradient("L").resize((96, 72)).convert("RGB").save(inputs / "example.png")
+    run = comfy.run(graph)
+    assert run.error is None, run.error
+    (save,) = (key for key, part in graph.items() if part["class_type"] == "SaveImage")
+    ours = comfy.pictures(run, save)
+    runner = Runner(node_classes(), output_folder=tmp_path, input_folder=inputs)
+    with one_thread():
+        headless = [Image.open(path).convert("RGB") for path in runner.run(graph).pictures]
+    assert len(ours) == len(headless)
+    for one, other in zip(ours, headless, strict=True):
+        assert is_a_picture(one)
+        assert levels(one, other) <= 1
+
+
+def test_native_ksampler_draws_what_the_published_sampler_draws(comfy: Any) -> None:
+    """On trained weights, from the same noise: the same thing in the same place."""
+    graph = karlo() | native_graph()
+    for name in ("clip", "prior_model", "decoder_model"):
+        graph = with_inputs(graph, name, source="shapes-karlo")
+    for name in ("positive", "native_text"):
+        graph = with_inputs(graph, name, text="a large red circle on a blue background")
+    graph = with_inputs(graph, "prior", steps=25)
+    graph = with_inputs(graph, "decoder", steps=25, noise_offset=0)
+    graph = with_inputs(graph, "latent", width=128, height=128)
+    graph = with_inputs(graph, "sample", steps=25, cfg=8.0, sampler_name="ddpm")
+    graph["own"] = node("SaveImage", images=["decoder", 0], filename_prefix="own")
+    run = comfy.run(graph)
+    assert run.error is None, run.error
+    native, own = (np.asarray(comfy.pictures(run, name)[0], float) for name in ("save", "own"))
+    assert np.corrcoef(native.ravel(), own.ravel())[0, 1] > 0.9
 
 
 def test_log_stays_free_of_leaks(comfy: Any) -> None:
