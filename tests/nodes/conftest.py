@@ -42,14 +42,14 @@ def runner(models, tmp_path, monkeypatch):
 
 @pytest.fixture
 def template(runner):
-    """A template in API format, its loaders on the miniature."""
+    """A template in API format, its loaders on the miniature or another source."""
 
-    def read(name):
+    def read(name, source=SOURCE):
         path = ROOT / "example_workflows" / f"{name}.json"
         prompt = to_api(json.loads(path.read_text()), runner.nodes)
         for node in prompt.values():
             if "source" in node["inputs"]:
-                node["inputs"]["source"] = SOURCE
+                node["inputs"]["source"] = source
         return prompt
 
     return read

@@ -80,7 +80,7 @@ def test_a_prompt_of_another_encoder_is_refused(stages, text):
     for wrong, said in ((sdxl, "another kind of text encoder"), (other, "openai-vit-l-14")):
         with pytest.raises(EdgeError, match=said):
             PriorSample.execute(stages["prior"], wrong, text, cfg=4.0, batch_size=1, **FAST)
-    with pytest.raises(EdgeError, match="ConditioningAverage|Average"):
+    with pytest.raises(EdgeError, match="Average"):
         PriorSample.execute(stages["prior"], text + text, text, cfg=4.0, batch_size=1, **FAST)
 
 
