@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,8 @@ CPU = torch.device("cpu")
 class Stages:
     """The stages of one folder, in fp32 on the CPU."""
 
+    dtype = torch.float32
+
     def __init__(self, folder: Path) -> None:
         def load(loader: Any, stage: str) -> Any:
             return loader(find_source(folder.name, stage, [folder.parent]), torch.float32)
@@ -31,26 +35,39 @@ class Stages:
         self.loaded_decoder = load(karlo.load_decoder, "decoder")
         self.loaded_upscaler = load(karlo.load_upscaler, "upscaler")
 
+    def double(self) -> Stages:
+        """The same stages computing in fp64; the samplers' state stays fp32."""
+        other = copy.copy(self)
+        for name, loaded in vars(self).items():
+            if hasattr(loaded, "network"):
+                network = copy.deepcopy(loaded.network).double()
+                setattr(other, name, replace(loaded, network=network))
+        # The pipeline draws noise in the dtype of this output, so on its side it is fp32.
+        other.loaded_decoder.network.text_proj.register_forward_hook(
+            lambda module, args, out: tuple(x.float().double() for x in out)
+        )
+        other.dtype = torch.float64
+        return other
+
     def text(self, *prompts: str) -> TextEncoding:
         ids, mask, _ = karlo.tokenize(self.text_encoder.tokenizer, prompts)
         encoder = self.text_encoder
-        return encode_text(encoder.network, ids, mask, encoder.space, CPU, torch.float32)
+        return encode_text(encoder.network, ids, mask, encoder.space, CPU, self.dtype)
 
     def image(self, pixels: torch.Tensor) -> torch.Tensor:
         """``[B, H, W, 3]`` in 0..1 to embeddings ``[B, D]``."""
         pixels = self.image_encoder.preprocess(pixels)
-        return encode_image(self.image_encoder.network, pixels, CPU, torch.float32)
+        return encode_image(self.image_encoder.network, pixels, CPU, self.dtype)
 
     def prior(self, *args: Any, **options: Any) -> torch.Tensor:
-        return _run(sample_prior, self.loaded_prior, *args, **options)
+        return self._run(sample_prior, self.loaded_prior, *args, **options)
 
     def decoder(self, *args: Any, **options: Any) -> torch.Tensor:
-        return _run(sample_decoder, self.loaded_decoder, *args, **options)
+        return self._run(sample_decoder, self.loaded_decoder, *args, **options)
 
     def upscaler(self, *args: Any, **options: Any) -> torch.Tensor:
-        return _run(upscale, self.loaded_upscaler, *args, **options)
+        return self._run(upscale, self.loaded_upscaler, *args, **options)
 
-
-def _run(sampler: Any, loaded: Any, *args: Any, steps: int, **options: Any) -> torch.Tensor:
-    options = {"device": CPU, "dtype": torch.float32, **options}
-    return sampler(loaded.network, loaded.schedule, *args, num_inference_steps=steps, **options)
+    def _run(self, sampler: Any, loaded: Any, *args: Any, steps: int, **options: Any) -> Any:
+        options = {"device": CPU, "dtype": self.dtype, **options}
+        return sampler(loaded.network, loaded.schedule, *args, num_inference_steps=steps, **options)
