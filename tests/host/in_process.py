@@ -55,11 +55,15 @@ import nodes  # noqa: E402
 from prior_art.edges import EdgeError, conditioning_to_text  # noqa: E402
 from prior_art.host import comfy_memory, host  # noqa: E402
 from prior_art.loaders import karlo  # noqa: E402
+from prior_art.loaders.libraries import require  # noqa: E402
 from prior_art.loaders.sources import find_source  # noqa: E402
 from prior_art.samplers import clip as clip_sampler  # noqa: E402
 from prior_art.samplers.noise import generators  # noqa: E402
 from prior_art.samplers.prior import sample_prior  # noqa: E402
 from prior_art.samplers.unclip import sample_decoder, upscale  # noqa: E402
+
+# tiny.py imports transformers straight; the pack's way of it copes with a broken torchaudio.
+require("transformers", "CLIPTextModelWithProjection", "CLIPVisionModelWithProjection")
 
 FOLDER = WORK / "models" / "prior_art"
 LOADERS = {

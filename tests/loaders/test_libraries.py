@@ -68,3 +68,17 @@ def test_loader_names_the_broken_library(hub: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(sys.modules, "diffusers", None)
     with pytest.raises(LibraryError, match="diffusers"):
         karlo.load_prior(find_source("karlo", "prior", [hub.parent]))
+
+
+def test_goes_on_without_a_companion_that_is_broken(package, tmp_path, monkeypatch, caplog) -> None:
+    (tmp_path / "torchaudio.py").write_text("raise RuntimeError('TorchAudio: other CUDA')")
+    monkeypatch.delitem(sys.modules, "torchaudio", raising=False)
+    name = package(
+        "try:\n    import torchaudio\nexcept ModuleNotFoundError:\n    pass\nThing = 7\n"
+    )
+    try:
+        assert require(name, "Thing") == 7
+        assert sys.modules["torchaudio"] is None
+    finally:
+        sys.modules.pop("torchaudio", None)
+    assert "torchaudio is broken" in caplog.text and "pip install -U torchaudio" in caplog.text
