@@ -1,0 +1,120 @@
+"""Every template opened in a real browser: nothing missing, nothing red, Run makes the picture."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+PACK = Path(__file__).resolve().parents[2]
+TEMPLATES = sorted(path.stem for path in (PACK / "example_workflows").glob("*.json"))
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+QUIET = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+pytestmark = [pytest.mark.host, pytest.mark.browser]
+
+
+@pytest.fixture(scope="module")
+def page(comfy: Any) -> Iterator[Any]:
+    """The editor in headless Chromium, ready for a graph."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if CHROMIUM is None:
+        pytest.skip("no Chromium here; install Debian's package chromium")
+    with playwright.sync_playwright() as engine:
+        browser = engine.chromium.launch(executable_path=CHROMIUM, args=QUIET)
+        page = browser.new_page(viewport={"width": 1720, "height": 900})
+        page.goto(comfy.url)
+        page.wait_for_function("() => window.app && window.app.graph", timeout=120_000)
+        page.wait_for_selector("canvas#graph-canvas", timeout=60_000)
+        page.wait_for_timeout(3000)
+        page.keyboard.press("Escape")
+        yield page
+        browser.close()
+
+
+def open_template(page: Any, name: str) -> None:
+    graph = json.loads((PACK / "example_workflows" / f"{name}.json").read_text())
+    page.evaluate("graph => window.app.loadGraphData(graph)", graph)
+    page.wait_for_timeout(1000)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def picture_to_vary(comfy: Any) -> None:
+    """What the image variation template loads: a red circle on blue, as the family draws it."""
+    picture = Image.new("RGB", (64, 64), (40, 60, 220))
+    for x in range(64):
+        for y in range(64):
+            if (x - 32) ** 2 + (y - 32) ** 2 < 20**2:
+                picture.putpixel((x, y), (220, 40, 40))
+    picture.save(comfy.base / "input" / "example.png")
+
+
+def test_templates_are_listed_with_thumbnails(comfy: Any) -> None:
+    assert sorted(comfy.get("/workflow_templates")["ComfyUI-PriorArt"]) == TEMPLATES
+    for name in TEMPLATES:
+        assert (PACK / "example_workflows" / f"{name}.jpg").is_file()
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_template_opens_without_missing_nodes_or_red_links(page: Any, name: str) -> None:
+    open_template(page, name)
+    problems = page.evaluate(
+        """() => {
+            const found = [];
+            for (const node of app.graph._nodes) {
+                if (!LiteGraph.registered_node_types[node.type]) found.push("missing " + node.type);
+                if (node.has_errors) found.push("error " + node.type);
+                for (const input of node.inputs ?? []) {
+                    if (input.link == null && !input.widget && input.shape !== 7)
+                        found.push("unwired " + node.type + "." + input.name);
+                    if (input.link != null && !app.graph.links.get(input.link))
+                        found.push("broken link into " + node.type + "." + input.name);
+                }
+            }
+            return found;
+        }"""
+    )
+    assert not problems
+    # The editor says what it does not like in dialogs (missing nodes) and toasts (schema).
+    assert not page.locator(".p-dialog:visible").all_inner_texts()
+    assert not page.locator(".p-toast-message:visible").all_inner_texts()
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_run_makes_the_picture(page: Any, comfy: Any, name: str) -> None:
+    open_template(page, name)
+    before = set(comfy.get("/history"))
+    page.get_by_test_id("queue-button").locator("button").first.click()
+    deadline = time.monotonic() + 240
+    while not (new := set(comfy.get("/history")) - before):
+        assert time.monotonic() < deadline, "no picture after 240 s"
+        time.sleep(0.5)
+    (run,) = (comfy.get("/history")[key] for key in new)
+    assert run["status"]["status_str"] == "success", run["status"]
+    images = [image for output in run["outputs"].values() for image in output["images"]]
+    assert len(images) == (1 if name == "karlo_text_to_image" else 3)
+    page.wait_for_timeout(2000)
+    shown = page.evaluate(
+        "() => app.graph._nodes.filter(n => n.type === 'SaveImage').map(n => n.imgs?.length ?? 0)"
+    )
+    assert shown == [len(images)]
+    folder = os.environ.get("PRIOR_ART_SCREENSHOTS")
+    if folder:
+        page.evaluate("() => { app.canvas.ds.scale = 0.58; app.canvas.ds.offset = [570, 330]; }")
+        page.evaluate("() => app.canvas.setDirty(true, true)")
+        page.wait_for_timeout(1500)
+        page.screenshot(path=str(Path(folder) / f"{name}.png"))
