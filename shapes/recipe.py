@@ -1,8 +1,10 @@
 """The embedded Karlo's configurations: the published ones, every width and depth made small.
 
-Kept from the published ones because loaders and key maps depend on them: 64 channels a head, 32
-groups a norm, 77 tokens, block types, time embedding modes, schedulers. Changed: widths, layers,
-16 pixel decoder pictures (64 published) and 64 pixel final ones (256 published).
+Kept from the published ones because loaders and key maps depend on them: 64 channels a head, 77
+tokens, block types, time embedding modes, schedulers. Changed: widths, layers, 16 pixel decoder
+pictures (64 published), 64 pixel final ones (256 published), and 8 groups a norm for 32: at 32
+channels these would be one channel each, which takes every channel's mean away and the colours of
+the picture with it.
 """
 
 from __future__ import annotations
@@ -63,6 +65,7 @@ DECODER: dict[str, Any] = {
     "cross_attention_dim": 64,
     "resnet_time_scale_shift": "scale_shift",
     "class_embed_type": "identity",
+    "norm_num_groups": 8,
 }
 TEXT_PROJECTION: dict[str, Any] = {
     "clip_extra_context_tokens": 4,
@@ -79,6 +82,7 @@ SUPER_RES: dict[str, Any] = {
     "down_block_types": ("ResnetDownsampleBlock2D",) * 3,
     "up_block_types": ("ResnetUpsampleBlock2D",) * 3,
     "add_attention": False,
+    "norm_num_groups": 8,
 }
 SCHEDULERS: dict[str, dict[str, Any]] = {
     "prior_scheduler": {

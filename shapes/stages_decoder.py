@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,12 @@ from .pictures import training_batch
 from .stages_sr import signal_and_noise
 
 POOL = 20480
-PLAN = Plan("decoder", steps=5000, batch=32, rate=1.5e-3, ema=0.998)
+PLAN = Plan("decoder", steps=3200, batch=32, rate=1.5e-3, ema=0.997)
 # The parts of a batch that go without: both (what guidance subtracts), prompt, embedding.
 _DROP_BOTH, _DROP_TEXT, _DROP_IMAGE = 0.10, 0.15, 0.10
+_MISLED = 0.25
 _VARIANCE_WEIGHT = 0.05
+_NOISY_WEIGHT = 30.0
 
 
 class TextTable:
@@ -125,9 +127,31 @@ class Pool:
     rows: torch.Tensor
     small: torch.Tensor
 
+    @cached_property
     def spread(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and standard deviation of the embeddings, ``[1, 64]`` each."""
         return self.embeds.mean(0, keepdim=True), self.embeds.std(0, keepdim=True)
+
+    @cached_property
+    def _by_colours(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Group of each picture, pictures by group, first place and size of each group."""
+        pairs: dict[tuple[str, str], int] = {}
+        numbers = [
+            pairs.setdefault((scene.colour, scene.background), len(pairs))
+            for scene in training_scenes()
+        ]
+        group = torch.tensor(numbers, device=self.rows.device)[self.rows]
+        count = group.bincount(minlength=len(pairs))
+        return group, group.argsort(stable=True), count.cumsum(0) - count, count
+
+    def of_same_colours(self, chosen: torch.Tensor, lot: torch.Tensor) -> torch.Tensor:
+        """For each chosen picture one of the same two colours, of whatever kind and size.
+
+        ``lot`` is uniform in 0..1, ``[B]``.
+        """
+        group, order, first, count = self._by_colours
+        mine = group[chosen]
+        return order[first[mine] + (lot * count[mine]).long().minimum(count[mine] - 1)]
 
 
 @torch.no_grad()
@@ -160,17 +184,25 @@ def decoder_loss(
     mirrored = torch.rand(batch, 1, 1, 1, generator=draw.torch).to(device) < 0.5
     small = torch.where(mirrored, small.flip(-1), small)
 
+    # An embedding may be wrong about the kind, for new combinations above all, when the prompt is
+    # not: where both are there the decoder must learn to believe the prompt.
+    misled = torch.rand(batch, 2, generator=draw.torch).to(device)
+    other = pool.embeds[pool.of_same_colours(chosen, misled[:, 1])]
+    misled = misled[:, :1] < _MISLED
+
+    lot = torch.rand(batch, 1, generator=draw.torch).to(device)
+    without_text = (lot < _DROP_BOTH + _DROP_TEXT).squeeze(1)
+    without_image = (lot < _DROP_BOTH) | (lot > 1 - _DROP_IMAGE)
+    image = torch.where(misled & ~without_text[:, None], other, image)
+
     # A prior under guidance 4 overshoots and is never exact: half of the embeddings are worn so.
-    mean, std = pool.spread()
+    mean, std = pool.spread
     some = (torch.rand(batch, 1, generator=draw.torch) < 0.5).float()
     stretch = 1 + some * (torch.rand(batch, 1, generator=draw.torch) * 0.9 - 0.25)
     blur = some * 0.35 * torch.rand(batch, 1, generator=draw.torch)
     image = mean + stretch.to(device) * (image - mean)
     image = image + (blur * draw.randn(*image.shape)).to(device) * std
 
-    lot = torch.rand(batch, 1, generator=draw.torch).to(device)
-    without_text = (lot < _DROP_BOTH + _DROP_TEXT).squeeze(1)
-    without_image = (lot < _DROP_BOTH) | (lot > 1 - _DROP_IMAGE)
     learned = trainee.text_proj.learned_classifier_free_guidance_embeddings
     image = torch.where(without_image, learned.to(image), image)
     said = torch.where(without_text, torch.zeros_like(said), said)
@@ -184,7 +216,10 @@ def decoder_loss(
         table.pooled[said], table.hidden[said], table.mask[said],
     )  # fmt: skip
     predicted, variance = out.chunk(2, 1)
-    plain = F.mse_loss(predicted, noise)
+    # Plain colours are settled at noisy steps, where a small slip of the noise is a large one of
+    # the picture: errors count as the picture's there.
+    weight = (noise_part / signal).pow(2).clamp(1, _NOISY_WEIGHT)
+    plain = (weight * (predicted - noise).pow(2)).mean()
     bound = variance_loss(variance, predicted.detach(), noisy, small, steps)
     return plain + _VARIANCE_WEIGHT * bound, {"mse": plain.item(), "vb": bound.item()}
 

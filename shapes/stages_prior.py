@@ -84,7 +84,7 @@ def train_prior(
     nn.init.normal_(prior.prd_embedding, std=0.02)
     table = TextTable(text_encoder, tokenizer, device)
     pool = embedded_pool(image_encoder, POOL if steps is None else min(POOL, 8 * steps), device)
-    mean, std = pool.spread()
+    mean, std = pool.spread
     # Statistics, not weights: kept from the optimiser.
     prior.clip_mean.data, prior.clip_std.data = mean, std
     prior.clip_mean.requires_grad_(False)

@@ -7,6 +7,7 @@ import random
 import numpy as np
 import pytest
 from PIL import Image
+
 from prior_art.shapes import grammar, pictures
 from prior_art.shapes.check import check
 

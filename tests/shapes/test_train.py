@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+
 from prior_art.shapes import layout, loop, recipe, score, train
 from prior_art.shapes.check import Finding
 from prior_art.shapes.grammar import Scene

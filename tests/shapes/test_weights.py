@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+
 from prior_art.shapes import layout
 
 KARLO = layout.WEIGHTS / "karlo"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from prior_art.shapes import words
 
 PROMPT = "a small red circle on a blue background"
