@@ -86,17 +86,6 @@ class Upscaler:
     high_size: int
 
 
-def named_space(name: str) -> EmbeddingSpace:
-    """The space called ``name``.
-
-    Raises:
-        EdgeError: an unknown name, with the known ones.
-    """
-    if name not in SPACES:
-        raise EdgeError(f"unknown embedding space '{name}'; known are {', '.join(sorted(SPACES))}")
-    return SPACES[name]
-
-
 def text_to_conditioning(text: TextEncoding) -> list:
     """Wrap a :class:`TextEncoding` as the host's CONDITIONING (one entry, batch in the tensor)."""
     return [

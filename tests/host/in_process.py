@@ -48,6 +48,7 @@ import comfy.model_management as memory  # noqa: E402
 import comfy.sample  # noqa: E402
 import comfy.samplers  # noqa: E402
 import comfy.sd  # noqa: E402
+import comfy.utils  # noqa: E402
 import tiny  # noqa: E402
 import torch  # noqa: E402
 
@@ -378,6 +379,58 @@ def nothing_is_kept() -> None:
     assert not any(loaded.is_dead() for loaded in memory.current_loaded_models)
 
 
+def interrupts_stop_within_one_step() -> None:
+    """Each sampling node, told to stop during step 3 of 20, takes no fourth step."""
+    from prior_art.edges import Prior, Upscaler
+    from prior_art.nodes import KarloDecoder, KarloUpscale, PriorSample, TextEncode
+
+    prior, upscaler = load("prior"), load("upscaler")
+    sizes = upscaler.low_size, upscaler.high_size
+    text = TextEncode.execute(host.wrap_text_encoder(load("text_encoder")), "a bird").args[0]
+    common = {"seed": 1, "steps": 20}
+    guided = {**common, "positive": text, "negative": text, "cfg": 4.0, "batch_size": 1}
+    embeds = host.clip_vision_output(
+        torch.zeros(1, prior.space.dim), embedding_space=prior.space.name
+    )
+    stages = (
+        (
+            PriorSample,
+            {**guided, "prior": Prior(host.manage(prior.network), prior.schedule, prior.space)},
+        ),
+        (
+            KarloDecoder,
+            {**guided, "model": host.wrap_decoder(load("decoder")), "image_embeds": embeds},
+        ),
+        (
+            KarloUpscale,
+            {
+                **common,
+                "upscaler": Upscaler(host.manage(upscaler.network), upscaler.schedule, *sizes),
+                "image": torch.zeros(1, sizes[0], sizes[0], 3),
+            },
+        ),
+    )
+    before = comfy.utils.PROGRESS_BAR_HOOK
+    for node, inputs in stages:
+        seen = []
+
+        def hook(value, total, preview, seen=seen, **more):
+            seen.append(value)
+            if value == 3:
+                memory.interrupt_current_processing(True)
+
+        comfy.utils.set_progress_bar_global_hook(hook)
+        try:
+            node.execute(**inputs)
+        except memory.InterruptProcessingException:
+            assert seen == [1, 2, 3], f"{node.__name__} went on: {seen}"
+        else:
+            raise AssertionError(f"{node.__name__} did not stop")
+        finally:
+            memory.interrupt_current_processing(False)
+            comfy.utils.set_progress_bar_global_hook(before)
+
+
 def schema_arguments_are_fitted() -> None:
     io = host.io
     number = io.Int.Input("n", default=1, min=0, max=4, advanced=True, never_heard_of=1)
@@ -418,6 +471,7 @@ CHECKS: dict[str, Callable[[], None]] = {
             native_text_encode,
             native_vision_encode,
             foreign_inputs_are_refused,
+            interrupts_stop_within_one_step,
             nothing_is_kept,
         )
     },

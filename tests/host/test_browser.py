@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import shutil
@@ -118,3 +119,30 @@ def test_run_makes_the_picture(page: Any, comfy: Any, name: str) -> None:
         page.evaluate("() => app.canvas.setDirty(true, true)")
         page.wait_for_timeout(1500)
         page.screenshot(path=str(Path(folder) / f"{name}.png"))
+
+
+def test_a_png_of_the_headless_runner_dropped_into_the_editor_restores_the_graph(
+    page: Any, tmp_path: Path
+) -> None:
+    from prior_art.host.runner import Runner, node_classes
+
+    graph = json.loads((PACK / "example_workflows" / "karlo_text_to_image.json").read_text())
+    for node in graph["nodes"]:
+        if node["type"] in ("PriorArtPrior", "PriorArtKarloDecoder"):
+            node["widgets_values"][2] = 3  # steps
+    run = Runner(node_classes(), tmp_path).run(graph)
+    png = base64.b64encode(run.pictures[0].read_bytes()).decode()
+    page.evaluate("() => window.app.graph.clear()")
+    page.evaluate(
+        """async png => {
+            const bytes = Uint8Array.from(atob(png), c => c.charCodeAt(0));
+            await app.handleFile(new File([bytes], "karlo.png", { type: "image/png" }));
+        }""",
+        png,
+    )
+    page.wait_for_timeout(1000)
+    restored = page.evaluate("() => app.graph.serialize()")
+    assert {node["type"] for node in restored["nodes"]} == {n["type"] for n in graph["nodes"]}
+    assert len(restored["links"]) == len(graph["links"])
+    steps = [n["widgets_values"][2] for n in restored["nodes"] if n["type"] == "PriorArtPrior"]
+    assert steps == [3]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -154,3 +156,28 @@ def test_native_combos_are_checked_and_damaged_folders_named(runner, template, f
         find(prompt, stage)["inputs"]["steps"] = 2
     with Image.open(runner.run(prompt).pictures[0]) as picture:
         assert picture.size == (32, 32)
+
+
+@pytest.mark.parametrize("missing", ["diffusers", "transformers"])
+def test_nodes_register_where_a_library_is_broken_and_the_error_names_it(models, missing):
+    script = f"""
+import sys
+sys.modules[{missing!r}] = None
+from prior_art.host.runner import node_classes
+nodes = node_classes()
+assert "PriorArtKarloDecoder" in nodes
+for stage in ("LoadTextEncoder", "LoadPrior"):
+    try:
+        nodes["PriorArt" + stage].execute("tiny-karlo", "auto")
+    except ImportError as error:
+        print(error)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        env={"PRIOR_ART_MODELS": str(models), "PRIOR_ART_HOST": "embedded", "PATH": ""},
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 1
+    assert missing in done.stdout and f"pip install -U {missing}" in done.stdout
