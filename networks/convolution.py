@@ -66,27 +66,32 @@ class Workspace:
         return buffer[:size].view(shape)
 
 
-def is_plain(leaf: nn.Module) -> bool:
-    """Whether a leaf's parameters may be used directly: fp32, on the CPU, nothing patched on call.
+def is_plain(leaf: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether a leaf is of this kind and its parameters may be used directly, on the CPU in fp32.
 
-    A host may have swapped the leaf for one that casts, moves or patches its weight when called.
+    A host may have swapped the leaf for one that casts, moves or patches its weight when called;
+    ComfyUI keeps such patches in attributes called ``..._function``.
     """
     return (
-        all(p.dtype == torch.float32 and p.device.type == "cpu" for p in leaf.parameters())
-        and not getattr(leaf, "weight_function", None)
-        and not getattr(leaf, "bias_function", None)
+        isinstance(leaf, kind)
+        and leaf.weight is not None
+        and leaf.bias is not None
+        and all(
+            type(p) is nn.Parameter and p.dtype == torch.float32 and p.device.type == "cpu"
+            for p in leaf.parameters()
+        )
+        and not any(value for name, value in vars(leaf).items() if name.endswith("_function"))
         and not (leaf._forward_hooks or leaf._forward_pre_hooks)
     )
 
 
-def is_conv3x3(leaf: nn.Module) -> bool:
-    """Whether `conv3x3` can stand in for this leaf."""
+def is_conv(leaf: nn.Module, side: int) -> bool:
+    """Whether this is an ordinary convolution that keeps the size, `side` pixels square."""
     return (
-        isinstance(leaf, nn.Conv2d)
-        and (leaf.kernel_size, leaf.stride, leaf.padding) == ((3, 3), (1, 1), (1, 1))
+        is_plain(leaf, nn.Conv2d)
+        and (leaf.kernel_size, leaf.stride) == ((side, side), (1, 1))
+        and leaf.padding == (side // 2, side // 2)
         and (leaf.dilation, leaf.groups, leaf.padding_mode) == ((1, 1), 1, "zeros")
-        and leaf.bias is not None
-        and is_plain(leaf)
     )
 
 
@@ -98,17 +103,22 @@ def norm_affine(
     `scale_shift` is a second affine map to apply after the norm: x * (1 + scale) + shift.
     """
     batch, height, width, _ = parts[0].shape
-    sums, squares = [], []
+    pixels = height * width
+    means, squares = [], []  # of each channel, and its squared deviations from that mean
     for part in parts:
-        channels = part.shape[-1]
-        rows = max(1, (1 << 17) // (width * channels))  # as many rows as stay in the cache
-        one = [part[:, y : y + rows].flatten(1, 2) for y in range(0, height, rows)]
-        sums.append(torch.stack([x.sum(1) for x in one]).double().sum(0))
-        squares.append(torch.stack([(x * x).sum(1) for x in one]).double().sum(0))
+        rows = max(1, (1 << 17) // (width * part.shape[-1]))  # as many as stay in the cache
+        near = part[:, :rows].mean((1, 2), keepdim=True)  # deviations from it cancel nothing
+        sums = []
+        for y in range(0, height, rows):
+            deviation = (part[:, y : y + rows] - near).flatten(1, 2)
+            sums.append((deviation.sum(1), deviation.square_().sum(1)))
+        total, square = (torch.stack(column).double().sum(0) for column in zip(*sums, strict=True))
+        means.append(near[:, 0, 0].double() + total / pixels)
+        squares.append(square - total * total / pixels)
     shape = (batch, norm.num_groups, -1)
-    count = norm.num_channels // norm.num_groups * height * width
-    mean = torch.cat(sums, 1).view(shape).sum(2, keepdim=True) / count
-    variance = torch.cat(squares, 1).view(shape).sum(2, keepdim=True) / count - mean * mean
+    means, squares = (torch.cat(some, 1).view(shape) for some in (means, squares))
+    mean = means.mean(2, keepdim=True)
+    variance = (squares / pixels + (means - mean).square()).mean(2, keepdim=True)
     scale = (variance.clamp_(min=0) + norm.eps).rsqrt() * norm.weight.view(1, norm.num_groups, -1)
     shift = norm.bias.view(1, norm.num_groups, -1) - mean * scale
     scale, shift = scale.view(batch, -1), shift.view(batch, -1)

@@ -21,7 +21,7 @@ from .convolution import (
     conv1x1,
     conv3x3,
     conv3x3_few,
-    is_conv3x3,
+    is_conv,
     is_plain,
     norm_affine,
 )
@@ -140,15 +140,15 @@ def _is_known(unet: nn.Module) -> bool:
 def _is_fast(resnet: nn.Module) -> bool:
     """Whether this residual block's parameters are all there to be used on the CPU."""
     return (
-        is_conv3x3(resnet.conv1)
-        and is_conv3x3(resnet.conv2)
-        and is_plain(resnet.norm1)
-        and is_plain(resnet.norm2)
-        and (resnet.conv_shortcut is None or is_plain(resnet.conv_shortcut))
+        is_conv(resnet.conv1, 3)
+        and is_conv(resnet.conv2, 3)
+        and is_plain(resnet.norm1, nn.GroupNorm)
+        and is_plain(resnet.norm2, nn.GroupNorm)
+        and (resnet.conv_shortcut is None or is_conv(resnet.conv_shortcut, 1))
         and isinstance(resnet.nonlinearity, nn.SiLU)
         and resnet.output_scale_factor == 1
         and min(resnet.in_channels, resnet.out_channels) >= _LEAST_CHANNELS
-        # Only a block that neither concatenates nor projects may change the size.
+        # Only a block that does not project may change the size.
         and not ((resnet.up or resnet.down) and resnet.conv_shortcut is not None)
     )
 
@@ -285,7 +285,7 @@ class _Run:
             pixels = out.unflatten(2, (-1, 2)).unflatten(1, (-1, 2))
             pixels.copy_(parts[0][:, :, None, :, None])
         else:
-            residual = parts[0]
+            residual = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
         affine = norm_affine(block.norm2, [hidden], scale_shift)
         conv3x3([hidden], block.conv2, out, self.workspace, affine=affine, residual=residual)
         return out.permute(0, 3, 1, 2)
