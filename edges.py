@@ -8,12 +8,9 @@ here, in one place, with words instead of a shape mismatch.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-
-if TYPE_CHECKING:
-    from .samplers.schedule import UnCLIPSchedule
 
 
 class EdgeError(ValueError):
@@ -69,19 +66,19 @@ class TextEncoding:
 
 @dataclass(frozen=True)
 class Prior:
-    """UNCLIP_PRIOR: a prior in the host's care, the schedule it was published with, its space."""
+    """UNCLIP_PRIOR: a prior in the host's care, its published ``UnCLIPSchedule``, its space."""
 
     managed: Any
-    schedule: UnCLIPSchedule
+    schedule: Any
     space: EmbeddingSpace
 
 
 @dataclass(frozen=True)
 class Upscaler:
-    """UNCLIP_UPSCALER: Karlo's two super-resolution networks, their schedule and picture sizes."""
+    """UNCLIP_UPSCALER: Karlo's super-resolution networks, their schedule and picture sizes."""
 
     managed: Any
-    schedule: UnCLIPSchedule
+    schedule: Any
     low_size: int
     high_size: int
 
