@@ -21,13 +21,14 @@ import http.client
 import json
 import re
 import shutil
+import sys
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from .libraries import LibraryError, require
 
@@ -175,6 +176,23 @@ def download(
             f" it resumes from '{partial}'"
         ) from error
     return target
+
+
+def console_progress(out: TextIO | None = None) -> Progress:
+    """A progress line for a terminal, rewritten at most five times a second."""
+    stream = out or sys.stderr
+    last = 0.0
+
+    def tell(name: str, done: int, total: int) -> None:
+        nonlocal last
+        if name and time.monotonic() - last < 0.2:
+            return
+        last = time.monotonic()
+        line = f"{done / 1e9:6.2f} of {total / 1e9:.2f} GB  {name}"
+        stream.write(f"\r{line:<78.78}" + ("" if name else "\n"))
+        stream.flush()
+
+    return tell
 
 
 def _published_files(published: Published, revision: str | None, api: Any) -> list[File]:
@@ -388,7 +406,7 @@ def _check_space(partial: Path, pending: list[File]) -> None:
     if pending and needed + MARGIN > free:
         raise DownloadError(
             f"'{partial.parent}' has {free / 1e9:.1f} GB free, but {needed / 1e9:.1f} GB are still"
-            " to be downloaded. Free some space, or choose a folder on another disk with --folder"
+            " to be downloaded. Free some space, or choose a folder on another disk with --models"
         )
 
 

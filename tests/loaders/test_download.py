@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import json
 import shutil
 import threading
@@ -379,3 +380,14 @@ def test_choice_of_files() -> None:
     ]
     with pytest.raises(DownloadError, match="lacks absent"):
         choose(names, ["absent"])
+
+
+def test_console_progress() -> None:
+    out = io.StringIO()
+    tell = module.console_progress(out)
+    tell("prior/config.json", 0, 2_000_000_000)
+    tell("prior/config.json", 1, 2_000_000_000)
+    tell("", 2_000_000_000, 2_000_000_000)
+    lines = out.getvalue().split("\r")[1:]
+    assert len(lines) == 2 and "prior/config.json" in lines[0]
+    assert lines[1].strip() == "2.00 of 2.00 GB"

@@ -228,6 +228,7 @@ def test_pixels_round_and_clamp(hub: Path) -> None:
     preprocess = load(hub, "image_encoder").preprocess
     base = torch.full((1, 32, 32, 3), 100 / 255)
     assert torch.equal(preprocess(base + 0.4 / 255), preprocess(base))
+    assert torch.equal(preprocess(base - 0.4 / 255), preprocess(base))
     assert torch.equal(preprocess(base * 0 + 7), preprocess(base * 0 + 1))
     assert torch.equal(preprocess(torch.cat([base, base[..., :1] * 0], -1)), preprocess(base))
     for wrong in (base[0], base[:0], base[..., :2], base * torch.nan):
