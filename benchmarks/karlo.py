@@ -5,8 +5,8 @@
 The peer runs the loops of diffusers' ``UnCLIPPipeline`` with its networks and its
 ``UnCLIPScheduler``; both sides see the same weights, prompt and noise, one picture at a time. Runs
 alternate and the median counts. Processor time is printed beside: on a machine that is busy with
-something else, it is the steadier of the two. Peak memory includes the weights. `all` is the sum of the stages,
-each side fed by its own stage before, and the difference is that of the final pictures.
+something else, it is the steadier of the two. Peak memory includes the weights. `all` is the sum of
+the stages, each side fed by its own stage before, and the difference is that of the final pictures.
 """
 
 from __future__ import annotations
@@ -403,6 +403,14 @@ def compile_networks(stage: Stage) -> None:
             setattr(unclip, name, wrapped)
 
 
+def write(rows: list[dict[str, Any]], args: argparse.Namespace) -> None:
+    """Write what is measured so far to the file asked for."""
+    if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        settings = {"machine": machine(args), "runs": args.runs, "compiled": args.compile}
+        args.json.write_text(json.dumps([row | settings for row in rows], indent=1) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--stage", choices=[*STAGES, "all"], default="all")
@@ -437,6 +445,7 @@ def main() -> None:
         found = compare(stage, given, args)
         given = found["ours"], found["peer"]
         rows.append(found["row"])
+        write(rows, args)
         if name == "sr":
             count = sr_flops(stage.config["sr"]) * stage.steps
             rate = matmul_rate(stage.device, stage.dtype)
@@ -466,10 +475,7 @@ def main() -> None:
             f"{row['work']:28}{row['ours_s']:10.3f}{row['peer_s']:10.3f}{row['ratio']:8.2f}"
             f"{row['cpu_ratio']:11.2f}{row['max_abs_diff']:10.1e}{peaks:>18}"
         )
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        settings = {"machine": machine(args), "runs": args.runs, "compiled": args.compile}
-        args.json.write_text(json.dumps([row | settings for row in rows], indent=1) + "\n")
+    write(rows, args)
 
 
 if __name__ == "__main__":
