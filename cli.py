@@ -182,10 +182,11 @@ class Bars:
 
 def _download(options: argparse.Namespace) -> int:
     from .host import host
-    from .loaders.download import download
+    from .loaders.download import console_progress, download
 
     folder = host.model_folders()[0]
-    print(download(options.system, folder, revision=options.revision))
+    show = console_progress()
+    print(download(options.system, folder, progress=show, revision=options.revision))
     return 0
 
 
