@@ -16,6 +16,10 @@ import numpy as np
 import torch
 
 
+class Unfinished(Exception):
+    """Training stopped where it was told to; its state lies ready to go on."""
+
+
 @dataclass(frozen=True)
 class Draw:
     """The random numbers of one step."""
@@ -93,6 +97,9 @@ def train(
 
     Returns:
         The averaged weights (EMA), by parameter name, fp32 on the CPU.
+
+    Raises:
+        Unfinished: ``stop_after`` came before the plan's end.
     """
     from tqdm import tqdm
 
@@ -143,4 +150,6 @@ def train(
         if (step + 1) % plan.save_every == 0 or step + 1 == last:
             save(step + 1)
     network.eval()
+    if last < plan.steps:
+        raise Unfinished(f"{plan.stage} stopped at step {last} of {plan.steps}")
     return {name: value.cpu() for name, value in average.items()}

@@ -34,6 +34,9 @@ def train_stage(
         state: where the training's own state lies, to resume from.
         steps: optimiser steps instead of the recipe's number.
         stop_after: leave after so many steps, as an interruption would.
+
+    Raises:
+        Unfinished: ``stop_after`` came before the end; no weights were written.
     """
     from .stages_clip import train_clip
     from .stages_decoder import train_decoder
