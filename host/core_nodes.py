@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, ImageSequence
 from PIL.PngImagePlugin import PngInfo
 
 from . import embedded_io as io
@@ -34,7 +35,7 @@ class PixelSpaceVAE:
 
 
 def _schema(node_id: str, category: str, inputs: list, outputs: list, **more: Any) -> io.Schema:
-    return io.Schema(node_id, node_id, category, "", inputs, outputs, **more)
+    return io.Schema(node_id, category=category, inputs=inputs, outputs=outputs, **more)
 
 
 class LoadImage(io.ComfyNode):
@@ -59,14 +60,25 @@ class LoadImage(io.ComfyNode):
     @classmethod
     def execute(cls, image: str) -> io.NodeOutput:
         with Image.open(cls._path(image)) as opened:
-            picture = ImageOps.exif_transpose(opened)
-            rgb = np.asarray(picture.convert("RGB"), dtype=np.float32) / 255
-            if "A" in picture.getbands():
-                alpha = np.asarray(picture.getchannel("A"), dtype=np.float32) / 255
-                mask = 1 - torch.from_numpy(alpha)
-            else:
-                mask = torch.zeros(64, 64)
-        return io.NodeOutput(torch.from_numpy(rgb)[None], mask[None])
+            frames = [_frame(ImageOps.exif_transpose(f)) for f in ImageSequence.Iterator(opened)]
+            # A phone's MPO holds previews of the first picture, no animation.
+            several = opened.format != "MPO"
+        first = frames[0][0].shape
+        frames = [frame for frame in frames if frame[0].shape == first][: None if several else 1]
+        pictures, masks = zip(*frames, strict=True)
+        if all(mask is None for mask in masks):
+            masks = [torch.zeros(64, 64)] * len(frames)  # the host's "no mask"
+        else:
+            masks = [torch.zeros(first[:2]) if mask is None else mask for mask in masks]
+        return io.NodeOutput(torch.stack(pictures), torch.stack(masks))
+
+    @classmethod
+    def validate_inputs(cls, image: str) -> bool | str:
+        try:
+            cls._path(image)
+        except WorkflowError as error:
+            return str(error)
+        return True
 
     @staticmethod
     def _path(name: str) -> Path:
@@ -86,9 +98,38 @@ class LoadImage(io.ComfyNode):
         return path
 
 
+def _frame(picture: Image.Image) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """A frame's colours ``[H, W, 3]`` and, if it has alpha, the mask ``1 - alpha`` ``[H, W]``."""
+    if picture.mode == "P" and "transparency" in picture.info:
+        picture = picture.convert("RGBA")
+    if picture.mode.startswith("I"):  # 16 bits: "I" or "I;16", as Pillow's version has it
+        picture = picture.point(lambda level: level * (1 / 255))
+    colours = np.asarray(picture.convert("RGB"), dtype=np.float32) / 255
+    mask = None
+    if "A" in picture.getbands():
+        mask = 1 - torch.from_numpy(np.asarray(picture.getchannel("A"), dtype=np.float32) / 255)
+    return torch.from_numpy(colours), mask
+
+
+def _dated(prefix: str, now: time.struct_time) -> str:
+    """Fill in the editor's ``%date:yyyy-MM-dd%`` (and plain ``%date%``)."""
+    codes = {"yyyy": "%Y", "yy": "%y", "MM": "%m", "dd": "%d"}
+    codes |= {"hh": "%H", "HH": "%H", "mm": "%M", "ss": "%S"}
+
+    def fill(found: re.Match) -> str:
+        return re.sub(
+            "yyyy|yy|MM|dd|hh|HH|mm|ss",
+            lambda part: time.strftime(codes[part[0]], now),
+            found[1] or "yyyy-MM-dd",
+        )
+
+    return re.sub(r"%date(?::([^%]*))?%", fill, prefix)
+
+
 def _save(images: torch.Tensor, prefix: str, folder: Path) -> dict[str, Any]:
     """Write pictures as the host's SaveImage does, with the workflow in the PNG."""
     now = time.localtime()
+    prefix = _dated(prefix, now)
     fields = {
         "year": "%Y",
         "month": "%m",
@@ -263,12 +304,105 @@ class CLIPVisionEncode(io.ComfyNode):
         return io.NodeOutput(clip_vision.encode_image(image, crop=crop == "center"))
 
 
+class ConditioningAverage(io.ComfyNode):
+    """Two prompts mixed: hidden states and pooled embeddings."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        inputs = [
+            io.Conditioning.Input("conditioning_to"),
+            io.Conditioning.Input("conditioning_from"),
+            io.Float.Input("conditioning_to_strength", default=1.0, min=0, max=1, step=0.01),
+        ]
+        return _schema("ConditioningAverage", "conditioning", inputs, [io.Conditioning.Output()])
+
+    @classmethod
+    def execute(
+        cls, conditioning_to: list, conditioning_from: list, conditioning_to_strength: float
+    ) -> io.NodeOutput:
+        strength = conditioning_to_strength
+        other, other_extra = conditioning_from[0]
+        pooled_other = other_extra.get("pooled_output")
+        mixed = []
+        for hidden, extra in conditioning_to:
+            length = hidden.shape[1]
+            padding = (0, 0, 0, max(0, length - other.shape[1]))
+            fitted = torch.nn.functional.pad(other[:, :length], padding)
+            extra = dict(extra)
+            if pooled_other is not None:
+                pooled = extra.get("pooled_output", pooled_other)
+                extra["pooled_output"] = pooled * strength + pooled_other * (1 - strength)
+            mixed.append([hidden * strength + fitted * (1 - strength), extra])
+        return io.NodeOutput(mixed)
+
+
+class UnCLIPConditioning(io.ComfyNode):
+    """A prompt that carries an image embedding, for native samplers."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        inputs = [
+            io.Conditioning.Input("conditioning"),
+            io.ClipVisionOutput.Input("clip_vision_output"),
+            io.Float.Input("strength", default=1.0, min=-10, max=10, step=0.01),
+            io.Float.Input("noise_augmentation", default=0.0, min=0, max=1, step=0.01),
+        ]
+        return _schema("unCLIPConditioning", "conditioning", inputs, [io.Conditioning.Output()])
+
+    @classmethod
+    def execute(
+        cls, conditioning: list, clip_vision_output: Any, strength: float, noise_augmentation: float
+    ) -> io.NodeOutput:
+        if strength == 0:
+            return io.NodeOutput(conditioning)
+        entry = {
+            "clip_vision_output": clip_vision_output,
+            "strength": strength,
+            "noise_augmentation": noise_augmentation,
+        }
+        return io.NodeOutput(
+            [
+                [hidden, {**extra, "unclip_conditioning": [*_carried(extra), entry]}]
+                for hidden, extra in conditioning
+            ]
+        )
+
+
+def _carried(extra: dict) -> list:
+    return extra.get("unclip_conditioning", [])
+
+
+class ImageBatch(io.ComfyNode):
+    """Two pictures, or batches of them, as one batch; the second is cropped and resized."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        inputs = [io.Image.Input("image1"), io.Image.Input("image2")]
+        return _schema("ImageBatch", "image", inputs, [io.Image.Output()])
+
+    @classmethod
+    def execute(cls, image1: torch.Tensor, image2: torch.Tensor) -> io.NodeOutput:
+        height, width = image1.shape[1:3]
+        if image2.shape[1:3] != (height, width):
+            high, wide = image2.shape[1:3]
+            top = max(0, round((high - wide * height / width) / 2))
+            left = max(0, round((wide - high * width / height) / 2))
+            part = image2[:, top : high - top, left : wide - left].movedim(-1, 1)
+            image2 = torch.nn.functional.interpolate(part, (height, width), mode="bilinear")
+            image2 = image2.movedim(1, -1)
+        return io.NodeOutput(torch.cat((image1, image2)))
+
+
 class PrimitiveInt(io.ComfyNode):
     """A number for several nodes."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        inputs = [io.Int.Input("value", default=0, control_after_generate=True)]
+        inputs = [
+            io.Int.Input(
+                "value", default=0, min=-sys.maxsize, max=sys.maxsize, control_after_generate=True
+            )
+        ]
         return _schema("PrimitiveInt", "utils/primitive", inputs, [io.Int.Output()])
 
     @classmethod
@@ -287,5 +421,8 @@ CORE_NODES = [
     VAEEncode,
     CLIPTextEncode,
     CLIPVisionEncode,
+    ConditioningAverage,
+    UnCLIPConditioning,
+    ImageBatch,
     PrimitiveInt,
 ]

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 NAME = "the embedded host"
 MODELS_VARIABLE = "PRIOR_ART_MODELS"
+PACK = Path(__file__).resolve().parents[1]
 
 logger = logging.getLogger("prior_art")
 
@@ -43,7 +44,7 @@ class Interrupted(Exception):
 @dataclass
 class Session:
     """What surrounds the running workflow: folders, what SaveImage notes in its PNGs, who listens
-    to progress and warnings, the stop button."""
+    to progress and warnings, the stop button, and whether a workflow runs now."""
 
     input_folder: Path = Path("input")
     output_folder: Path = Path("output")
@@ -52,6 +53,7 @@ class Session:
     on_progress: Callable[[int, int, Image | None], None] | None = None
     on_warning: Callable[[str], None] | None = None
     stop: threading.Event = field(default_factory=threading.Event)
+    running: bool = False
 
 
 session = Session()
@@ -82,10 +84,15 @@ class Clip:
     space: EmbeddingSpace
 
     def tokenize(self, text: str) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
-        """Token ids, mask, and what was cut."""
+        """Token ids, mask, and what was cut, of which the user is told."""
         from ..loaders.karlo import tokenize
 
-        return tokenize(self.tokenizer, [text])
+        ids, mask, cut = tokenize(self.tokenizer, [text])
+        if cut[0]:
+            warn(
+                f"the prompt has more than {ids.shape[1]} tokens; not seen by the model: '{cut[0]}'"
+            )
+        return ids, mask, cut
 
     def encode_from_tokens_scheduled(self, tokens: tuple) -> list:
         """The tokens' CONDITIONING."""
@@ -120,11 +127,13 @@ _on_device: list[Managed] = []
 
 
 def model_folders() -> list[Path]:
-    """``$PRIOR_ART_MODELS`` (several, separated as in PATH), else ``models/prior_art`` here."""
+    """``$PRIOR_ART_MODELS`` (several, separated as in PATH), else ``models/prior_art``: that of
+    the current folder, then the pack's own."""
     named = os.environ.get(MODELS_VARIABLE)
     if named:
-        return [Path(part) for part in named.split(os.pathsep) if part]
-    return [Path("models") / "prior_art"]
+        return [Path(part).expanduser() for part in named.split(os.pathsep) if part]
+    here, own = Path("models") / "prior_art", PACK / "models" / "prior_art"
+    return [here] if here.resolve() == own.resolve() else [here, own]
 
 
 def pick_dtype(choice: str, module_kind: str) -> torch.dtype:

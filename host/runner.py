@@ -6,15 +6,21 @@ change from one run to the next, and names the node in every error.
 
 from __future__ import annotations
 
+import inspect
+import itertools
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from . import embedded
 from .embedded import Interrupted, session
-from .workflow import WorkflowError, is_api, to_api, unknown_node
+from .workflow import WorkflowError, to_api, unknown_node
+
+_NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
 class NodeError(RuntimeError):
@@ -27,7 +33,7 @@ class Run:
 
     Attributes:
         pictures: files that SaveImage wrote, in order.
-        values: outputs of every node, by id.
+        values: outputs of every node, by id; without a cache, of those that no node waits for.
         seconds: wall time of each executed node, by id.
         cached: ids served from the cache.
     """
@@ -45,6 +51,8 @@ class Runner:
     Attributes:
         nodes: node classes by id.
         output_folder, input_folder: for SaveImage and LoadImage.
+        keep: keep every node's outputs for the next run. Switched off, what a node made is freed
+            once the last node that needs it has run, and each run starts anew.
         on_node: called with (id, title) before a node runs.
         on_progress: called with (id, step, steps, preview or None) while it runs.
     """
@@ -52,9 +60,14 @@ class Runner:
     nodes: Mapping[str, Any]
     output_folder: Path = Path("output")
     input_folder: Path = Path("input")
+    keep: bool = True
     on_node: Callable[[str, str], None] | None = None
     on_progress: Callable[[str, int, int, Any], None] | None = None
-    _cache: dict[Any, tuple[tuple, dict | None]] = field(default_factory=dict)
+    _cache: dict[int, tuple[tuple, dict | None]] = field(default_factory=dict)
+    # Numbers for signatures: a signature holds its ancestors' numbers, not their signatures, so
+    # that it stays short however the graph branches.
+    _numbers: dict[tuple, int] = field(default_factory=dict)
+    _counter: Any = field(default_factory=itertools.count)
 
     def run(self, workflow: Mapping[str, Any]) -> Run:
         """Execute a workflow of either format.
@@ -62,35 +75,56 @@ class Runner:
         Raises:
             WorkflowError: the workflow does not fit together; nothing was executed.
             NodeError: a node failed.
-            Interrupted: ``session.stop`` was set.
+            Interrupted: :func:`interrupt` was called; it stops between two steps or two nodes.
         """
+        session.input_folder, session.output_folder = self.input_folder, self.output_folder
         prompt = to_api(workflow, self.nodes)
         needed = check(prompt, self.nodes)
-        session.input_folder, session.output_folder = self.input_folder, self.output_folder
         session.prompt = prompt
-        session.workflow = None if is_api(workflow) else dict(workflow)
+        session.workflow = dict(workflow) if "nodes" in workflow else None
         session.stop.clear()
-        run, signatures, shown = Run(), {}, {}
+        session.running = True
+        try:
+            return self._run(prompt, needed)
+        finally:
+            session.running = False
+            if not self.keep:
+                self._cache.clear()
+                self._numbers.clear()
+
+    def _run(self, prompt: dict[str, dict], needed: list[str]) -> Run:
+        run, numbers = Run(), {}
+        waiting = Counter(source for key in needed for source in _sources(prompt[key]))
         for key in needed:
+            if session.stop.is_set():
+                raise Interrupted(f"stopped before node {key}")
             node = prompt[key]
             title = (node.get("_meta") or {}).get("title") or node["class_type"]
             try:
-                signatures[key] = self._signature(node, signatures)
-                if signatures[key] in self._cache:
+                number = numbers[key] = self._number(key, node, numbers)
+                if number in self._cache:
                     run.cached.append(key)
                 else:
-                    self._execute(key, title, node, run, signatures[key])
+                    self._execute(key, title, node, run, number)
             except Interrupted:
                 raise
             except Exception as error:
-                raise NodeError(f"node {key} '{title}' ({node['class_type']}): {error}") from error
-            run.values[key], shown[key] = self._cache[signatures[key]]
-            run.pictures += (shown[key] or {}).get("images", [])
-        kept = set(signatures.values())
+                said = str(error) or type(error).__name__
+                raise NodeError(f"node {key} '{title}' ({node['class_type']}): {said}") from error
+            run.values[key], shown = self._cache[number]
+            run.pictures += (shown or {}).get("images", [])
+            if not self.keep:
+                del self._cache[number]
+                waiting.subtract(_sources(node))
+                for source in set(_sources(node)):
+                    if not waiting[source]:
+                        del run.values[source]
+        kept = set(numbers.values())
         self._cache = {name: value for name, value in self._cache.items() if name in kept}
+        self._numbers = {name: value for name, value in self._numbers.items() if value in kept}
         return run
 
-    def _execute(self, key: str, title: str, node: dict, run: Run, signature: Any) -> None:
+    def _execute(self, key: str, title: str, node: dict, run: Run, number: int) -> None:
         inputs = {
             name: run.values[value[0]][value[1]] if is_link(value) else value
             for name, value in node["inputs"].items()
@@ -100,20 +134,32 @@ class Runner:
         if self.on_progress is not None:
             session.on_progress = lambda *step: self.on_progress(key, *step)
         started = time.perf_counter()
+        node_class = self.nodes[node["class_type"]]
+        schema = node_class.define_schema()
+        if schema.hidden:
+            asked = SimpleNamespace(unique_id=key, prompt=session.prompt, extra_pnginfo=None)
+            node_class = type(node_class.__name__, (node_class,), {"hidden": asked})
         try:
-            output = self.nodes[node["class_type"]].execute(**inputs)
+            output = node_class.execute(**inputs)
         finally:
             session.on_progress = None
+        if output.block_execution is not None or output.expand is not None:
+            raise ValueError("blocked itself or asked for more nodes; only ComfyUI can do that")
+        if len(output.args) != len(schema.outputs):
+            raise ValueError(f"gave {len(output.args)} outputs, but has {len(schema.outputs)}")
         run.seconds[key] = time.perf_counter() - started
-        self._cache[signature] = (output.args, output.ui)
+        self._cache[number] = (output.args, output.ui)
 
-    def _signature(self, node: dict, ancestors: dict[str, Any]) -> Any:
+    def _number(self, key: str, node: dict, ancestors: dict[str, int]) -> int:
         """Equal for two nodes that must give the same result."""
         inputs = tuple(
             (name, ("link", ancestors[value[0]], value[1]) if is_link(value) else repr(value))
             for name, value in sorted(node["inputs"].items())
         )
-        return node["class_type"], inputs, self._fingerprint(node)
+        schema = self.nodes[node["class_type"]].define_schema()
+        alone = key if schema.not_idempotent or schema.hidden or not self.keep else None
+        signature = (node["class_type"], inputs, self._fingerprint(node), alone)
+        return self._numbers.setdefault(signature, next(self._counter))
 
     def _fingerprint(self, node: dict) -> Any:
         look = getattr(self.nodes[node["class_type"]], "fingerprint_inputs", None)
@@ -121,10 +167,17 @@ class Runner:
             return None
         constants = {k: None if is_link(v) else v for k, v in node["inputs"].items()}
         try:
-            return look(**constants)
+            found = look(**constants)
+            # NaN says "always run again": it differs from itself.
+            return repr(found) if found == found else object()
         except Exception:
             # As in the host: what cannot be fingerprinted runs again, and says itself why.
             return object()
+
+
+def _sources(node: Mapping[str, Any]) -> list[str]:
+    """The ids of the nodes wired into a node, one for each wire."""
+    return [value[0] for value in node["inputs"].values() if is_link(value)]
 
 
 def node_classes() -> dict[str, Any]:
@@ -158,7 +211,10 @@ def check(prompt: Mapping[str, Any], nodes: Mapping[str, Any]) -> list[str]:
     for key, node in prompt.items():
         if node["class_type"] not in nodes:
             raise WorkflowError(unknown_node(key, node["class_type"]))
-    schemas = {key: nodes[node["class_type"]].define_schema() for key, node in prompt.items()}
+    found = {
+        name: nodes[name].define_schema() for name in {n["class_type"] for n in prompt.values()}
+    }
+    schemas = {key: found[node["class_type"]] for key, node in prompt.items()}
     outputs = [key for key, schema in schemas.items() if schema.is_output_node]
     if not outputs:
         raise WorkflowError("the workflow has no output; add a Save Image or Preview Image node")
@@ -171,7 +227,7 @@ def check(prompt: Mapping[str, Any], nodes: Mapping[str, Any]) -> list[str]:
         if key in open_nodes:
             raise WorkflowError(f"node {key}'s inputs go round in a circle")
         open_nodes.add(key)
-        _check_inputs(key, prompt, schemas)
+        _check_inputs(key, prompt, schemas, nodes)
         for value in prompt[key]["inputs"].values():
             if is_link(value):
                 visit(value[0])
@@ -182,25 +238,51 @@ def check(prompt: Mapping[str, Any], nodes: Mapping[str, Any]) -> list[str]:
     return order
 
 
-def _check_inputs(key: str, prompt: Mapping[str, Any], schemas: Mapping[str, Any]) -> None:
+def _check_inputs(
+    key: str, prompt: Mapping[str, Any], schemas: Mapping[str, Any], nodes: Mapping[str, Any]
+) -> None:
     node, schema = prompt[key], schemas[key]
     sockets = {socket.id: socket for socket in schema.inputs}
     # As in the host: what a node does not know (an editor's widget, an old input) is left out.
     node["inputs"] = {k: v for k, v in node["inputs"].items() if k in sockets}
-    where = f"node {key} '{(node.get('_meta') or {}).get('title', schema.display_name)}'"
-    where += f" ({node['class_type']})"
+    title = (node.get("_meta") or {}).get("title") or schema.display_name
+    where = f"node {key} '{title}' ({node['class_type']})"
+    if schema.is_input_list or any(socket.is_output_list for socket in schema.outputs):
+        raise WorkflowError(f"{where} works on lists; run this workflow in ComfyUI")
+    validate = getattr(nodes[node["class_type"]], "validate_inputs", None)
+    own = inspect.signature(validate).parameters if validate is not None else {}
+    looks_at_all = any(one.kind is one.VAR_KEYWORD for one in own.values())
     for name, socket in sockets.items():
         if name not in node["inputs"]:
             if not socket.optional:
-                raise WorkflowError(f"{where}: '{name}' ({socket.io_type}) is missing; wire it")
+                cure = "set it" if socket.is_widget else "wire it"
+                raise WorkflowError(f"{where}: '{name}' ({socket.io_type}) is missing; {cure}")
             continue
         value = node["inputs"][name]
+        if isinstance(value, Mapping) and "__value__" in value:
+            value = node["inputs"][name] = value["__value__"]  # how the editor sends a list
         if is_link(value):
             _check_link(where, name, socket, value, prompt, schemas)
-        elif not socket.is_widget:
+        elif not socket.takes_value:
             raise WorkflowError(f"{where}: '{name}' needs a wire of type {socket.io_type}")
         else:
-            node["inputs"][name] = _widget(where, name, socket, value)
+            bounded = not (looks_at_all or name in own)
+            node["inputs"][name] = _widget(where, name, socket, value, bounded)
+    if validate is not None:
+        values = {k: v for k, v in node["inputs"].items() if looks_at_all or k in own}
+        _ask_node(where, values, validate, own)
+
+
+def _ask_node(where: str, values: Mapping[str, Any], validate: Callable, own: Mapping) -> None:
+    """Let a node's ``validate_inputs`` see the values it asks for; what is wired has none yet."""
+    given = {name: value for name, value in values.items() if not is_link(value)}
+    needed = [name for name, one in own.items() if one.default is one.empty and one.kind in _NAMED]
+    if not all(name in given for name in needed):
+        return
+    verdict = validate(**given)
+    if verdict is not True:
+        said = verdict or f"refused {', '.join(given)}"
+        raise WorkflowError(f"{where}: {said}")
 
 
 def _check_link(
@@ -216,15 +298,22 @@ def _check_link(
             f" has {len(outputs)}"
         )
     given = outputs[slot].io_type
-    if given != socket.io_type:
+    if not _fits(given, socket.io_type):
         raise WorkflowError(
             f"{where}: '{name}' needs {socket.io_type}, but node {source}"
             f" ({prompt[source]['class_type']}) gives {given}"
         )
 
 
-def _widget(where: str, name: str, socket: Any, value: Any) -> Any:
-    """A widget's value as its type, inside its bounds."""
+def _fits(given: str, wanted: str) -> bool:
+    """Whether a wire of type ``given`` may go into an input of type ``wanted``; ``*`` fits any."""
+    if "*" in (given, wanted):
+        return True
+    return not set(given.split(",")).isdisjoint(wanted.split(","))
+
+
+def _widget(where: str, name: str, socket: Any, value: Any, bounded: bool) -> Any:
+    """A widget's value as its type, inside its bounds unless the node checks these itself."""
     kinds = {"INT": int, "FLOAT": float, "STRING": str, "BOOLEAN": bool}
     try:
         value = kinds.get(socket.io_type, lambda same: same)(value)
@@ -232,18 +321,20 @@ def _widget(where: str, name: str, socket: Any, value: Any) -> Any:
         raise WorkflowError(
             f"{where}: '{name}' is {value!r}, which is no {socket.io_type}"
         ) from None
+    if not bounded:
+        return value
     low, high = socket.options.get("min"), socket.options.get("max")
     if low is not None and value < low:
         raise WorkflowError(f"{where}: '{name}' is {value}; the smallest is {low}")
     if high is not None and value > high:
         raise WorkflowError(f"{where}: '{name}' is {value}; the largest is {high}")
     options = socket.options.get("options")
-    if options is not None and value not in options and not socket.options.get("upload"):
-        shown = ", ".join(map(str, options[:10]))
+    if options is not None and value not in options:
+        shown = ", ".join(map(str, options[:10])) + (", ..." if len(options) > 10 else "")
         raise WorkflowError(f"{where}: '{name}' is '{value}', which is not in the list: {shown}")
     return value
 
 
 def interrupt() -> None:
-    """Stop the running workflow within one step."""
+    """Stop the running workflow within one step; may be called from any thread."""
     embedded.session.stop.set()

@@ -13,7 +13,7 @@ from typing import Any
 
 MUTED, BYPASSED = 2, 4
 NOTES = ("Note", "MarkdownNote")
-CONTROLS = ("fixed", "increment", "decrement", "randomize")
+CONTROLS = ("fixed", "increment", "increment-wrap", "decrement", "randomize")
 # A subgraph's own input and output in its links.
 _INSIDE_INPUT, _INSIDE_OUTPUT = -10, -20
 
@@ -41,8 +41,13 @@ def to_api(workflow: Mapping[str, Any], nodes: Mapping[str, Any]) -> dict[str, d
     Raises:
         WorkflowError: neither format, or a node that is not in ``nodes``.
     """
+    if isinstance(workflow, Mapping) and is_api(workflow.get("prompt")):
+        workflow = workflow["prompt"]  # what a client posts to the host
     if is_api(workflow):
-        return {str(key): dict(node) for key, node in workflow.items()}
+        return {
+            str(key): {**node, "inputs": dict(node.get("inputs") or {})}
+            for key, node in workflow.items()
+        }
     if not isinstance(workflow, Mapping) or not isinstance(workflow.get("nodes"), list):
         raise WorkflowError(
             "this JSON is no workflow; export it from ComfyUI with 'Save' or 'Export (API)'"
@@ -51,7 +56,7 @@ def to_api(workflow: Mapping[str, Any], nodes: Mapping[str, Any]) -> dict[str, d
     prompt = {}
     for key in graph.order():
         node = graph.nodes[key]
-        if node.get("mode", 0) in (MUTED, BYPASSED) or node["type"] in (*NOTES, *_VIRTUAL):
+        if graph.silent(key) or node["type"] in (*NOTES, *_VIRTUAL):
             continue
         if node["type"] not in nodes:
             raise WorkflowError(unknown_node(key, node["type"], node.get("properties")))
@@ -84,6 +89,11 @@ def unknown_node(key: str, class_type: str, properties: Mapping[str, Any] | None
             f"node {key} ({class_type}) is ComfyUI's own and not one of those that the headless"
             " runner has; run this workflow in ComfyUI"
         )
+    if class_type.startswith(("workflow/", "workflow>")):
+        return (
+            f"node {key} ({class_type}) is a group node of an old editor; open the workflow in"
+            " ComfyUI, turn it into a subgraph (or ungroup it) and save again"
+        )
     if pack:
         where = f"it belongs to the pack '{pack}'"
     elif class_type.startswith("PriorArt"):
@@ -109,7 +119,6 @@ _CORE = frozenset(
         "CLIPLoader",
         "DualCLIPLoader",
         "CLIPVisionLoader",
-        "unCLIPConditioning",
         "LoraLoader",
         "LoraLoaderModelOnly",
         "ImageScale",
@@ -142,6 +151,8 @@ class _Graph:
         if scope.count(":") > 16:
             raise WorkflowError("a subgraph of this workflow contains itself")
         for link in graph.get("links") or ():
+            if link is None:  # old editors leave holes
+                continue
             number, origin, slot, target, target_slot = _link(link)
             self.links[scope, number] = (origin, slot)
             if target == _INSIDE_OUTPUT:
@@ -157,6 +168,12 @@ class _Graph:
         keys = [key for key, node in self.nodes.items() if node["type"] not in self.definitions]
         return sorted(keys, key=lambda key: (":" in key, self.nodes[key].get("order", 0)))
 
+    def silent(self, key: str) -> bool:
+        """Whether a node, or a subgraph around it, is muted or bypassed."""
+        parts = key.split(":")
+        around = (":".join(parts[:count]) for count in range(1, len(parts) + 1))
+        return any(self.nodes[name].get("mode", 0) in (MUTED, BYPASSED) for name in around)
+
     def resolve(self, key: str, number: int) -> tuple | None:
         """What a link into node ``key`` carries: ("link", (id, slot)), ("value", v) or nothing."""
         scope = key[: key.rfind(":") + 1]
@@ -166,8 +183,9 @@ class _Graph:
             origin, slot = self.links[scope, number]
             if origin == _INSIDE_INPUT:
                 outer = scope[:-1]
-                socket = (self.nodes[outer].get("inputs") or [])[slot]
-                scope, number = outer[: outer.rfind(":") + 1], socket.get("link")
+                sockets = self.nodes[outer].get("inputs") or []
+                number = sockets[slot].get("link") if slot < len(sockets) else None
+                scope = outer[: outer.rfind(":") + 1]
                 if number is None:
                     return None
                 continue
@@ -176,7 +194,8 @@ class _Graph:
             if node is None or node.get("mode", 0) == MUTED:
                 return None
             if node["type"] == "PrimitiveNode":
-                return "value", (node.get("widgets_values") or [None])[0]
+                saved = node.get("widgets_values") or [None]
+                return "value", next(iter(saved.values() if isinstance(saved, Mapping) else saved))
             if node["type"] in self.definitions and node.get("mode", 0) != BYPASSED:
                 number = self.outlets.get(f"{source}:", {}).get(slot)
                 scope = f"{source}:"
@@ -204,10 +223,11 @@ def _through(node: Mapping[str, Any], slot: int) -> int | None:
         return inputs[0].get("link") if inputs else None
     outputs = node.get("outputs") or []
     wanted = outputs[slot]["type"] if slot < len(outputs) else None
-    same_place = inputs[slot : slot + 1]
-    for socket in [*same_place, *inputs]:
-        if socket.get("type") == wanted and socket.get("link") is not None:
-            return socket["link"]
+    # As in the editor: the input in the same place, else the first of the type, wired or not.
+    for fits in (wanted, "*"):
+        for socket in [*inputs[slot : slot + 1], *inputs]:
+            if socket.get("type") == fits or wanted == "*":
+                return socket.get("link")
     return None
 
 
@@ -215,14 +235,19 @@ def _widget_values(schema: Any, node: Mapping[str, Any]) -> dict[str, Any]:
     """A node's widget values by name; saved lists also hold what only the editor uses."""
     saved = node.get("widgets_values") or []
     widgets = [socket for socket in schema.inputs if socket.is_widget]
+    # What the file is too old to know gets the editor's default.
+    values = {socket.id: socket.default() for socket in widgets if not socket.optional}
     if isinstance(saved, Mapping):
-        return {socket.id: saved[socket.id] for socket in widgets if socket.id in saved}
-    values, rest = {}, list(saved)
-    for socket in widgets:
+        return values | {socket.id: saved[socket.id] for socket in widgets if socket.id in saved}
+    rest = list(saved)
+    # The editor lines up the optional inputs after the required ones.
+    for socket in sorted(widgets, key=lambda socket: socket.optional):
         if not rest:
             break
         values[socket.id] = rest.pop(0)
         controlled = socket.options.get("control_after_generate")
         if (controlled or socket.id in ("seed", "noise_seed")) and rest and rest[0] in CONTROLS:
             rest.pop(0)
+            if socket.io_type == "COMBO" and rest and isinstance(rest[0], str):
+                rest.pop(0)  # the filter beside a controlled list
     return values

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 
 import pytest
 import torch
@@ -213,10 +214,10 @@ def test_load_image_reads_colours_and_mask_and_stays_in_its_folder(runner):
     assert image.shape == (1, 2, 4, 3) and image[0, 0, 0].tolist() == [1, 0, 0]
     assert mask.shape == (1, 2, 4) and mask.min() == 1
     prompt["1"]["inputs"]["image"] = "../secret.png"
-    with pytest.raises(NodeError, match="outside the input folder"):
+    with pytest.raises(WorkflowError, match="outside the input folder"):
         runner.run(prompt)
     prompt["1"]["inputs"]["image"] = "none.png"
-    with pytest.raises(NodeError, match="no such file"):
+    with pytest.raises(WorkflowError, match="no such file"):
         runner.run(prompt)
 
 
@@ -233,3 +234,181 @@ def test_pixel_space_vae_and_masks_round_trip(runner):
     prompt["99"]["inputs"]["images"] = ["4", 0]
     run = runner.run(prompt)
     assert torch.allclose(run.values["4"][0], run.values["1"][0])
+
+
+IMAGE = (io.Image.Output(),)
+
+
+def make(node_id, execute, inputs=(), outputs=IMAGE, **more):
+    """A node class made of a function, the schema's other keywords and further class methods."""
+    methods = {name: classmethod(more.pop(name)) for name in list(more) if callable(more[name])}
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(node_id, inputs=list(inputs), outputs=list(outputs), **more)
+
+    methods |= {"define_schema": define_schema, "execute": classmethod(execute)}
+    return type(node_id, (io.ComfyNode,), methods)
+
+
+def pixel(*_, **inputs):
+    ran.append(f"pixel {sorted(inputs)}")
+    return io.NodeOutput(torch.zeros(1, 1, 1, 3))
+
+
+def one(runner, node, inputs=None):
+    """Add a node class to a runner; a prompt that saves what it gives."""
+    node_id = node.define_schema().node_id
+    runner.nodes = {**NODES, node_id: node}
+    save = {"images": ["1", 0], "filename_prefix": "pic"}
+    return {
+        "1": {"class_type": node_id, "inputs": inputs or {}},
+        "99": {"class_type": "SaveImage", "inputs": save},
+    }
+
+
+def test_without_a_cache_values_are_freed_once_nobody_waits(runner):
+    runner.keep = False
+    seen = []
+    look = make(
+        "Look",
+        lambda cls, image: (seen.append(alive()), io.NodeOutput(image))[1],
+        [io.Image.Input("image")],
+    )
+    grey = make("Watched", lambda cls: io.NodeOutput(watch(torch.ones(1, 1, 1, 3))))
+    watched = []
+
+    def watch(value):
+        watched.append(weakref.ref(value))
+        return value
+
+    def alive():
+        return watched[0]() is not None
+
+    runner.nodes = {**NODES, "Watched": grey, "Look": look}
+    prompt = chain("Invert", "Look", "Invert", "Look")
+    prompt["1"] = {"class_type": "Watched", "inputs": {}}
+    prompt["4"]["inputs"]["mix"] = ["1", 0]  # the last to wait for node 1
+    run = runner.run(prompt)
+    assert seen == [True, False]
+    assert set(run.values) == {"99"} and not run.cached
+    assert not runner.run(prompt).cached and len(watched) == 2
+
+
+def test_an_interrupt_stops_between_nodes(runner):
+    runner.on_node = lambda key, title: key == "2" and interrupt()
+    with pytest.raises(Interrupted, match="before node 3"):
+        runner.run(chain("Invert", "Invert"))
+    assert ran == ["Grey 0.25", "Invert"]
+    runner.on_node = None
+    assert set(runner.run(chain("Invert", "Invert")).cached) == {"1", "2"}
+
+
+def test_a_node_validates_its_own_inputs_before_anything_runs(runner):
+    inputs = [io.Int.Input("n", max=4), io.Int.Input("m", max=4)]
+    even = make("Even", pixel, inputs, validate_inputs=lambda cls, n: n % 2 == 0 or f"{n} is odd")
+    with pytest.raises(WorkflowError, match=r"node 1 'Even' \(Even\): 3 is odd"):
+        runner.run(one(runner, even, {"n": 3, "m": 0}))
+    assert not ran
+    # What it looks at itself is not checked against bounds, the rest is.
+    assert runner.run(one(runner, even, {"n": 6, "m": 0})).pictures
+    with pytest.raises(WorkflowError, match="'m' is 6; the largest is 4"):
+        runner.run(one(runner, even, {"n": 6, "m": 6}))
+
+
+def test_a_validation_without_words_names_the_values_it_refused(runner):
+    refuse = make("Refuse", pixel, [io.Int.Input("n")], validate_inputs=lambda cls, n: False)
+    with pytest.raises(WorkflowError, match="refused n"):
+        runner.run(one(runner, refuse, {"n": 3}))
+
+
+def test_a_node_that_validates_everything_checks_the_bounds_itself(runner):
+    node = make(
+        "All", pixel, [io.Int.Input("n", max=4)], validate_inputs=lambda cls, **inputs: True
+    )
+    assert runner.run(one(runner, node, {"n": 6})).pictures
+
+
+def test_a_wired_value_is_not_validated_before_it_is_there(runner):
+    node = make("Even", pixel, [io.Int.Input("n")], validate_inputs=lambda cls, n: n % 2 == 0)
+    prompt = one(runner, node, {"n": ["5", 0]})
+    prompt["5"] = {"class_type": "PrimitiveInt", "inputs": {"value": 3}}
+    assert runner.run(prompt).pictures
+
+
+@pytest.mark.parametrize(("fingerprint", "again"), [(float("nan"), True), ("same", False)])
+def test_a_fingerprint_of_nan_runs_again(runner, fingerprint, again):
+    node = make("Watch", pixel, fingerprint_inputs=lambda cls: fingerprint)
+    prompt = one(runner, node)
+    runner.run(prompt)
+    assert ("1" in runner.run(prompt).cached) is not again
+    assert len(ran) == 1 + again
+
+
+@pytest.mark.parametrize(
+    ("flags", "times"),
+    [({}, 1), ({"not_idempotent": True}, 2), ({"hidden": [io.Hidden.unique_id]}, 2)],
+)
+def test_equal_nodes_run_once_unless_they_say_otherwise(runner, flags, times):
+    prompt = one(runner, make("Twin", pixel, **flags))
+    prompt["2"] = {"class_type": "Twin", "inputs": {}}
+    prompt["98"] = {"class_type": "PreviewImage", "inputs": {"images": ["2", 0]}}
+    runner.run(prompt)
+    assert len(ran) == times
+    assert {"1", "2"} <= set(runner.run(prompt).cached)
+
+
+def test_a_node_sees_the_hidden_inputs_it_asked_for(runner):
+    seen = []
+
+    def look(cls):
+        seen.append((cls.hidden.unique_id, list(cls.hidden.prompt)))
+        return pixel()
+
+    node = make("Curious", look, hidden=[io.Hidden.unique_id, io.Hidden.prompt])
+    runner.run(one(runner, node))
+    assert seen == [("1", ["1", "99"])]
+
+
+def test_a_post_body_runs_and_leaves_no_workflow_in_the_picture(runner):
+    run = runner.run({"prompt": chain(), "client_id": "x"})
+    with Image.open(run.pictures[0]) as picture:
+        assert set(picture.text) == {"prompt"}
+        assert set(json.loads(picture.text["prompt"])) == {"1", "99"}
+
+
+@pytest.mark.parametrize(
+    "lists", [{"is_input_list": True}, {"outputs": [io.Image.Output(is_output_list=True)]}]
+)
+def test_a_node_of_lists_is_refused(runner, lists):
+    with pytest.raises(WorkflowError, match=r"works on lists.*in ComfyUI"):
+        runner.run(one(runner, make("Lists", pixel, **lists)))
+
+
+@pytest.mark.parametrize(
+    ("socket", "fits"),
+    [
+        (io.MultiType.Input("x", [io.Image, io.Mask]), True),
+        (io.AnyType.Input("x"), True),
+        (io.MultiType.Input("x", [io.Latent, io.Mask]), False),
+    ],
+)
+def test_a_wire_fits_any_of_several_types(runner, socket, fits):
+    prompt = one(runner, make("Several", pixel, [socket]), {"x": ["5", 0]})
+    prompt["5"] = chain()["1"]
+    if fits:
+        assert runner.run(prompt).pictures
+    else:
+        with pytest.raises(WorkflowError, match="'x' needs LATENT,MASK, but node 5"):
+            runner.run(prompt)
+
+
+def test_an_output_of_any_type_fits_every_input(runner):
+    prompt = one(runner, make("Any", pixel, outputs=[io.AnyType.Output()]))
+    assert runner.run(prompt).pictures
+
+
+def test_a_node_may_neither_block_nor_expand(runner):
+    node = make("Grow", lambda cls: io.NodeOutput(expand={"7": {}}))
+    with pytest.raises(NodeError, match="only ComfyUI can do that"):
+        runner.run(one(runner, node))

@@ -152,3 +152,92 @@ def test_an_unknown_node_is_named_with_its_pack(class_type, properties, said):
 def test_what_is_no_workflow_is_refused(junk):
     with pytest.raises(WorkflowError, match="no workflow"):
         to_api(junk, NODES)
+
+
+def test_a_post_body_is_its_prompt():
+    prompt = {"1": {"class_type": "Number", "inputs": {"seed": 3}}, "2": {"class_type": "Number"}}
+    converted = to_api({"prompt": prompt, "client_id": "x"}, NODES)
+    assert converted == {"1": prompt["1"], "2": {"class_type": "Number", "inputs": {}}}
+    converted["1"]["inputs"]["seed"] = 4
+    assert prompt["1"]["inputs"] == {"seed": 3}
+
+
+def test_holes_in_links_are_passed_over():
+    prompt = convert([source(), sink(5)], [None, [5, 1, 1, 9, 0, "FLOAT"], None])
+    assert prompt["9"]["inputs"]["scale"] == ["1", 1]
+
+
+@pytest.mark.parametrize("saved", [[7, "randomize"], {"seed": 7}])
+def test_a_widget_that_the_file_does_not_know_gets_the_editors_default(saved):
+    assert convert([node(1, "Number", saved)], [])["1"]["inputs"] == {"seed": 7, "scale": 1.0}
+
+
+def test_default_of_each_widget():
+    plain = [one.Input("x").default() for one in (io.Int, io.Float, io.String, io.Boolean)]
+    assert plain == [0, 0.0, "", False]
+    assert io.Combo.Input("x", options=["a", "b"]).default() == "a"
+    assert io.Combo.Input("x", options=["a", "b"], default="b").default() == "b"
+    assert io.Combo.Input("x", options=[]).default() is None
+
+
+def test_optional_widgets_are_saved_after_the_required_ones():
+    class Mixed(io.ComfyNode):
+        @classmethod
+        def define_schema(cls):
+            inputs = [
+                io.Int.Input("extra", optional=True),
+                io.Combo.Input("choice", options=["a", "b"], control_after_generate=True),
+                io.Int.Input("wire", force_input=True),
+                io.Int.Input("n"),
+            ]
+            return io.Schema("Mixed", inputs=inputs)
+
+    saved = node(1, "Mixed", ["b", "increment", "", 5, 6])
+    prompt = to_api({"nodes": [saved], "links": []}, {"Mixed": Mixed})
+    assert prompt["1"]["inputs"] == {"choice": "b", "n": 5, "extra": 6}
+
+
+@pytest.mark.parametrize("class_type", ["workflow/My group", "workflow>My group"])
+def test_a_group_node_is_refused_with_the_cure(class_type):
+    with pytest.raises(WorkflowError, match=r"group node.*turn it into a subgraph"):
+        convert([node(3, class_type)], [])
+
+
+@pytest.mark.parametrize(("mode", "scale"), [(2, 1.0), (4, ["1", 1])])
+def test_a_muted_or_bypassed_subgraph_does_not_run(mode, scale):
+    inner = {
+        "id": "sub",
+        "nodes": [node(1, "Number", outputs=("INT", "FLOAT"))],
+        "links": [{"id": 3, "origin_id": 1, "origin_slot": 1, "target_id": -20, "target_slot": 0}],
+    }
+    outer = node(4, "sub", inputs=[("in", "FLOAT", 5, False)], outputs=("FLOAT",), mode=mode)
+    graph = {
+        "nodes": [source(), outer, sink(6)],
+        "links": [[5, 1, 1, 4, 0, "FLOAT"], [6, 4, 0, 9, 0, "FLOAT"]],
+        "definitions": {"subgraphs": [inner]},
+    }
+    prompt = to_api(graph, NODES)
+    assert set(prompt) == {"1", "9"}
+    assert prompt["9"]["inputs"]["scale"] == scale
+
+
+def test_a_subgraph_input_that_is_not_wired_leaves_the_widget_its_own_value():
+    inner = {
+        "id": "sub",
+        "nodes": [sink(2)],
+        "links": [{"id": 2, "origin_id": -10, "origin_slot": 1, "target_id": 9, "target_slot": 0}],
+    }
+    graph = {"nodes": [node(4, "sub")], "definitions": {"subgraphs": [inner]}}
+    assert to_api(graph, NODES)["4:9"]["inputs"]["scale"] == 1.0
+
+
+def test_a_bypassed_node_without_a_wire_in_the_same_place_passes_on_nothing():
+    passer = node(
+        2,
+        "Anything",
+        inputs=[("a", "FLOAT", None, False), ("b", "FLOAT", 5, False)],
+        outputs=("FLOAT",),
+        mode=4,
+    )
+    links = [[5, 1, 1, 2, 1, "FLOAT"], [6, 2, 0, 9, 0, "FLOAT"]]
+    assert convert([source(), passer, sink(6)], links)["9"]["inputs"]["scale"] == 1.0
