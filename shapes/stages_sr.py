@@ -17,6 +17,8 @@ FIRST = Plan("sr_first", steps=1500, batch=6, rate=2e-3)
 LAST = Plan("sr_last", steps=300, batch=6, rate=1e-3, ema=0.99, warmup=20)
 # The published seven steps end with 166 and 0; the last network only ever sees step 0.
 _BEFORE_LAST = 166
+# The most that colours wander in training, as a standard deviation (black to white is 2).
+_WANDER = 0.8
 
 
 def pictures_of(draw: Draw, count: int, device: torch.device | str = "cpu") -> torch.Tensor:
@@ -49,6 +51,23 @@ def picture_weight(signal: torch.Tensor, noise_part: torch.Tensor) -> torch.Tens
     return (noise_part / signal).pow(2).clamp(1, 30)
 
 
+def wandering(
+    pictures: torch.Tensor, signal: torch.Tensor, noise_part: torch.Tensor, draw: Draw
+) -> torch.Tensor:
+    """Slow noise to add to the fast, as sampling gathers it: shifted colours, contrast, clouds.
+
+    A network that has only met true states believes the colours that it sees, and so keeps every
+    slip of the first steps: at step 999 there is nothing to see and the guess is a clamped flash
+    of colours. With this it learns to believe what it is told, and draws them back at every step.
+    """
+    count, device = len(pictures), pictures.device
+    clouds = F.interpolate(draw.randn(count, 3, 4, 4), size=pictures.shape[-1], mode="bilinear")
+    slow = draw.randn(count, 3, 1, 1) + 0.5 * clouds
+    contrast = draw.randn(count, 3, 1, 1).to(device)
+    some = _WANDER * torch.rand(count, 1, 1, 1, generator=draw.torch).to(device)
+    return some * (slow.to(device) + contrast * pictures) * (signal / noise_part).clamp(max=1)
+
+
 def _worn(small: torch.Tensor, draw: Draw) -> torch.Tensor:
     """Half of the 16 pixel pictures blurred and noisy, as a decoder's output may be."""
     count = small.shape[0]
@@ -76,6 +95,7 @@ def first_loss(network: torch.nn.Module, draw: Draw, batch: int, device: torch.d
     steps = draw.timesteps(batch)
     signal, noise_part = signal_and_noise(steps, device)
     noise = draw.randn(*pictures.shape).to(device)
+    noise = noise + wandering(pictures, signal, noise_part, draw)
     noisy = signal * pictures + noise_part * noise
     seen = torch.cat([noisy, _condition(pictures, draw)], 1)
     error = (network(seen, steps.to(device)).sample - noise).pow(2)

@@ -112,3 +112,11 @@ def test_training_batches_show_their_scenes():
     assert batch.min() >= -1 and batch.max() <= 1
     for scene, picture in zip(scenes, batch, strict=True):
         assert check((picture.transpose(1, 2, 0) + 1) / 2).all_right(scene)
+
+
+def test_the_rules_refuse_what_lies_between_two_kinds():
+    y, x = np.mgrid[-1:1:64j, -1:1:64j] * 2
+    between = (np.abs(x) ** 4 + np.abs(y) ** 4 <= 1)[..., None]  # neither square nor circle
+    picture = np.where(between, grammar.COLOURS["red"], grammar.COLOURS["blue"]).astype(np.uint8)
+    found = check(picture)
+    assert (found.colour, found.kind, found.background) == ("red", None, "blue")
