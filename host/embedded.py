@@ -44,7 +44,7 @@ class Interrupted(Exception):
 @dataclass
 class Session:
     """What surrounds the running workflow: folders, what SaveImage notes in its PNGs, who listens
-    to progress and warnings, the stop button, and whether a workflow runs now."""
+    to progress and warnings, the stop button."""
 
     input_folder: Path = Path("input")
     output_folder: Path = Path("output")
@@ -53,7 +53,6 @@ class Session:
     on_progress: Callable[[int, int, Image | None], None] | None = None
     on_warning: Callable[[str], None] | None = None
     stop: threading.Event = field(default_factory=threading.Event)
-    running: bool = False
 
 
 session = Session()

@@ -83,11 +83,9 @@ class Runner:
         session.prompt = prompt
         session.workflow = dict(workflow) if "nodes" in workflow else None
         session.stop.clear()
-        session.running = True
         try:
             return self._run(prompt, needed)
         finally:
-            session.running = False
             if not self.keep:
                 self._cache.clear()
                 self._numbers.clear()

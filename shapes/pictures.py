@@ -22,7 +22,7 @@ CROSS_ARM = 0.36
 _SQUARE = 0.92
 _COLOUR_JITTER = 14
 # How far the middle may wander, in pixels: large shapes must stay off the border.
-_WANDER = {"small": 7.0, "medium": 6.0, "large": 4.0}
+_WANDER = {"small": 3.0, "medium": 2.5, "large": 2.0}
 
 
 def silhouette(kind: str, half: float, x: float, y: float, side: int = SIDE) -> Image.Image:

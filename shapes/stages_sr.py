@@ -18,7 +18,7 @@ LAST = Plan("sr_last", steps=300, batch=6, rate=1e-3, ema=0.99, warmup=20)
 # The published seven steps end with 166 and 0; the last network only ever sees step 0.
 _BEFORE_LAST = 166
 # The most that colours wander in training, as a standard deviation (black to white is 2).
-_WANDER = 0.8
+_WANDER = 0.6
 
 
 def pictures_of(draw: Draw, count: int, device: torch.device | str = "cpu") -> torch.Tensor:
