@@ -1,0 +1,198 @@
+"""minDALL-E's sampler: PriorArt against the published loop on the same random weights.
+
+    python benchmarks/mindalle.py --size true --batch 1 4 16 --tokens 256 --runs 3 --json out.json
+
+The peer does what the published loop does, its waste included: every candidate's prompt is run, the
+cache is stacked and joined anew for each token, positions are rebuilt. (On a CPU its autocast does
+nothing.) Both sides draw from one stream per candidate, and their tokens must be equal. One
+process, runs alternate, the median counts; processor time is printed beside, the steadier of the
+two on a busy machine. Peak memory includes the weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from karlo import machine, measure, ratios
+from torch import Tensor, nn
+
+from prior_art.networks.mindalle import ARConfig, ARTransformer, Block
+from prior_art.samplers.autoregressive import sample_tokens
+from prior_art.samplers.noise import generators
+
+# Layers, width, heads.
+SIZES = {"true": (42, 1536, 24), "small": (12, 512, 8)}
+CPU = torch.device("cpu")
+SEED, TOP_K = 7, 256
+
+
+def make(size: str, tokens: int) -> ARTransformer:
+    """Random weights of the published deviation."""
+    torch.manual_seed(1)
+    with torch.device("meta"):
+        network = ARTransformer(ARConfig(*SIZES[size], image_tokens=tokens))
+    network = network.to_empty(device=CPU)
+    for module in network.modules():
+        if isinstance(module, nn.LayerNorm):
+            module.reset_parameters()
+    network.initialise()
+    return network.eval().requires_grad_(False)
+
+
+# --------------------------------------------------------------------- the peer, as published
+
+
+def positions(ids: Tensor) -> Tensor:
+    return torch.arange(ids.shape[1]).repeat(len(ids), 1)
+
+
+def attention(block: Block, x: Tensor, past: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Attended values, and this call's keys and values ``[2, B * heads, T, head_dim]``."""
+    attn = block.attn
+    rows, count, width = x.shape
+    # Heads are cut out of a [T, B, W] layout, as published.
+    x = x.transpose(0, 1).contiguous()
+    k, q, v = (
+        layer(x).view(count, rows * attn.heads, width // attn.heads).transpose(0, 1)
+        for layer in (attn.key, attn.query, attn.value)
+    )
+    present = torch.stack([k, v])
+    if past is not None:
+        k, v = torch.cat([past[0], k], dim=1), torch.cat([past[1], v], dim=1)
+    scores = torch.bmm(q, k.transpose(1, 2) * (1 / math.sqrt(k.shape[2])))
+    if past is None:
+        scores = scores.masked_fill(torch.ones(count, count).tril()[None] == 0, -math.inf)
+    y = torch.bmm(scores.softmax(dim=-1), v)
+    y = attn.proj(y.transpose(0, 1).contiguous().view(count, rows, width))
+    return y.transpose(0, 1).contiguous(), present
+
+
+def forward(network: ARTransformer, x: Tensor, past: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Logits after the last token, and all layers' new keys and values."""
+    joined = torch.cat(past, dim=3) if past else None  # the whole cache, for every token
+    presents = []
+    for i, block in enumerate(network.blocks):
+        y, present = attention(block, block.ln1(x), None if joined is None else joined[i])
+        presents.append(present)
+        x = x + y
+        x = x + block.mlp(block.ln2(x))
+    logits = network.head_img(network.ln_f(x)[:, -1].contiguous())
+    return logits, torch.stack(presents).clone()
+
+
+@torch.no_grad()
+def peer(network: ARTransformer, prompt: Tensor, count: int) -> Tensor:
+    streams = generators(SEED, count)
+    prompts = prompt.repeat_interleave(count, dim=0)
+    prompt_positions = positions(prompts)
+    tokens: Tensor | None = None
+    past: list[Tensor] = []
+    for done in range(network.config.image_tokens):
+        if tokens is None:
+            x = network.tok_emb_txt(prompts) + network.pos_emb_txt(prompt_positions)
+        else:
+            given = tokens.clone()
+            places = positions(given)[:, done - 1, None]
+            x = network.tok_emb_img(given[:, done - 1, None]) + network.pos_emb_img(places)
+        logits, present = forward(network, x, past)
+        past.append(present)
+        logits = logits.float() / 1.0
+        cut = logits.clone()
+        cut[cut < logits.topk(TOP_K).values[:, -1:]] = -math.inf
+        p = F.softmax(cut, dim=-1)
+        drawn = torch.stack(
+            [torch.multinomial(row, 1, generator=g) for row, g in zip(p, streams, strict=True)]
+        )
+        tokens = drawn if tokens is None else torch.cat([tokens, drawn], dim=1)
+    return tokens
+
+
+def ours(network: ARTransformer, prompt: Tensor, count: int) -> Tensor:
+    return sample_tokens(
+        network,
+        prompt,
+        generators=generators(SEED, count),
+        top_k=TOP_K,
+        device=CPU,
+        dtype=torch.float32,
+    )
+
+
+# ------------------------------------------------------------------------------------- measuring
+
+
+def compare(network: ARTransformer, count: int, args: argparse.Namespace) -> dict[str, Any]:
+    """Both sides, alternating; medians.
+
+    Raises:
+        SystemExit: their tokens differ.
+    """
+    prompt = torch.randint(16384, (1, 64), generator=torch.Generator().manual_seed(2))
+    last: dict[str, Tensor] = {}  # logits of each side's last token
+    side = ""
+    hook = network.head_img.register_forward_hook(lambda *call: last.update({side: call[2]}))
+    measured: dict[str, list[dict[str, Any]]] = {"ours": [], "peer": []}
+    tokens: dict[str, Tensor] = {}
+    for run in range(-int(args.size == "small"), args.runs):
+        for side, work in (("ours", ours), ("peer", peer)):
+            tokens[side], took = measure(CPU, lambda w=work: w(network, prompt, count))
+            if run >= 0:
+                measured[side].append(took)
+                print(f"  batch {count} run {run + 1} {side}: {took['s']:.2f} s", flush=True)
+    hook.remove()
+    differing = int((tokens["ours"] != tokens["peer"]).sum())
+    if differing:
+        raise SystemExit(f"{differing} of {tokens['ours'].numel()} tokens differ at batch {count}")
+    row = {"work": f"minDALL-E, {args.tokens} tokens, batch {count}", "size": args.size}
+    for key in ("s", "cpu_s", "peak_mib"):
+        for name, runs in measured.items():
+            values = [took[key] for took in runs]
+            row[f"{name}_{key}"] = None if None in values else statistics.median(values)
+    difference = (last["ours"] - last["peer"]).abs().max().item()
+    return row | ratios(row) | {"differing_tokens": 0, "max_abs_diff": difference}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--size", choices=list(SIZES), default="true")
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 4, 16])
+    parser.add_argument("--tokens", type=int, default=256)
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--json", type=Path, help="write the rows here")
+    args = parser.parse_args()
+    args.device, args.dtype = "cpu", "float32"
+    torch.set_num_threads(args.threads)
+    print(machine(args), flush=True)
+
+    network = make(args.size, args.tokens)
+    rows = []
+    for count in args.batch:
+        rows.append(compare(network, count, args))
+        if args.json:
+            args.json.parent.mkdir(parents=True, exist_ok=True)
+            settings = {"machine": machine(args), "runs": args.runs}
+            args.json.write_text(json.dumps([row | settings for row in rows], indent=1) + "\n")
+
+    columns = f"{'ours s':>10}{'peer s':>10}{'ratio':>8}{'CPU ratio':>11}{'max diff':>10}"
+    print(f"\n{'work':34}{columns}{'peak MiB':>18}")
+    for row in rows:
+        peaks = " / ".join(
+            "?" if row[key] is None else f"{row[key]:.0f}"
+            for key in ("ours_peak_mib", "peer_peak_mib")
+        )
+        print(
+            f"{row['work']:34}{row['ours_s']:10.3f}{row['peer_s']:10.3f}{row['ratio']:8.2f}"
+            f"{row['cpu_ratio']:11.2f}{row['max_abs_diff']:10.1e}{peaks:>18}"
+        )
+
+
+if __name__ == "__main__":
+    main()
