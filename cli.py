@@ -62,6 +62,12 @@ def _parser() -> argparse.ArgumentParser:
     download.add_argument("--revision", help="a commit of the hub's repository")
     download.set_defaults(command=_download)
 
+    convert = commands.add_parser("convert", help="write a checkpoint as safetensors, safely")
+    convert.add_argument("system", choices=["mindalle"])
+    convert.add_argument("source", type=Path, metavar="SRC", help="folder, archive or .ckpt")
+    convert.add_argument("target", type=Path, metavar="DST", help="the folder to make")
+    convert.set_defaults(command=_convert)
+
     nodes = commands.add_parser("nodes", help="list the nodes")
     nodes.set_defaults(command=_nodes)
 
@@ -187,6 +193,17 @@ def _download(options: argparse.Namespace) -> int:
     folder = host.model_folders()[0]
     show = console_progress()
     print(download(options.system, folder, progress=show, revision=options.revision))
+    return 0
+
+
+def _convert(options: argparse.Namespace) -> int:
+    from .loaders.download import console_progress
+    from .loaders.mindalle_convert import convert
+
+    made = convert(options.source, options.target, console_progress())
+    if made.ignored:
+        print(f"not read, being no tensors: {', '.join(made.ignored)}", file=sys.stderr)
+    print(made.path)
     return 0
 
 

@@ -11,7 +11,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -32,9 +32,9 @@ class Source:
 
     Attributes:
         name: what the loader nodes' combo shows.
-        kind: embedded family, folder in hub (diffusers) layout, or original checkpoint file.
+        kind: embedded family, folder, or file (an original checkpoint, or an archive).
         path: the folder, or the file.
-        system: ``karlo``.
+        system: a key of :data:`SYSTEMS`.
         stages: what can be loaded from it.
         folders: the model folders that no link in it may leave; empty for the embedded family.
     """
@@ -53,22 +53,39 @@ class System:
 
     Attributes:
         pipelines: ``_class_name`` in ``model_index.json``.
-        components: stage to (component folder, class in its ``config.json``).
+        components: stage to (component folder, class in its ``config.json``); ``""`` is the
+            folder itself.
         checkpoints: original file name pattern to the stages in that file.
-        embedded: name of the embedded member and its folder under ``shapes/weights``.
-        download: what to say where nothing was found.
+        originals: stage to a file of an original folder, which alone makes it a source.
+        own: stage to a weight file of our own layout, and the class in the ``config.json`` there.
+        embedded: name of each embedded member and its folder under ``shapes/weights``.
+        download: the command that fetches it; empty where there is none.
+        place: what to do instead of that command.
     """
 
-    pipelines: frozenset[str]
-    components: dict[str, tuple[str, str]]
-    checkpoints: tuple[tuple[re.Pattern[str], frozenset[str]], ...]
-    embedded: tuple[str, str]
-    download: str
+    pipelines: frozenset[str] = frozenset()
+    components: dict[str, tuple[str, str]] = field(default_factory=dict)
+    checkpoints: tuple[tuple[re.Pattern[str], frozenset[str]], ...] = ()
+    originals: dict[str, str] = field(default_factory=dict)
+    own: dict[str, tuple[str, str]] = field(default_factory=dict)
+    embedded: tuple[tuple[str, str], ...] = ()
+    download: str = ""
+    place: str = ""
+
+    @property
+    def cure(self) -> str:
+        """How to get the published weights."""
+        return self.place or f"Get the published weights with `{self.download}`"
 
 
 STAGES: dict[str, tuple[str, ...]] = {
     "karlo": ("text_encoder", "image_encoder", "prior", "decoder", "upscaler"),
+    "mindalle": ("vqgan", "ar_transformer"),
+    "clip": ("reranker",),
 }
+
+TOWERS = frozenset({"text_encoder", "image_encoder"})
+"""A source of both is a reranker too."""
 
 SYSTEMS: dict[str, System] = {
     "karlo": System(
@@ -89,8 +106,30 @@ SYSTEMS: dict[str, System] = {
             (re.compile(r"decoder-ckpt.*\.(ckpt|safetensors)"), frozenset({"decoder"})),
             (re.compile(r"improved-sr-ckpt.*\.(ckpt|safetensors)"), frozenset({"upscaler"})),
         ),
-        embedded=("shapes-karlo", "karlo"),
+        embedded=(("shapes-karlo", "karlo"),),
         download="prior-art download karlo",
+    ),
+    "mindalle": System(
+        checkpoints=(
+            (
+                re.compile(r"(1\.3B|.*min-?dall-?e.*)\.(tar\.gz|tgz|tar|zip)", re.IGNORECASE),
+                frozenset({"vqgan", "ar_transformer"}),
+            ),
+        ),
+        originals={"vqgan": "stage1_last.ckpt", "ar_transformer": "stage2_last.ckpt"},
+        own={
+            "vqgan": ("vqgan.safetensors", "MinDALLE"),
+            "ar_transformer": ("transformer.safetensors", "MinDALLE"),
+        },
+        embedded=(("shapes-mindalle", "mindalle"),),
+        place="Put kakaobrain/minDALL-E's folder 1.3B, or 1.3B.tar.gz, into the model folder",
+    ),
+    "clip": System(
+        components={"reranker": ("", "CLIPModel")},
+        checkpoints=(
+            (re.compile(r"ViT-B-(16|32)\.(pt|pth|safetensors)"), frozenset({"reranker"})),
+        ),
+        place="Put the files of openai/clip-vit-base-patch32 into a folder of the model folder",
     ),
 }
 
@@ -112,7 +151,7 @@ def list_sources(stage: str, folders: Sequence[Path]) -> list[Source]:
     if not any(stage in stages for stages in STAGES.values()):
         known = sorted({name for stages in STAGES.values() for name in stages})
         raise SourceError(f"unknown stage '{stage}'; known are {', '.join(known)}")
-    return [source for source in _all_sources(folders) if stage in source.stages]
+    return [source for source in _all_sources(folders) if _offers(source, stage)]
 
 
 def find_source(name: str, stage: str, folders: Sequence[Path]) -> Source:
@@ -125,13 +164,14 @@ def find_source(name: str, stage: str, folders: Sequence[Path]) -> Source:
     """
     everything = _all_sources(folders)
     for source in everything:
-        if source.name == name and stage in source.stages:
+        if source.name == name and _offers(source, stage):
             return source
-    fitting = [source.name for source in everything if stage in source.stages]
+    fitting = [source.name for source in everything if _offers(source, stage)]
     there = f"There are: {', '.join(fitting)}" if fitting else "There is none"
     words = stage.replace("_", " ")
     other = next((source for source in everything if source.name == name), None)
-    cure = f"Get the published weights with `{SYSTEMS['karlo'].download}`, or choose another source"
+    system = next((system for system in SYSTEMS if stage in STAGES[system]), "karlo")
+    cure = f"{SYSTEMS[system].cure}, or choose another source"
     if other is not None:
         return _fail(
             f"'{name}' holds no {words} (only {', '.join(sorted(other.stages))}). {there}. {cure}"
@@ -145,6 +185,10 @@ def find_source(name: str, stage: str, folders: Sequence[Path]) -> Source:
         )
     where = ", ".join(f"'{folder}'" for folder in folders) or "no model folder"
     return _fail(f"no {words} called '{name}' in {where}. {there}. {cure}")
+
+
+def _offers(source: Source, stage: str) -> bool:
+    return stage in source.stages or (stage == "reranker" and source.stages >= TOWERS)
 
 
 def _fail(message: str) -> Source:
@@ -163,10 +207,10 @@ def _all_sources(folders: Sequence[Path]) -> list[Source]:
     roots = tuple(Path(folder) for folder in folders)
     embedded, hub, files = [], [], []
     for system in SYSTEMS:
-        name, member = SYSTEMS[system].embedded
-        stages = _stages_of(EMBEDDED_ROOT / member, system)
-        if stages:
-            embedded.append(Source(name, "embedded", EMBEDDED_ROOT / member, system, stages))
+        for name, member in SYSTEMS[system].embedded:
+            stages = _stages_of(EMBEDDED_ROOT / member, system)
+            if stages:
+                embedded.append(Source(name, "embedded", EMBEDDED_ROOT / member, system, stages))
     taken = {source.name for source in embedded}
     seen: set[Path] = set()
     for root in roots:
@@ -193,11 +237,16 @@ def _all_sources(folders: Sequence[Path]) -> list[Source]:
 
 
 def _walk(root: Path, roots: Sequence[Path], depth: int = 0) -> Iterator[Path]:
-    """``root`` if it is a source folder itself, else what is below it, sorted."""
+    """``root`` if it is a source folder itself, and what is below it, sorted.
+
+    Component folders are no sources of their own; loose weight files may have others beside them.
+    """
     if depth > DEPTH or not root.is_dir():
         return
-    if any(_stages_of(root, system) for system in SYSTEMS):
+    here = [system for system in SYSTEMS if _stages_of(root, system)]
+    if here:
         yield root
+    if any(SYSTEMS[system].components for system in here):
         return
     try:
         entries = sorted(os.scandir(root), key=lambda entry: entry.name.lower())
@@ -230,20 +279,30 @@ def _stages_of(folder: Path, system: str) -> frozenset[str]:
         name = _class_name(index)
         if name is not None and name not in table.pipelines:
             return frozenset()
-    found = set()
+    found = _loose_stages(folder, table)
     for stage, (component, wanted) in table.components.items():
         part = folder / component
         config = part / "config.json"
         if not part.is_dir():
             continue
-        if not index.is_file():
-            # A bare collection of components: each must say what it is.
+        if not (index.is_file() and component):
+            # A bare component, or a bare collection of them: each must say what it is.
             if _class_name(config) != wanted:
                 continue
         elif not config.is_file() and not _has_weights(part):
             continue
         found.add(stage)
     return frozenset(found)
+
+
+def _loose_stages(folder: Path, table: System) -> set[str]:
+    """The stages that a folder holds as files by their names, which need no component folders."""
+    found = {stage for stage, name in table.originals.items() if (folder / name).is_file()}
+    config = folder / "config.json"
+    for stage, (name, wanted) in table.own.items():
+        if (folder / name).is_file() and _class_name(config) == wanted:
+            found.add(stage)
+    return found
 
 
 def _has_weights(folder: Path) -> bool:
