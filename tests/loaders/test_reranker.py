@@ -20,6 +20,7 @@ from prior_art.samplers.rerank import preprocess, rerank_scores
 
 from ..tiny import DIM, TEXT, TOKENS, VISION, randomise, write_tokenizer
 from .draw import random
+from .originals import OriginalClip, scramble
 
 CPU = torch.device("cpu")
 
@@ -101,6 +102,16 @@ def test_towers_of_a_karlo_folder(hub: Path) -> None:
     found = load_reranker(source)
     assert found.size == VISION["image_size"] and found.space.dim == DIM
     assert scores(found, "a red cat", random(2, 40, 40, 3).sigmoid()).shape == (2,)
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("name", ["ViT-B-32.pt", "ViT-L-14.pt"])
+def test_towers_of_openai_s_file(tmp_path: Path, name: str) -> None:
+    size = write_tokenizer(tmp_path / "tokenizer")[1] + 1
+    torch.jit.script(scramble(OriginalClip(size), 4)).save(tmp_path / name)
+    found = load_reranker(find_source(name, "reranker", [tmp_path]))
+    assert (found.size, found.mean, found.std) == (32, MEAN, STD)
+    assert scores(found, "a red cat", random(2, 40, 40, 3).sigmoid()).unique().numel() == 2
 
 
 def test_embedded_family() -> None:
