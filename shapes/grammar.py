@@ -26,7 +26,7 @@ COLOURS: dict[str, tuple[int, int, int]] = {
 KINDS: tuple[str, ...] = ("circle", "square", "triangle", "cross")
 # Half the side of the box that holds the shape, in pixels of a 64 pixel picture.
 SIZES: dict[str, tuple[float, float]] = {
-    "small": (10.0, 12.0),
+    "small": (12.0, 13.5),
     "medium": (15.0, 17.0),
     "large": (21.0, 24.0),
 }
