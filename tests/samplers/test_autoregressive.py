@@ -170,6 +170,17 @@ def test_completion(kind: str, length: int, each: bool) -> None:
     assert torch.equal(found, torch.cat(expected))
 
 
+def test_what_all_candidates_keep_is_run_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    fed = []
+    extend = Cache.extend
+    monkeypatch.setattr(Cache, "extend", lambda *args: fed.append(args[2].shape) or extend(*args))
+    network = make(KINDS["text"])
+    given = tokens_of(network.config, 1)
+    sample(network, 7, 3, kept=given[:, :10])
+    complete(network, given[0], torch.arange(LENGTH) < 10, 3)
+    assert fed == [(3, 1)] * (LENGTH - 11) * 2
+
+
 @pytest.mark.parametrize("chunk", [1, 2, 3, 7, 100])
 def test_chunks_do_not_matter(chunk: int) -> None:
     network = make(KINDS["text"])
@@ -431,7 +442,9 @@ def test_refuses_nan(name: str) -> None:
     if name == "tok_emb_txt":
         network.tok_emb_txt.weight.fill_(math.nan)
     context = context_of(network.config)
+    calls = []
     with pytest.raises(EdgeError, match="NaN"):
-        sample(network, 7, 2)
+        sample(network, 7, 2, callback=lambda *args: calls.append(args))
+    assert name != "tok_emb_txt" or not calls  # damage in the prompt shows before any sampling
     with pytest.raises(EdgeError, match="NaN"):
         log_likelihood(network, context, tokens_of(network.config, 2), **PLACE)
