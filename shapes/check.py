@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from .grammar import COLOURS, KINDS, SIZES, Scene
-from .pictures import CROSS_ARM, SIDE
+from .pictures import CROSS_ARM, SIDE, SQUARE
 
 _FARTHEST = 105.0  # RGB distance at which a colour no longer has a name
 _BORDER = 2
@@ -133,6 +133,6 @@ def check(picture: Image.Image | np.ndarray) -> Finding:
     second, best = sorted(alike.values())[-2:]
     clear = best >= _ALIKE and best - second >= _AHEAD
     kind = max(alike, key=alike.__getitem__) if clear else None
-    half = max(height, width) / 2
+    half = max(height, width) / 2 / (SQUARE if kind == "square" else 1)
     size = min(SIZES, key=lambda name: abs(sum(SIZES[name]) / 2 - half))
     return Finding(colour, kind, background, size)

@@ -19,7 +19,7 @@ SIDE = 64
 _OVERSAMPLE = 4
 # Half the arm's width of a cross, and half the side of a square, as parts of the half box.
 CROSS_ARM = 0.36
-_SQUARE = 0.92
+SQUARE = 0.92
 _COLOUR_JITTER = 14
 # How far the middle may wander, in pixels: large shapes must stay off the border.
 _WANDER = {"small": 3.0, "medium": 2.5, "large": 2.0}
@@ -38,7 +38,7 @@ def silhouette(kind: str, half: float, x: float, y: float, side: int = SIDE) -> 
     if kind == "circle":
         pen.ellipse((x - half, y - half, x + half, y + half), fill=255)
     elif kind == "square":
-        half *= _SQUARE
+        half *= SQUARE
         pen.rectangle((x - half, y - half, x + half, y + half), fill=255)
     elif kind == "triangle":
         low = y + 0.9 * half

@@ -13,7 +13,7 @@ from .grammar import training_scenes
 from .loop import Draw, Plan, train
 from .pictures import training_batch
 
-FIRST = Plan("sr_first", steps=1500, batch=6, rate=2e-3)
+FIRST = Plan("sr_first", steps=3000, batch=6, rate=2e-3)
 LAST = Plan("sr_last", steps=300, batch=6, rate=1e-3, ema=0.99, warmup=20)
 # The published seven steps end with 166 and 0; the last network only ever sees step 0.
 _BEFORE_LAST = 166
