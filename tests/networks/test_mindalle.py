@@ -198,3 +198,15 @@ def test_few_rows_is_the_layer() -> None:
     layer = nn.Linear(48, 96)
     x = torch.randn(4, 1, 48, generator=source)
     torch.testing.assert_close(mindalle._few_rows(layer, x), layer(x), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("rows", "few"), [(1, False), (2, True), (4, True), (5, False)])
+def test_few_rows_take_the_faster_product(
+    rows: int, few: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used, single = [], mindalle._few_rows
+    monkeypatch.setattr(mindalle, "_few_rows", lambda *args: used.append(0) or single(*args))
+    network = make(KINDS["text"])
+    prefix = prefill(network, context_of(network.config), None, torch.float32)
+    Cache(network, prefix, rows, 1).extend(network, tokens_of(network.config, rows)[:, :1])
+    assert len(used) == (6 * network.config.layers if few else 0)
