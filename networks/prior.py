@@ -1,10 +1,11 @@
 """The unCLIP prior with its constant part computed once.
 
 diffusers' ``PriorTransformer`` attends causally over [text tokens, text embedding, time, noisy
-embedding, query]. What stands before the time token never sees what stands behind it, so its keys
-and values are the same at every step and for every image of a prompt. They are computed once
-(:func:`prefill`); a step then runs three tokens an image (:func:`step`). Masked padding has no
-influence and is left out. The result is the network's own, up to the order of additions.
+embedding, query]. What stands before the noisy embedding never sees what stands behind it, so its
+keys and values are the same for every image of a prompt, and but for the time token at every step.
+They are computed once (:func:`prefill`, :func:`prefill_times`); a step then runs two tokens an
+image (:func:`step`). Masked padding has no influence and is left out. The result is the network's
+own, up to the order of additions.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from torch import nn
 
 from .convolution import is_plain
 
-# Time, noisy embedding, query: what changes with the step.
-_TAIL = 3
+# Noisy embedding and query: what changes with the image.
+_TAIL = 2
 # Up to so many rows a CPU is quicker with the weight on the left of the product: twice at four.
 _FEW_ROWS = 8
 
@@ -33,8 +34,9 @@ class Prefix:
 
 
 def text_length(network: nn.Module) -> int:
-    """How many text tokens the prior reads: all positions but text embedding and tail."""
-    return network.positional_embedding.shape[1] - 1 - _TAIL
+    """How many text tokens the prior reads: all positions but text embedding, time and
+    tail."""
+    return network.positional_embedding.shape[1] - 2 - _TAIL
 
 
 def prefill(
@@ -80,12 +82,40 @@ def time_embeddings(
     return network.time_embedding(times.to(dtype))
 
 
+def prefill_times(
+    network: nn.Module, prefix: Prefix, times: torch.Tensor
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Keys and values of every step's time token, per block ``[R, heads, N, head_dim]``.
+
+    Args:
+        times: from :func:`time_embeddings`, ``[N, W]``.
+    """
+    rows, count = len(prefix.valid), len(times)
+    position = network.positional_embedding.to(times)[0, -_TAIL - 1]
+    h = (times + position).expand(rows, -1, -1)
+    # Each sees the prompt and itself.
+    prompt = prefix.valid[:, None, :].expand(rows, count, -1)
+    own = torch.eye(count, dtype=torch.bool, device=prompt.device).expand(rows, -1, -1)
+    mask = torch.cat([prompt, own], dim=2)[:, None]
+    keys, values = [], []
+    for block, past_k, past_v in zip(
+        network.transformer_blocks, prefix.keys, prefix.values, strict=True
+    ):
+        q, k, v = _project(block, h)
+        keys.append(k)
+        values.append(v)
+        k, v = torch.cat([past_k, k], dim=2), torch.cat([past_v, v], dim=2)
+        h = _finish(block, h, F.scaled_dot_product_attention(q, k, v, attn_mask=mask))
+    return keys, values
+
+
 def step_mask(prefix: Prefix, images: int) -> torch.Tensor:
-    """Who attends to whom in :func:`step`, ``[R, 1, 3n, L + 3n]``: all to their prompt, each image
-    causally to its own three tokens."""
+    """Who attends to whom in :func:`step`, ``[R, 1, 2n, L + 1 + 2n]``: all to their prompt and the
+    time, each image causally to its own two tokens."""
     rows, length = prefix.valid.shape
     tail = torch.ones(_TAIL, _TAIL, dtype=torch.bool, device=prefix.valid.device).tril()
     own = torch.block_diag(*[tail] * images).bool()
+    own = F.pad(own, (1, 0), value=True)
     prompt = prefix.valid[:, None, :].expand(rows, images * _TAIL, length)
     return torch.cat([prompt, own.expand(rows, -1, -1)], dim=2)[:, None]
 
@@ -95,13 +125,14 @@ def step(
     prefix: Prefix,
     mask: torch.Tensor,
     x: torch.Tensor,
-    time: torch.Tensor,
+    times: tuple[list[torch.Tensor], list[torch.Tensor]],
+    index: int,
 ) -> torch.Tensor:
     """Predict the clean embeddings of n images for each of R prompts.
 
     Args:
-        x: noisy embeddings ``[R, n, D]``; time: the step's time embedding ``[W]``;
-        mask: from :func:`step_mask`.
+        x: noisy embeddings ``[R, n, D]``; times: from :func:`prefill_times`;
+        index: which of these times it is; mask: from :func:`step_mask`.
 
     Returns:
         ``[R, n, D]``.
@@ -109,16 +140,16 @@ def step(
     rows, images, _ = x.shape
     noisy = network.proj_in(x)
     query = network.prd_embedding.to(noisy)[0]  # [1, W]
-    tokens = torch.stack(
-        [time.to(noisy).expand_as(noisy), noisy, query.expand_as(noisy)], dim=2
-    )  # [R, n, 3, W]
+    tokens = torch.stack([noisy, query.expand_as(noisy)], dim=2)  # [R, n, 2, W]
     tokens = tokens + network.positional_embedding.to(noisy)[0, -_TAIL:]
     h = tokens.reshape(rows, images * _TAIL, -1)
-    for block, past_k, past_v in zip(
-        network.transformer_blocks, prefix.keys, prefix.values, strict=True
+    now = slice(index, index + 1)
+    for block, past_k, past_v, time_k, time_v in zip(
+        network.transformer_blocks, prefix.keys, prefix.values, *times, strict=True
     ):
         q, k, v = _project(block, h)
-        k, v = torch.cat([past_k, k], dim=2), torch.cat([past_v, v], dim=2)
+        k = torch.cat([past_k, time_k[:, :, now], k], dim=2)
+        v = torch.cat([past_v, time_v[:, :, now], v], dim=2)
         h = _finish(block, h, F.scaled_dot_product_attention(q, k, v, attn_mask=mask))
     h = network.norm_out(h.reshape(rows, images, _TAIL, -1)[:, :, -1])
     return network.proj_to_clip_embeddings(h)

@@ -76,12 +76,13 @@ def sample_prior(
     )
     mask = cached.step_mask(prefix, count // prompts)
     times = cached.time_embeddings(network, [step.timestep for step in steps], device, dtype)
+    times = cached.prefill_times(network, prefix, times)
     dim = text.pooled.shape[-1]
     x = randn((dim,), generators, device)
     for i, step in enumerate(steps):
         rows = x.to(dtype).reshape(prompts, -1, dim)
         prediction = cached.step(
-            network, prefix, mask, torch.cat([rows] * len(texts)), times[i]
+            network, prefix, mask, torch.cat([rows] * len(texts)), times, i
         ).float()
         if len(texts) == 2:
             prediction = guide(*prediction.chunk(2), guidance_scale)
