@@ -354,7 +354,7 @@ class _Inert:
         self.attributes = state
 
 
-_STORAGES = {
+STORAGES = {
     "FloatStorage": torch.float32,
     "HalfStorage": torch.float16,
     "BFloat16Storage": torch.bfloat16,
@@ -380,8 +380,8 @@ class _TensorsOnly(pickle.Unpickler):
         self._tensor = tensor
 
     def find_class(self, module: str, name: str) -> Any:
-        if module == "torch" and name in _STORAGES:
-            return _STORAGES[name]
+        if module == "torch" and name in STORAGES:
+            return STORAGES[name]
         if module == "torch._utils" and name in ("_rebuild_tensor_v2", "_rebuild_tensor"):
             return self._tensor
         if module == "torch._utils" and name == "_rebuild_parameter":
