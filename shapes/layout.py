@@ -1,4 +1,4 @@
-"""The hub's folder layout (diffusers), written in fp16 safetensors and read back."""
+"""The members' folders in fp16 safetensors: the hub's layout (diffusers), and minDALL-E's."""
 
 from __future__ import annotations
 
@@ -8,18 +8,19 @@ from typing import Any
 
 import torch
 
+from ..loaders import mindalle
 from . import recipe
-from .words import read_tokenizer, write_tokenizer
+from .words import read_tokenizer, write_char_tokenizer, write_tokenizer
 
 WEIGHTS = Path(__file__).parent / "weights"
-FOLDERS = {
-    "karlo": {
-        "clip": ("tokenizer", "text_encoder", "image_encoder", "feature_extractor"),
-        "prior": ("prior", "prior_scheduler"),
-        "decoder": ("decoder", "text_proj", "decoder_scheduler"),
-        "sr": ("super_res_first", "super_res_last", "super_res_scheduler"),
-    }
+KARLO = {
+    "clip": ("tokenizer", "text_encoder", "image_encoder", "feature_extractor"),
+    "prior": ("prior", "prior_scheduler"),
+    "decoder": ("decoder", "text_proj", "decoder_scheduler"),
+    "sr": ("super_res_first", "super_res_last", "super_res_scheduler"),
 }
+"""Folders of the Karlo member by the stage of training that writes them."""
+
 _INDEX = {
     "_class_name": "UnCLIPPipeline",
     "_diffusers_version": "0.12.0.dev0",
@@ -107,3 +108,33 @@ def read_network(out: Path, name: str) -> torch.nn.Module:
     weights = {key: value.float() for key, value in load_file(files[0]).items()}
     network.load_state_dict(weights, strict=False)
     return network.eval().requires_grad_(False)
+
+
+def write_mindalle_settings(out: Path) -> None:
+    """minDALL-E's tokenizer and what the shapes of its weights cannot tell."""
+    write_char_tokenizer(out / "tokenizer")
+    _write_mindalle_config(out)
+
+
+def _write_mindalle_config(out: Path) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    heads, groups = recipe.AR["heads"], recipe.VQGAN["norm_num_groups"]
+    mindalle.write_settings(out, mindalle.Settings(recipe.FINAL_SIDE, heads, groups))
+
+
+def write_vqgan(out: Path, weights: dict[str, torch.Tensor]) -> None:
+    """The VQGAN's weights as fp16."""
+    _write_half(weights, out / mindalle.VQGAN_FILES[0])
+
+
+def write_ar(out: Path, kind: str, weights: dict[str, torch.Tensor]) -> None:
+    """A transformer's weights as fp16; the variants' in folders of their own beside ``out``."""
+    folder = out if kind == "text" else out.with_name(f"{out.name}-{kind}")
+    _write_mindalle_config(folder)
+    _write_half(weights, folder / mindalle.TRANSFORMER_FILES[0])
+
+
+def _write_half(weights: dict[str, torch.Tensor], file: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file({k: v.half().contiguous() for k, v in weights.items()}, file, {"format": "pt"})

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
+    from ..networks.mindalle import ARTransformer
+
 SPACE_WIDTH = 64  # of the CLIP's joint space; text hidden states must be as wide
 DECODER_SIDE, FINAL_SIDE = 16, 64
 
@@ -84,6 +86,29 @@ SUPER_RES: dict[str, Any] = {
     "add_attention": False,
     "norm_num_groups": 8,
 }
+VQGAN: dict[str, Any] = {
+    "in_channels": 3,
+    "out_channels": 3,
+    "down_block_types": (*("DownEncoderBlock2D",) * 3, "AttnDownEncoderBlock2D"),
+    "up_block_types": ("AttnUpDecoderBlock2D", *("UpDecoderBlock2D",) * 3),
+    "block_out_channels": (16, 32, 64, 64),
+    "layers_per_block": 1,
+    "latent_channels": 32,
+    "vq_embed_dim": 32,
+    "num_vq_embeddings": 512,
+    "norm_num_groups": 8,
+    "lookup_from_codebook": True,
+    "sample_size": FINAL_SIDE,
+}
+# Published: 42 layers of 1536, 64 text tokens, 16x16 of 16384 codes.
+AR: dict[str, Any] = {
+    "layers": 6,
+    "width": 128,
+    "heads": 2,
+    "image_vocab": VQGAN["num_vq_embeddings"],
+    "image_tokens": 64,
+}
+AR_TEXT_TOKENS = 16
 SCHEDULERS: dict[str, dict[str, Any]] = {
     "prior_scheduler": {
         "prediction_type": "sample",
@@ -143,3 +168,21 @@ def super_res() -> torch.nn.Module:
     from diffusers import UNet2DModel
 
     return UNet2DModel(**SUPER_RES)
+
+
+def vqgan() -> torch.nn.Module:
+    """A fresh VQModel: 64 pixel pictures as 8x8 codes."""
+    from diffusers import VQModel
+
+    return VQModel(**VQGAN)
+
+
+def ar_transformer(text_vocab: int | None = None, classes: int | None = None) -> ARTransformer:
+    """A fresh transformer: of text where ``text_vocab`` is given, of classes, or of nothing."""
+    from ..networks.mindalle import ARConfig, ARTransformer
+
+    network = ARTransformer(
+        ARConfig(**AR, text_vocab=text_vocab, text_tokens=AR_TEXT_TOKENS, classes=classes)
+    )
+    network.initialise()
+    return network

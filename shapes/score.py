@@ -1,8 +1,9 @@
-"""python -m prior_art.shapes.score karlo: how often the pictures obey their prompts.
+"""python -m prior_art.shapes.score SYSTEM: how often the pictures obey their prompts.
 
 Draws all-different prompts, a quarter of them of combinations that training never saw, paints them
 with the pack's own loaders and samplers at the published defaults, and lets the rules of
-``check`` judge. Picture i is painted with the seed ``seed + i`` in all three stages.
+``check`` judge. Karlo paints picture i with the seed ``seed + i`` in all three stages. minDALL-E
+paints ``--candidates`` a prompt, of which the reranker, Karlo's CLIP, picks the one to be judged.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ from PIL import Image
 
 from .check import Finding, check
 from .grammar import Scene, draw_prompts, held_out
-from .layout import FOLDERS
 
 _STAGES = ("text_encoder", "prior", "decoder", "upscaler")
 
@@ -60,7 +60,7 @@ def score(scenes: Sequence[Scene], findings: Sequence[Finding]) -> Score:
     )
 
 
-class Painter:
+class KarloPainter:
     """Karlo's whole chain, from loaded weights to pictures."""
 
     def __init__(self, weights: Path | None = None, device: str = "cpu"):
@@ -117,6 +117,64 @@ class Painter:
         return pixels.permute(0, 2, 3, 1).cpu().numpy()
 
 
+class MinDALLEPainter:
+    """minDALL-E's whole chain, from loaded weights to the reranker's favourites."""
+
+    def __init__(self, weights: Path | None = None, device: str = "cpu", candidates: int = 1):
+        from ..loaders import mindalle
+        from ..loaders.reranker import load_reranker
+        from ..loaders.sources import Source, find_source
+
+        if weights is None:
+            source = find_source("shapes-mindalle", "ar_transformer", [])
+        else:
+            source = Source(weights.name, "folder", weights.resolve(), "mindalle", frozenset())
+        self.place = {"device": torch.device(device), "dtype": torch.float32}
+        self.candidates = candidates
+        self.vqgan = mindalle.load_vqgan(source).network.to(device)
+        self.transformer = mindalle.load_transformer(source)
+        self.transformer.network.to(device)
+        if candidates > 1:
+            self.reranker = load_reranker(find_source("shapes-karlo", "reranker", []))
+            self.reranker.network.to(device)
+
+    def paint(self, prompts: Sequence[str], seed: int) -> np.ndarray:
+        """One picture a prompt: uint8 ``[B, 64, 64, 3]``. Prompt i's first seed is
+        ``seed + i * candidates``."""
+        painted = []
+        for i, prompt in enumerate(prompts):
+            pictures = self._candidates(prompt, seed + i * self.candidates)
+            best = self._best(prompt, pictures) if self.candidates > 1 else 0
+            painted.append((pictures[best] * 255).round().to(torch.uint8).cpu().numpy())
+        return np.stack(painted)
+
+    def _candidates(self, prompt: str, seed: int) -> torch.Tensor:
+        from ..loaders.mindalle import tokenize
+        from ..networks.vqgan import decode
+        from ..samplers.autoregressive import sample_tokens
+        from ..samplers.noise import generators
+
+        network, config = self.transformer.network, self.transformer.config
+        context = tokenize(self.transformer.tokenizer, [prompt], config.text_tokens).ids
+        streams = generators(seed, self.candidates)
+        tokens = sample_tokens(network, context, generators=streams, **self.place)
+        side = round(config.image_tokens**0.5)
+        codes = tokens.view(-1, side, side).to(self.place["device"])
+        return (decode(self.vqgan, codes) * 0.5 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
+
+    def _best(self, prompt: str, pictures: torch.Tensor) -> int:
+        from ..loaders.clip import tokenize
+        from ..samplers.clip import encode_image, encode_text
+        from ..samplers.rerank import order, preprocess, rerank_scores
+
+        clip = self.reranker
+        ids, mask, _ = tokenize(clip.tokenizer, [prompt])
+        text = encode_text(clip.network["text"], ids, mask, clip.space, **self.place).pooled
+        seen = preprocess(pictures, clip.size, clip.mean, clip.std)
+        image = encode_image(clip.network["vision"], seen, **self.place)
+        return int(order(rerank_scores(text, image))[0])
+
+
 def contact_sheet(
     pictures: np.ndarray, right: Sequence[bool], columns: int = 20, gap: int = 3
 ) -> Image.Image:
@@ -138,12 +196,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from tqdm import tqdm
 
     parser = argparse.ArgumentParser(prog="python -m prior_art.shapes.score", description=__doc__)
-    parser.add_argument("system", choices=sorted(FOLDERS))
+    parser.add_argument("system", choices=("karlo", "mindalle"))
     parser.add_argument("--prompts", type=int, default=200, help="how many (default: 200)")
     parser.add_argument("--json", type=Path, help="where the figures go (they are printed too)")
     parser.add_argument("--out", type=Path, help="where a contact sheet goes (PNG)")
     parser.add_argument("--seed", type=int, default=0, help="of the prompts and the noise")
     parser.add_argument("--batch", type=int, default=25, help="pictures at once (default: 25)")
+    parser.add_argument(
+        "--candidates", type=int, default=1, help="minDALL-E: pictures to pick from (default: 1)"
+    )
     parser.add_argument("--weights", type=Path, help="another folder than the embedded one")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's choice)")
@@ -152,11 +213,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         torch.set_num_threads(chosen.threads)
 
     scenes = draw_prompts(chosen.prompts, chosen.seed)
-    painter = Painter(chosen.weights, chosen.device)
+    if chosen.system == "karlo":
+        painter = KarloPainter(chosen.weights, chosen.device)
+    else:
+        painter = MinDALLEPainter(chosen.weights, chosen.device, chosen.candidates)
     pictures = []
     for start in tqdm(range(0, len(scenes), chosen.batch), desc="painting", unit="batch"):
         prompts = [scene.prompt for scene in scenes[start : start + chosen.batch]]
-        pictures.append(painter.paint(prompts, chosen.seed + start))
+        pictures.append(painter.paint(prompts, chosen.seed + start * chosen.candidates))
     painted = np.concatenate(pictures)
     findings = [check(picture) for picture in painted]
     result = score(scenes, findings)

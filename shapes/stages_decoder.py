@@ -49,16 +49,12 @@ class TextTable:
         self.mask = tokens.attention_mask.bool()
 
 
-class DecoderTrainee(nn.Module):
+class Decoder(nn.Module):
     """U-Net and text projection, the two that train together."""
 
-    def __init__(self) -> None:
+    def __init__(self, unet: nn.Module, text_proj: nn.Module) -> None:
         super().__init__()
-        self.unet = recipe.decoder()
-        self.text_proj = recipe.text_projection()
-        # Text and image embeddings differ in length; a start at zero would never leave it for
-        # lack of a signal of its own.
-        nn.init.normal_(self.text_proj.learned_classifier_free_guidance_embeddings, std=0.5)
+        self.unet, self.text_proj = unet, text_proj
 
     def forward(
         self,
@@ -174,7 +170,7 @@ def embedded_pool(image_encoder: nn.Module, count: int, device: torch.device | s
 
 
 def decoder_loss(
-    trainee: DecoderTrainee,
+    trainee: Decoder,
     table: TextTable,
     pool: Pool,
     draw: Draw,
@@ -250,7 +246,10 @@ def train_decoder(
     """The averaged weights of U-Net and text projection, by folder name."""
     plan = PLAN if steps is None else dataclasses.replace(PLAN, steps=steps)
     torch.manual_seed(plan.seed)
-    trainee = DecoderTrainee().to(device)
+    trainee = Decoder(recipe.decoder(), recipe.text_projection()).to(device)
+    # Text and image embeddings differ in length; a start at zero would never leave it for lack of
+    # a signal of its own.
+    nn.init.normal_(trainee.text_proj.learned_classifier_free_guidance_embeddings, std=0.5)
     table = TextTable(text_encoder, tokenizer, device)
     pool = embedded_pool(image_encoder, POOL if steps is None else min(POOL, 8 * steps), device)
     weights = train(

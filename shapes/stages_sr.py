@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
+from ..samplers.schedule import UnCLIPSchedule, predict_x0, previous_sample
 from . import recipe
 from .grammar import training_scenes
-from .loop import Draw, Plan, train
+from .loop import Draw, Plan, draw_for, train
 from .pictures import training_batch
 
 FIRST = Plan("sr_first", steps=3000, batch=6, rate=2e-3)
-LAST = Plan("sr_last", steps=300, batch=6, rate=1e-3, ema=0.99, warmup=20)
-# The published seven steps end with 166 and 0; the last network only ever sees step 0.
-_BEFORE_LAST = 166
+# A second course with the decoder's own pictures, and the last network's on what the first makes.
+MENDING = Plan("sr_mending", steps=1500, batch=6, rate=1e-3, ema=0.99, warmup=20)
+LAST = Plan("sr_last", steps=1500, batch=6, rate=1e-3, ema=0.99, warmup=20)
+PAIRS = 3072
+_AT_ONCE = 64
 # The most that colours wander in training, as a standard deviation (black to white is 2).
 _WANDER = 0.6
 
@@ -89,76 +93,128 @@ def _condition(pictures: torch.Tensor, draw: Draw) -> torch.Tensor:
     return enlarge(_worn(F.avg_pool2d(pictures, 4), draw))
 
 
-def first_loss(network: torch.nn.Module, draw: Draw, batch: int, device: torch.device | str):
-    """Noise prediction at any step."""
-    pictures = pictures_of(draw, batch, device)
+@dataclasses.dataclass(frozen=True)
+class Pairs:
+    """True pictures ``[N, 3, 64, 64]`` in -1..1, and what networks see of them ``[N, C, h, w]``."""
+
+    pictures: torch.Tensor
+    seen: torch.Tensor
+
+    def some(self, draw: Draw, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """``count`` pairs; half of them mirrored, as every kind is its own mirror image."""
+        chosen = torch.from_numpy(draw.numpy.integers(len(self.seen), size=count))
+        mirrored = torch.rand(count, 1, 1, 1, generator=draw.torch) < 0.5
+        pictures, seen = (part[chosen.to(part.device)] for part in (self.pictures, self.seen))
+        mirrored = mirrored.to(seen.device)
+        return (
+            torch.where(mirrored, pictures.flip(-1), pictures),
+            torch.where(mirrored, seen.flip(-1), seen),
+        )
+
+
+def first_loss(
+    network: torch.nn.Module,
+    draw: Draw,
+    batch: int,
+    device: torch.device | str,
+    pairs: Pairs | None = None,
+):
+    """Noise prediction at any step; with ``pairs``, half of it mends a decoder's pictures."""
+    remade = 0 if pairs is None else batch // 2
+    pictures = pictures_of(draw, batch - remade, device)
+    condition = _condition(pictures, draw)
+    if pairs is not None:
+        wanted, small = pairs.some(draw, remade)
+        pictures = torch.cat([pictures, wanted])
+        condition = torch.cat([condition, enlarge(small)])
     steps = draw.timesteps(batch)
     signal, noise_part = signal_and_noise(steps, device)
     noise = draw.randn(*pictures.shape).to(device)
     noise = noise + wandering(pictures, signal, noise_part, draw)
     noisy = signal * pictures + noise_part * noise
-    seen = torch.cat([noisy, _condition(pictures, draw)], 1)
+    seen = torch.cat([noisy, condition], 1)
     error = (network(seen, steps.to(device)).sample - noise).pow(2)
     return (picture_weight(signal, noise_part) * error).mean(), {"mse": error.mean().item()}
 
 
-def _edges(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    return x[..., 1:] - x[..., :-1], x[..., 1:, :] - x[..., :-1, :]
+@torch.no_grad()
+def handed_over(first: torch.nn.Module, pairs: Pairs, device: torch.device | str) -> Pairs:
+    """What the last network sees after the published six of seven steps, for each small picture."""
+    schedule = UnCLIPSchedule()
+    parts = []
+    for start in range(0, len(pairs.seen), _AT_ONCE):
+        draw = draw_for("handed", 0, start)
+        condition = enlarge(pairs.seen[start : start + _AT_ONCE])
+        x = draw.randn(*condition.shape).to(device)
+        for step in schedule.steps(7)[:-1]:
+            at = torch.full((len(x),), step.timestep, device=device)
+            noise = first(torch.cat([x, condition], 1), at).sample
+            x0 = predict_x0(schedule, step, x, noise)
+            x = previous_sample(step, x, x0, draw.randn(*x.shape).to(device))
+        parts.append(torch.cat([x, condition], 1))
+    return Pairs(pairs.pictures, torch.cat(parts))
 
 
-def last_loss(
-    network: torch.nn.Module,
-    first: torch.nn.Module,
-    draw: Draw,
-    batch: int,
-    device: torch.device | str,
-):
+def edge_loss(made: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """Mean absolute error of the differences between neighbouring pixels, across and down."""
+    return F.l1_loss(made.diff(dim=-1), wanted.diff(dim=-1)) + F.l1_loss(
+        made.diff(dim=-2), wanted.diff(dim=-2)
+    )
+
+
+def last_loss(network: torch.nn.Module, handed: Pairs, draw: Draw, batch: int):
     """The finished picture and its edges, from what the first network hands over at step 0."""
-    pictures = pictures_of(draw, batch, device)
-    condition = _condition(pictures, draw)
-    steps = torch.full((batch,), _BEFORE_LAST)
-    signal, noise_part = signal_and_noise(steps, device)
-    noisy = signal * pictures + noise_part * draw.randn(*pictures.shape).to(device)
-    zero = torch.zeros_like(steps)
-    signal0, noise0 = signal_and_noise(zero, device)
-    with torch.no_grad():
-        noise = first(torch.cat([noisy, condition], 1), steps.to(device)).sample
-        guess = ((noisy - noise_part * noise) / signal).clamp(-1, 1)
-        # The mean of the step from 166 to 0; its variance is of the order of 1e-5.
-        handed = signal0 * guess + noise0 * draw.randn(*pictures.shape).to(device)
-    predicted = network(torch.cat([handed, condition], 1), zero.to(device)).sample
-    finished = (handed - noise0 * predicted) / signal0
+    pictures, seen = handed.some(draw, batch)
+    zero = torch.zeros(batch, dtype=torch.long)
+    signal, noise_part = signal_and_noise(zero, seen.device)
+    predicted = network(seen, zero.to(seen.device)).sample
+    finished = (seen[:, :3] - noise_part * predicted) / signal
     plain = F.l1_loss(finished, pictures)
-    edge = sum(F.l1_loss(a, b) for a, b in zip(_edges(finished), _edges(pictures), strict=True))
-    return plain + edge, {"l1": plain.item(), "before": F.l1_loss(guess, pictures).item()}
+    return plain + edge_loss(finished, pictures), {"l1": plain.item()}
 
 
 def train_sr(
+    pairs_of: Callable[[int], Pairs],
     folder: Path,
     device: torch.device | str,
     steps: int | None = None,
     stop_after: int | None = None,
 ) -> dict[str, dict[str, torch.Tensor]]:
-    """Both networks' averaged weights, by folder name."""
-    plan = FIRST if steps is None else dataclasses.replace(FIRST, steps=steps)
-    torch.manual_seed(plan.seed)
+    """Both networks' averaged weights, by folder name.
+
+    ``pairs_of`` gives so many pairs with the finished decoder's small pictures.
+    """
+
+    def limited(plan: Plan) -> Plan:
+        return plan if steps is None else dataclasses.replace(plan, steps=steps)
+
+    torch.manual_seed(FIRST.seed)
     first = recipe.super_res().to(device)
     weights = train(
-        plan,
+        limited(FIRST),
         first,
-        lambda draw: first_loss(first, draw, plan.batch, device),
+        lambda draw: first_loss(first, draw, FIRST.batch, device),
         folder / "sr_first.pt",
         stop_after=stop_after,
     )
     first.load_state_dict(weights)
+    pairs = pairs_of(PAIRS if steps is None else min(PAIRS, 8 * steps))
+    weights = train(
+        limited(MENDING),
+        first,
+        lambda draw: first_loss(first, draw, MENDING.batch, device, pairs),
+        folder / "sr_mending.pt",
+        stop_after=stop_after,
+    )
+    first.load_state_dict(weights)
     first.requires_grad_(False)
-    plan = LAST if steps is None else dataclasses.replace(LAST, steps=max(1, steps // 5))
+    handed = handed_over(first, pairs, device)
     last = recipe.super_res().to(device)
     last.load_state_dict(weights)
     finished = train(
-        plan,
+        limited(LAST),
         last,
-        lambda draw: last_loss(last, first, draw, plan.batch, device),
+        lambda draw: last_loss(last, handed, draw, LAST.batch),
         folder / "sr_last.pt",
         stop_after=stop_after,
     )

@@ -1,9 +1,9 @@
-"""python -m prior_art.shapes.train karlo: trains the embedded family, or goes on where it stopped.
+"""python -m prior_art.shapes.train SYSTEM: trains the embedded family, or goes on where it stopped.
 
 Everything is drawn from the seed and the number of the step, so a run that was stopped ends at
-the same weights as one that was not. Stages: clip (both towers), then prior and decoder, which
-read the finished CLIP; sr (both upscaling networks) needs nothing. Two stages may train at once in
-two processes.
+the same weights as one that was not. Karlo's stages: clip (both towers), then prior and decoder,
+which read the finished CLIP and may train at once in two processes, then sr (both upscaling
+networks), which reads the finished decoder. minDALL-E's: vqgan, then ar (three transformers).
 """
 
 from __future__ import annotations
@@ -11,15 +11,17 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from . import layout
 
-STAGES = ("clip", "prior", "decoder", "sr")
+STAGES = {"karlo": ("clip", "prior", "decoder", "sr"), "mindalle": ("vqgan", "ar")}
 
 
 def train_stage(
+    system: str,
     stage: str,
     out: Path,
     state: Path,
@@ -28,7 +30,7 @@ def train_stage(
     steps: int | None = None,
     stop_after: int | None = None,
 ) -> None:
-    """Trains one stage and writes its folders under ``out``.
+    """Trains one stage of a system and writes its files under ``out``.
 
     Args:
         state: where the training's own state lies, to resume from.
@@ -38,36 +40,68 @@ def train_stage(
     Raises:
         Unfinished: ``stop_after`` came before the end; no weights were written.
     """
+    limits = {"steps": steps, "stop_after": stop_after}
+    train_one = _train_karlo if system == "karlo" else _train_mindalle
+    train_one(stage, out, state, device, limits)
+
+
+def _train_karlo(
+    stage: str, out: Path, state: Path, device: torch.device | str, limits: dict[str, Any]
+) -> None:
+    from .remade import remade_pairs
     from .stages_clip import train_clip
-    from .stages_decoder import train_decoder
+    from .stages_decoder import TextTable, train_decoder
     from .stages_prior import train_prior
-    from .stages_sr import train_sr
+    from .stages_sr import Pairs, train_sr
     from .words import read_tokenizer
 
     layout.write_settings(out)
-    limits = {"steps": steps, "stop_after": stop_after}
-    if stage == "sr":
-        weights = train_sr(state, device, **limits)
+    tokenizer = read_tokenizer(out / "tokenizer")
+
+    def read(name: str) -> torch.nn.Module:
+        return layout.read_network(out, name).to(device)
+
+    if stage == "clip":
+        weights = train_clip(tokenizer, state, device, **limits)
+    elif stage == "sr":
+
+        def pairs_of(count: int) -> Pairs:
+            networks = (read(name) for name in ("decoder", "text_proj"))
+            table = TextTable(read("text_encoder"), tokenizer, device)
+            return remade_pairs(*networks, table, read("image_encoder"), count, device)
+
+        weights = train_sr(pairs_of, state, device, **limits)
     else:
-        tokenizer = read_tokenizer(out / "tokenizer")
-        if stage == "clip":
-            weights = train_clip(tokenizer, state, device, **limits)
-        else:
-            towers = [
-                layout.read_network(out, name).to(device)
-                for name in ("text_encoder", "image_encoder")
-            ]
-            trainer = train_prior if stage == "prior" else train_decoder
-            weights = trainer(*towers, tokenizer, state, device, **limits)
+        trainer = train_prior if stage == "prior" else train_decoder
+        towers = (read("text_encoder"), read("image_encoder"))
+        weights = trainer(*towers, tokenizer, state, device, **limits)
     for name, tensors in weights.items():
         layout.write_network(out, name, tensors)
+
+
+def _train_mindalle(
+    stage: str, out: Path, state: Path, device: torch.device | str, limits: dict[str, Any]
+) -> None:
+    from ..loaders.mindalle import load_tokenizer, load_vqgan
+    from ..loaders.sources import Source
+    from .stages_ar import train_ar
+    from .stages_vqgan import train_vqgan
+
+    layout.write_mindalle_settings(out)
+    if stage == "vqgan":
+        layout.write_vqgan(out, train_vqgan(state, device, **limits))
+        return
+    vqgan = load_vqgan(Source(out.name, "folder", out, "mindalle", frozenset())).network
+    weights = train_ar(vqgan.to(device), load_tokenizer(out), state, device, **limits)
+    for kind, tensors in weights.items():
+        layout.write_ar(out, kind, tensors)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m prior_art.shapes.train", description=__doc__)
-    parser.add_argument("system", choices=sorted(layout.FOLDERS))
-    parser.add_argument("--stage", choices=STAGES, help="one stage only (default: all, in order)")
+    parser.add_argument("system", choices=sorted(STAGES))
+    parser.add_argument("--stage", help="one stage only (default: all, in order)")
     parser.add_argument("--steps", type=int, help="optimiser steps (default: the recipe's)")
     parser.add_argument("--out", type=Path, help="where the weights go (default: the package)")
     parser.add_argument(
@@ -80,8 +114,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         torch.set_num_threads(chosen.threads)
     out = chosen.out or layout.WEIGHTS / chosen.system
     state = chosen.state or Path(".train") / chosen.system
-    for stage in (chosen.stage,) if chosen.stage else STAGES:
-        train_stage(stage, out, state, device=chosen.device, steps=chosen.steps)
+    stages = STAGES[chosen.system]
+    if chosen.stage and chosen.stage not in stages:
+        parser.error(f"{chosen.system} has the stages {', '.join(stages)}, not '{chosen.stage}'")
+    for stage in (chosen.stage,) if chosen.stage else stages:
+        train_stage(chosen.system, stage, out, state, device=chosen.device, steps=chosen.steps)
     return 0
 
 

@@ -73,6 +73,25 @@ def write_tokenizer(folder: Path) -> None:
         (folder / name).write_text(text, encoding="utf-8", newline="\n")
 
 
+def write_char_tokenizer(folder: Path) -> None:
+    """Writes minDALL-E's two tokenizer files into ``folder``: character pairs, lower case.
+
+    As published: [PAD] and [UNK] are entries. What is not printable ASCII is unknown.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    characters = [chr(code) for code in range(ord("!"), ord("~") + 1) if not chr(code).isupper()]
+    merges = merges_for(WORDS)
+    tokens = ["[PAD]", "[UNK]", *characters, *(c + _END for c in characters)]
+    tokens += ["".join(merge) for merge in merges]
+    vocabulary = {token: i for i, token in enumerate(tokens)}
+    texts = {
+        "bpe-16k-vocab.json": json.dumps(vocabulary),
+        "bpe-16k-merges.txt": "\n".join(["#version: 0.2", *(" ".join(m) for m in merges)]) + "\n",
+    }
+    for name, text in texts.items():
+        (folder / name).write_text(text, encoding="utf-8", newline="\n")
+
+
 def read_tokenizer(folder: Path) -> Any:
     """The CLIPTokenizer of a folder."""
     from transformers import CLIPTokenizer

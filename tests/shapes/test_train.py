@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -55,8 +56,8 @@ def trained(tmp_path_factory):
     out = tmp_path_factory.mktemp("karlo")
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
-    for stage in train.STAGES:
-        train.train_stage(stage, out, out / ".state", steps=3)
+    for stage in train.STAGES["karlo"]:
+        train.train_stage("karlo", stage, out, out / ".state", steps=3)
     torch.set_num_threads(threads)
     return out
 
@@ -64,7 +65,7 @@ def trained(tmp_path_factory):
 @pytest.mark.slow
 def test_every_stage_writes_its_folders(trained):
     index = json.loads((trained / "model_index.json").read_text())
-    folders = {name for group in layout.FOLDERS["karlo"].values() for name in group}
+    folders = {name for group in layout.KARLO.values() for name in group}
     assert folders == {path.name for path in trained.iterdir() if path.is_dir()} - {".state"}
     assert {name for name in index if not name.startswith("_")} < folders
     for name in ("text_encoder", "image_encoder", "prior", "decoder", "super_res_last"):
@@ -73,9 +74,11 @@ def test_every_stage_writes_its_folders(trained):
 
 @pytest.mark.slow
 def test_a_stage_resumes_to_the_same_weights(trained, tmp_path):
+    for name in ("tokenizer", "text_encoder", "image_encoder", "decoder", "text_proj"):
+        shutil.copytree(trained / name, tmp_path / name)
     with pytest.raises(loop.Unfinished):
-        train.train_stage("sr", tmp_path, tmp_path / ".state", steps=3, stop_after=2)
-    train.train_stage("sr", tmp_path, tmp_path / ".state", steps=3)
+        train.train_stage("karlo", "sr", tmp_path, tmp_path / ".state", steps=3, stop_after=2)
+    train.train_stage("karlo", "sr", tmp_path, tmp_path / ".state", steps=3)
     for name in ("super_res_first", "super_res_last"):
         one, two = (layout.read_network(out, name).state_dict() for out in (trained, tmp_path))
         assert all(torch.allclose(one[key], two[key], atol=1e-3) for key in one)

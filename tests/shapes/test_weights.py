@@ -23,7 +23,7 @@ def test_all_weights_are_small():
 def test_the_folder_is_whole_and_half_precision():
     from safetensors.torch import load_file
 
-    for name in {name for group in layout.FOLDERS["karlo"].values() for name in group}:
+    for name in {name for group in layout.KARLO.values() for name in group}:
         assert (KARLO / name).is_dir(), name
     for file in KARLO.rglob("*.safetensors"):
         for key, value in load_file(file).items():
@@ -80,9 +80,9 @@ def test_text_and_image_meet_in_one_space():
 def test_pictures_obey_their_prompts():
     from prior_art.shapes.check import check
     from prior_art.shapes.grammar import draw_prompts
-    from prior_art.shapes.score import Painter, score
+    from prior_art.shapes.score import KarloPainter, score
 
     scenes = draw_prompts(12, seed=3)
-    painted = Painter().paint([scene.prompt for scene in scenes], seed=11)
+    painted = KarloPainter().paint([scene.prompt for scene in scenes], seed=11)
     result = score(scenes, [check(picture) for picture in painted])
     assert result.all_right >= 0.75, result
