@@ -83,6 +83,23 @@ class Upscaler:
     high_size: int
 
 
+@dataclass(frozen=True)
+class Transformer:
+    """AR_TRANSFORMER: minDALL-E's transformer in the host's care.
+
+    Attributes:
+        managed: the network.
+        tokenizer: of prompts; ``None`` for a class-conditional or unconditional transformer.
+        config: its ``ARConfig``.
+        name: where it came from, for messages.
+    """
+
+    managed: Any
+    tokenizer: Any
+    config: Any
+    name: str
+
+
 def text_to_conditioning(text: TextEncoding) -> list:
     """Wrap a :class:`TextEncoding` as the host's CONDITIONING (one entry, batch in the tensor)."""
     return [
@@ -168,6 +185,19 @@ def image_embeds_of(output: Any, wanted: EmbeddingSpace, name: str) -> torch.Ten
         raise EdgeError(f"'{name}' got an image embedding with no rows; encode at least one image")
     _refuse_nan(embeds, name)
     return embeds
+
+
+def latent_of(latent: Any, name: str) -> torch.Tensor:
+    """The ``samples`` of a LATENT.
+
+    Raises:
+        EdgeError: there are none, or NaN among them.
+    """
+    samples = latent.get("samples") if isinstance(latent, dict) else None
+    if not isinstance(samples, torch.Tensor) or 0 in samples.shape:
+        raise EdgeError(f"'{name}' got a LATENT without samples; wire 'VQGAN Encode' into it")
+    _refuse_nan(samples, name)
+    return samples
 
 
 def _infer_space(output: Any, embeds: torch.Tensor) -> str:

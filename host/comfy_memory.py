@@ -9,6 +9,7 @@ is what the host counts, loads, evicts and patches with LoRAs.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -167,11 +168,17 @@ def manage(network: nn.Module) -> Managed:
     return Managed(patcher_of(Holder(network), device, memory.unet_offload_device()), dtype)
 
 
-def use(managed: Managed, memory_required: int = 0) -> tuple[nn.Module, torch.device, torch.dtype]:
+def use(
+    managed: Managed, memory_required: int = 0, beside: Sequence[Managed] = ()
+) -> tuple[nn.Module, torch.device, torch.dtype]:
     """Load a network now, making room for it and for ``memory_required`` bytes of activations.
+
+    Args:
+        beside: networks that the same stage uses too, loaded with it.
 
     Returns:
         The network, the device to compute on and the dtype to compute in.
     """
-    memory.load_models_gpu([managed.patcher], memory_required=memory_required)
+    patchers = [managed.patcher, *(other.patcher for other in beside)]
+    memory.load_models_gpu(patchers, memory_required=memory_required)
     return managed.patcher.model.network, managed.patcher.load_device, managed.compute_dtype

@@ -356,7 +356,7 @@ def open_text_encoder(clip: Any) -> tuple[Managed, Any, EmbeddingSpace]:
     if not isinstance(model, TextModel):
         raise EdgeError(
             f"'clip' is another kind of text encoder ({type(model).__name__}); this node needs"
-            " one from 'Load Text Encoder (unCLIP)'"
+            " one from 'Load Text Encoder (unCLIP)' or 'Load CLIP (Rerank)'"
         )
     managed = Managed(clip.patcher, model.compute_dtype)
     return managed, clip.tokenizer.tokenizer, model.space
@@ -422,7 +422,8 @@ def open_image_encoder(clip_vision: Any) -> tuple[Managed, Any, EmbeddingSpace]:
     if not isinstance(clip_vision, ClipVision):
         raise EdgeError(
             f"'clip_vision' is the host's own image encoder ({type(clip_vision).__name__}); encode"
-            " with native 'CLIP Vision Encode', or load one with 'Load Image Encoder (unCLIP)'"
+            " with native 'CLIP Vision Encode', or load one with 'Load Image Encoder (unCLIP)' or"
+            " 'Load CLIP (Rerank)'"
         )
     return clip_vision.managed, clip_vision.preprocess, clip_vision.space
 

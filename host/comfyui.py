@@ -1,8 +1,9 @@
 """The door into the real ComfyUI: devices, memory, folders, progress and the host's own types.
 
 The same names as :mod:`.embedded`. The wrappers that make our networks the host's MODEL, CLIP
-and CLIP_VISION are in :mod:`.comfy_wrap`, the memory management behind them in
-:mod:`.comfy_memory`, and what older and newer hosts call differently in :mod:`.comfy_compat`.
+and CLIP_VISION are in :mod:`.comfy_wrap`, those for its VAE in :mod:`.comfy_vae`, the memory
+management behind them in :mod:`.comfy_memory`, and what older and newer hosts call differently in
+:mod:`.comfy_compat`.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from comfy_api.latest import ComfyExtension
 
 from .comfy_compat import io, warn
 from .comfy_memory import Managed, manage, use
+from .comfy_vae import open_vqgan, wrap_vqgan
 from .comfy_wrap import (
     clip_vision_output,
     open_decoder,
@@ -104,6 +106,11 @@ def progress(total: int) -> Callable[[int, Image | None], None]:
     return update
 
 
+def free_memory() -> int:
+    """Bytes that are free on the device that computes."""
+    return int(memory.get_free_memory(memory.get_torch_device()))
+
+
 def offload(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor on the device where the host keeps what waits between nodes."""
     return tensor.to(memory.intermediate_device())
@@ -114,6 +121,7 @@ __all__ = [
     "ComfyExtension",
     "Managed",
     "clip_vision_output",
+    "free_memory",
     "io",
     "manage",
     "model_folders",
@@ -121,6 +129,7 @@ __all__ = [
     "open_decoder",
     "open_image_encoder",
     "open_text_encoder",
+    "open_vqgan",
     "pick_dtype",
     "progress",
     "use",
@@ -128,4 +137,5 @@ __all__ = [
     "wrap_decoder",
     "wrap_image_encoder",
     "wrap_text_encoder",
+    "wrap_vqgan",
 ]

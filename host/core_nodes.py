@@ -260,6 +260,26 @@ class VAEDecode(io.ComfyNode):
         return io.NodeOutput(vae.decode(samples["samples"]))
 
 
+class VAEDecodeTiled(io.ComfyNode):
+    """A latent's picture. Tiles only save memory, at the price of seams: here there are none."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        inputs = [
+            io.Latent.Input("samples"),
+            io.Vae.Input("vae"),
+            io.Int.Input("tile_size", default=512, min=64, max=4096),
+            io.Int.Input("overlap", default=64, min=0, max=4096),
+            io.Int.Input("temporal_size", default=64, min=8, max=4096),
+            io.Int.Input("temporal_overlap", default=8, min=4, max=4096),
+        ]
+        return _schema("VAEDecodeTiled", "_for_testing", inputs, [io.Image.Output()])
+
+    @classmethod
+    def execute(cls, samples: dict, vae: Any, **tiles: int) -> io.NodeOutput:
+        return io.NodeOutput(vae.decode(samples["samples"]))
+
+
 class VAEEncode(io.ComfyNode):
     """A picture's latent."""
 
@@ -418,6 +438,7 @@ CORE_NODES = [
     SetLatentNoiseMask,
     VAELoader,
     VAEDecode,
+    VAEDecodeTiled,
     VAEEncode,
     CLIPTextEncode,
     CLIPVisionEncode,

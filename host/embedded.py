@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from ..edges import EdgeError, EmbeddingSpace, text_to_conditioning
+from ..networks.vqgan import LatentVQGAN
 from . import embedded_io as io
 from .embedded_io import ComfyExtension
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from ..loaders.karlo import ImageEncoder, LoadedDecoder, TextEncoder
+    from ..loaders.vqgan import VQGAN
     from ..samplers.schedule import UnCLIPSchedule
 
 NAME = "the embedded host"
@@ -122,6 +124,45 @@ class ClipVision:
         )
 
 
+@dataclass(frozen=True)
+class Vae:
+    """VAE: an autoencoder, with the methods that native nodes call.
+
+    Attributes:
+        managed: the network.
+        coder: its ``encode`` and ``decode``, pictures in [-1, 1].
+        factor: pixels of a latent's place.
+        facts: what the loader knows about it.
+    """
+
+    managed: Managed
+    coder: Any
+    factor: int
+    facts: VQGAN
+
+    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        """IMAGE ``[B, H, W, 3]`` → latent, cut to multiples of the factor as native VAEs do."""
+        high, wide = (side - side % self.factor for side in pixels.shape[1:3])
+        if not high or not wide:
+            raise EdgeError(
+                f"a picture of {pixels.shape[2]}×{pixels.shape[1]} is smaller than one place of"
+                f" this VAE's latent, {self.factor} pixels; wire a larger one"
+            )
+        top, left = (pixels.shape[1] - high) // 2, (pixels.shape[2] - wide) // 2
+        pixels = pixels[:, top : top + high, left : left + wide].movedim(-1, 1) * 2 - 1
+        return self._each("encode", pixels)
+
+    def decode(self, samples: torch.Tensor) -> torch.Tensor:
+        """Latent → IMAGE ``[B, H, W, 3]``."""
+        return (self._each("decode", samples) * 0.5 + 0.5).clamp(0, 1).movedim(1, -1)
+
+    def _each(self, method: str, rows: torch.Tensor) -> torch.Tensor:
+        """One row after another, so that memory suffices for any batch."""
+        _, device, dtype = use(self.managed)
+        run = getattr(self.coder, method)
+        return torch.cat([offload(run(row[None].to(device, dtype)).float()) for row in rows])
+
+
 _on_device: list[Managed] = []
 
 
@@ -153,16 +194,34 @@ def manage(network: nn.Module) -> Managed:
     return Managed(network)
 
 
-def use(managed: Managed, memory_required: int = 0) -> tuple[nn.Module, torch.device, torch.dtype]:
-    """Put a network on the device, and the one before it back: (network, device, dtype)."""
+def use(
+    managed: Managed, memory_required: int = 0, beside: Sequence[Managed] = ()
+) -> tuple[nn.Module, torch.device, torch.dtype]:
+    """Put a network on the device, and those of the stage before back: (network, device, dtype).
+
+    ``beside`` are networks that the same stage uses too.
+    """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    for other in [other for other in _on_device if other is not managed]:
+    wanted = [managed, *beside]
+    for other in [other for other in _on_device if other not in wanted]:
         other.network.to("cpu")
         _on_device.remove(other)
-    if device.type != "cpu" and managed not in _on_device:
-        managed.network.to(device)
-        _on_device.append(managed)
+    for one in wanted if device.type != "cpu" else ():
+        if one not in _on_device:
+            one.network.to(device)
+            _on_device.append(one)
     return managed.network, device, next(managed.network.parameters()).dtype
+
+
+def free_memory() -> int:
+    """Bytes that are free on the device that computes."""
+    if torch.cuda.is_available():
+        cached = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+        return torch.cuda.mem_get_info()[0] + cached
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # not every system tells
+        return 4 * 2**30
 
 
 def wrap_decoder(loaded: LoadedDecoder) -> Model:
@@ -198,7 +257,7 @@ def open_text_encoder(clip: Any) -> tuple[Managed, Any, EmbeddingSpace]:
     if not isinstance(clip, Clip):
         raise EdgeError(
             f"'clip' is another kind of text encoder ({type(clip).__name__}); this node needs one"
-            " from 'Load Text Encoder (unCLIP)'"
+            " from 'Load Text Encoder (unCLIP)' or 'Load CLIP (Rerank)'"
         )
     return clip.managed, clip.tokenizer, clip.space
 
@@ -217,9 +276,28 @@ def open_image_encoder(clip_vision: Any) -> tuple[Managed, Any, EmbeddingSpace]:
     if not isinstance(clip_vision, ClipVision):
         raise EdgeError(
             f"'clip_vision' is another kind of image encoder ({type(clip_vision).__name__}); this"
-            " node needs one from 'Load Image Encoder (unCLIP)'"
+            " node needs one from 'Load Image Encoder (unCLIP)' or 'Load CLIP (Rerank)'"
         )
     return clip_vision.managed, clip_vision.preprocess, clip_vision.space
+
+
+def wrap_vqgan(loaded: VQGAN) -> Vae:
+    """A VQGAN as VAE."""
+    return Vae(manage(loaded.network), LatentVQGAN(loaded.network), loaded.factor, loaded)
+
+
+def open_vqgan(vae: Any) -> tuple[Managed, VQGAN]:
+    """The VQGAN in a VAE, and what its loader knows about it.
+
+    Raises:
+        EdgeError: another kind of VAE.
+    """
+    if not isinstance(vae, Vae):
+        raise EdgeError(
+            f"'vae' is another kind of VAE ({type(vae).__name__}); this node needs one from 'Load"
+            " VQGAN'"
+        )
+    return vae.managed, vae.facts
 
 
 def clip_vision_output(image_embeds: torch.Tensor, **extra: Any) -> SimpleNamespace:
@@ -260,7 +338,9 @@ __all__ = [
     "Interrupted",
     "Managed",
     "Model",
+    "Vae",
     "clip_vision_output",
+    "free_memory",
     "io",
     "manage",
     "model_folders",
@@ -268,6 +348,7 @@ __all__ = [
     "open_decoder",
     "open_image_encoder",
     "open_text_encoder",
+    "open_vqgan",
     "pick_dtype",
     "progress",
     "use",
@@ -275,4 +356,5 @@ __all__ = [
     "wrap_decoder",
     "wrap_image_encoder",
     "wrap_text_encoder",
+    "wrap_vqgan",
 ]

@@ -27,6 +27,10 @@ class NodeError(RuntimeError):
     """A node failed; the message names its id, title and class, the cause is chained."""
 
 
+class Several(list):
+    """What an output of lists holds: a node behind it runs once for each value, as in the host."""
+
+
 @dataclass
 class Run:
     """What a run did.
@@ -138,15 +142,17 @@ class Runner:
             asked = SimpleNamespace(unique_id=key, prompt=session.prompt, extra_pnginfo=None)
             node_class = type(node_class.__name__, (node_class,), {"hidden": asked})
         try:
-            output = node_class.execute(**inputs)
+            outputs = [node_class.execute(**one) for one in _spread(inputs)]
         finally:
             session.on_progress = None
-        if output.block_execution is not None or output.expand is not None:
-            raise ValueError("blocked itself or asked for more nodes; only ComfyUI can do that")
-        if len(output.args) != len(schema.outputs):
-            raise ValueError(f"gave {len(output.args)} outputs, but has {len(schema.outputs)}")
+        for output in outputs:
+            if output.block_execution is not None or output.expand is not None:
+                raise ValueError("blocked itself or asked for more nodes; only ComfyUI can do that")
+            if len(output.args) != len(schema.outputs):
+                raise ValueError(f"gave {len(output.args)} outputs, but has {len(schema.outputs)}")
         run.seconds[key] = time.perf_counter() - started
-        self._cache[number] = (output.args, output.ui)
+        several = any(isinstance(value, Several) for value in inputs.values())
+        self._cache[number] = _gathered(outputs, schema, several)
 
     def _number(self, key: str, node: dict, ancestors: dict[str, int]) -> int:
         """Equal for two nodes that must give the same result."""
@@ -171,6 +177,37 @@ class Runner:
         except Exception:
             # As in the host: what cannot be fingerprinted runs again, and says itself why.
             return object()
+
+
+def _spread(inputs: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The inputs of each run of a node: one for each value of the longest list, shorter lists
+    going on with their last value. An empty list runs nothing."""
+    lists = [value for value in inputs.values() if isinstance(value, Several)]
+    if not all(lists):
+        return []
+    return [
+        {
+            name: value[min(i, len(value) - 1)] if isinstance(value, Several) else value
+            for name, value in inputs.items()
+        }
+        for i in range(max(map(len, lists), default=1))
+    ]
+
+
+def _gathered(outputs: list[Any], schema: Any, several: bool) -> tuple[tuple, dict | None]:
+    """A node's outputs and what it shows, of all its runs."""
+    values: list[Any] = []
+    for slot, socket in enumerate(schema.outputs):
+        found = [output.args[slot] for output in outputs]
+        if socket.is_output_list:
+            values.append(Several(itertools.chain.from_iterable(found)))
+        else:
+            values.append(Several(found) if several else found[0])
+    shown: dict[str, list] = {}
+    for output in outputs:
+        for name, items in (output.ui or {}).items():
+            shown.setdefault(name, []).extend(items)
+    return tuple(values), shown or None
 
 
 def _sources(node: Mapping[str, Any]) -> list[str]:
@@ -245,8 +282,8 @@ def _check_inputs(
     node["inputs"] = {k: v for k, v in node["inputs"].items() if k in sockets}
     title = (node.get("_meta") or {}).get("title") or schema.display_name
     where = f"node {key} '{title}' ({node['class_type']})"
-    if schema.is_input_list or any(socket.is_output_list for socket in schema.outputs):
-        raise WorkflowError(f"{where} works on lists; run this workflow in ComfyUI")
+    if schema.is_input_list:
+        raise WorkflowError(f"{where} takes whole lists; run this workflow in ComfyUI")
     validate = getattr(nodes[node["class_type"]], "validate_inputs", None)
     own = inspect.signature(validate).parameters if validate is not None else {}
     looks_at_all = any(one.kind is one.VAR_KEYWORD for one in own.values())

@@ -66,7 +66,7 @@ class ImageEncoder:
     """A CLIP image tower (CLIPVisionModelWithProjection) and what prepares its pictures."""
 
     network: nn.Module
-    preprocess: Preprocess
+    preprocess: Preprocess | Callable[[torch.Tensor], torch.Tensor]
     space: EmbeddingSpace
 
 

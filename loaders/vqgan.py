@@ -54,6 +54,16 @@ class VQGAN:
     codes: int
     name: str
 
+    @property
+    def grid(self) -> int:
+        """Edge of such a picture in codes."""
+        return self.image_size // self.factor
+
+    @property
+    def channels(self) -> int:
+        """Width of a codebook entry."""
+        return self.network.quantize.embedding.embedding_dim
+
 
 def build_vqgan(
     state: Mapping[str, torch.Tensor],

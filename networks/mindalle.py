@@ -154,12 +154,14 @@ class ARTransformer(nn.Module):
     def embed_context(self, context: Tensor | None) -> Tensor:
         """``[B, context, W]``, B = 1 for an unconditional model."""
         if self.config.text_vocab is not None:
-            return self.tok_emb_txt(context) + self.pos_emb_txt.weight
+            x = self.tok_emb_txt(context)
+            return x + self.pos_emb_txt.weight.to(x)  # a host may have left it behind
         return self.sos if self.config.classes is None else self.sos(context)
 
     def embed_image(self, tokens: Tensor, start: int) -> Tensor:
         """``[B, T, W]`` of image tokens ``[B, T]``, the first of which stands at ``start``."""
-        return self.tok_emb_img(tokens) + self.pos_emb_img.weight[start : start + tokens.shape[1]]
+        x = self.tok_emb_img(tokens)
+        return x + self.pos_emb_img.weight[start : start + tokens.shape[1]].to(x)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """``[..., image_vocab]`` of what the token after each ``hidden`` ``[..., W]`` may be."""

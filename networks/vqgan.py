@@ -30,7 +30,7 @@ def encode(network: nn.Module, pictures: torch.Tensor) -> torch.Tensor:
             network's factor.
     """
     rows = network.quant_conv(network.encoder(pictures))
-    book = _book(network)
+    book = _book(network, rows.device)
     return torch.stack([_distances(row, book).argmin(1).view(row.shape[1:]) for row in rows])
 
 
@@ -60,7 +60,7 @@ def codes_of(network: nn.Module, latent: torch.Tensor) -> torch.Tensor:
     Raises:
         EdgeError: another number of channels: a LATENT of another system.
     """
-    book = _book(network)
+    book = _book(network, latent.device)
     if latent.ndim != 4 or latent.shape[1] != book.shape[1]:
         raise EdgeError(
             f"a LATENT of shape {list(latent.shape)} is not this VQGAN's, which is"
@@ -68,7 +68,7 @@ def codes_of(network: nn.Module, latent: torch.Tensor) -> torch.Tensor:
             " Encode with this VQGAN, or 'AR Sample'"
         )
     codes = []
-    for row in latent.to(book.device, torch.float32):
+    for row in latent.float():
         vectors = row.flatten(1).T
         near = _distances(row, book).topk(min(REFINED, len(book)), largest=False).indices
         near = near.sort(1).values
@@ -93,8 +93,25 @@ def decode_embeddings(network: nn.Module, latent: torch.Tensor) -> torch.Tensor:
     return network.decoder(network.post_quant_conv(latent))
 
 
-def _book(network: nn.Module) -> torch.Tensor:
-    return network.quantize.embedding.weight.float()
+class LatentVQGAN(nn.Module):
+    """A VQGAN with the two methods that a host's VAE calls: LATENT is the embeddings of codes."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def encode(self, pictures: torch.Tensor) -> torch.Tensor:
+        """Embeddings ``[B, D, h, w]`` of the codes of pictures ``[B, 3, H, W]`` in -1..1."""
+        return embeddings(self.network, encode(self.network, pictures))
+
+    def decode(self, latent: torch.Tensor) -> torch.Tensor:
+        """Pictures ``[B, 3, H, W]`` of the codes nearest to ``latent`` ``[B, D, h, w]``."""
+        return decode(self.network, codes_of(self.network, latent))
+
+
+def _book(network: nn.Module, device: torch.device) -> torch.Tensor:
+    """The codebook where the rows are: a host short of memory leaves it behind."""
+    return network.quantize.embedding.weight.to(device, torch.float32)
 
 
 def _distances(row: torch.Tensor, book: torch.Tensor) -> torch.Tensor:

@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 from ..host import host
+from .autoregressive import ARComplete, ARSample, ARScore, ARVariations
 from .decoder import KarloDecoder
 from .image import ImageEncode
-from .load import LoadDecoder, LoadImageEncoder, LoadPrior, LoadTextEncoder, LoadUpscaler
+from .load import (
+    LoadARTransformer,
+    LoadDecoder,
+    LoadImageEncoder,
+    LoadPrior,
+    LoadReranker,
+    LoadTextEncoder,
+    LoadUpscaler,
+    LoadVQGAN,
+)
 from .prior import PriorSample
+from .rerank import CLIPRerank, ImageGrid
 from .text import TextEncode
 from .upscale import KarloUpscale
+from .vqgan import VQGANDecode, VQGANEncode
 
 NODES = [
     LoadTextEncoder,
@@ -21,6 +33,17 @@ NODES = [
     PriorSample,
     KarloDecoder,
     KarloUpscale,
+    LoadVQGAN,
+    LoadARTransformer,
+    LoadReranker,
+    VQGANEncode,
+    VQGANDecode,
+    ARSample,
+    ARVariations,
+    ARComplete,
+    ARScore,
+    CLIPRerank,
+    ImageGrid,
 ]
 
 

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-from ..edges import Prior, Upscaler
+from ..edges import Prior, Transformer, Upscaler
 from ..host import host, io
-from ..loaders import karlo
+from ..loaders import karlo, mindalle
+from ..loaders.reranker import load_reranker
 from ..loaders.sources import find_source, list_sources
+from ..samplers.rerank import preprocess
 
 CATEGORY = "PriorArt/load"
 DTYPES = ["auto", "fp32", "fp16", "bf16"]
+
+FULL = frozenset({"vqgan", "reranker"})
+"""Stages that are small and that half precision changes: 4% of the codes, the order of scores."""
 
 
 def _inputs(stage: str) -> list:
@@ -27,8 +33,13 @@ def _inputs(stage: str) -> list:
             "dtype",
             options=DTYPES,
             default="auto",
-            tooltip="Number format of the weights. auto asks the host; sampling maths is fp32"
-            " whatever is chosen here.",
+            tooltip=(
+                "Number format of the weights. auto is fp32: this network is small, and half"
+                " precision changes what it finds."
+                if stage in FULL
+                else "Number format of the weights. auto asks the host; sampling maths is fp32"
+                " whatever is chosen here."
+            ),
         ),
     ]
 
@@ -43,6 +54,8 @@ def _fingerprint(stage: str, source: str) -> tuple:
 
 def _load(loader: Callable, stage: str, source: str, dtype: str) -> Any:
     found = find_source(source, stage, host.model_folders())
+    if dtype == "auto" and stage in FULL:
+        dtype = "fp32"
     return loader(found, host.pick_dtype(dtype, stage))
 
 
@@ -185,3 +198,97 @@ class LoadUpscaler(io.ComfyNode):
         loaded = _load(karlo.load_upscaler, "upscaler", source, dtype)
         managed = host.manage(loaded.network)
         return io.NodeOutput(Upscaler(managed, loaded.schedule, loaded.low_size, loaded.high_size))
+
+
+class LoadVQGAN(io.ComfyNode):
+    """minDALL-E's VQGAN as the host's VAE."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PriorArtLoadVQGAN",
+            display_name="Load VQGAN",
+            category=CATEGORY,
+            description="Loads minDALL-E's VQGAN, which turns a picture into a grid of codes and"
+            " back, as a native VAE: VAE Encode, VAE Decode and their tiled forms work on it.",
+            inputs=_inputs("vqgan"),
+            outputs=[
+                io.Vae.Output(
+                    display_name="vae", tooltip="For AR Sample, VQGAN Decode, VAE Decode."
+                )
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, source: str, dtype: str) -> tuple:
+        return _fingerprint("vqgan", source)
+
+    @classmethod
+    def execute(cls, source: str, dtype: str) -> io.NodeOutput:
+        return io.NodeOutput(host.wrap_vqgan(_load(mindalle.load_vqgan, "vqgan", source, dtype)))
+
+
+class LoadARTransformer(io.ComfyNode):
+    """minDALL-E's transformer, with its tokenizer where it reads text."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PriorArtLoadARTransformer",
+            display_name="Load minDALL-E",
+            category=CATEGORY,
+            description="Loads minDALL-E's transformer, which writes a picture's codes one after"
+            " another. Text-conditional, class-conditional and unconditional models are told apart"
+            " by their weights.",
+            inputs=_inputs("ar_transformer"),
+            outputs=[
+                io.Custom("AR_TRANSFORMER").Output(
+                    display_name="ar_transformer",
+                    tooltip="For AR Sample, AR Complete, AR Variations and AR Score.",
+                )
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, source: str, dtype: str) -> tuple:
+        return _fingerprint("ar_transformer", source)
+
+    @classmethod
+    def execute(cls, source: str, dtype: str) -> io.NodeOutput:
+        loaded = _load(mindalle.load_transformer, "ar_transformer", source, dtype)
+        managed = host.manage(loaded.network)
+        return io.NodeOutput(Transformer(managed, loaded.tokenizer, loaded.config, loaded.name))
+
+
+class LoadReranker(io.ComfyNode):
+    """Both towers of one CLIP, to rank pictures by a prompt."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PriorArtLoadReranker",
+            display_name="Load CLIP (Rerank)",
+            category=CATEGORY,
+            description="Loads both towers of a CLIP for CLIP Rerank: ViT-B/32 as published with"
+            " minDALL-E, or any other in transformers' or OpenAI's layout. Pictures are prepared as"
+            " minDALL-E does.",
+            inputs=_inputs("reranker"),
+            outputs=[
+                io.Clip.Output(display_name="clip", tooltip="The text tower, for CLIP Rerank."),
+                io.ClipVision.Output(
+                    display_name="clip_vision", tooltip="The image tower, for CLIP Rerank."
+                ),
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, source: str, dtype: str) -> tuple:
+        return _fingerprint("reranker", source)
+
+    @classmethod
+    def execute(cls, source: str, dtype: str) -> io.NodeOutput:
+        loaded = _load(load_reranker, "reranker", source, dtype)
+        prepare = partial(preprocess, size=loaded.size, mean=loaded.mean, std=loaded.std)
+        text = karlo.TextEncoder(loaded.network["text"], loaded.tokenizer, loaded.space)
+        image = karlo.ImageEncoder(loaded.network["vision"], prepare, loaded.space)
+        return io.NodeOutput(host.wrap_text_encoder(text), host.wrap_image_encoder(image))

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from math import ceil
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from ..edges import EdgeError
+from ..host import host
+from ..samplers.resize import resize_and_crop
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -37,9 +41,43 @@ def from_image(image: torch.Tensor) -> torch.Tensor:
     return image[..., :3].permute(0, 3, 1, 2).float() * 2 - 1
 
 
-def preview(x0: torch.Tensor) -> Image:
-    """The first picture of a step's ``x0`` ``[B, 3, H, W]`` in [-1, 1], for the progress bar."""
+def fit(image: torch.Tensor, size: int, name: str) -> torch.Tensor:
+    """IMAGE → ``[B, size, size, 3]`` as published, with a warning where that changes anything.
+
+    The shorter side is resized by Pillow's bilinear filter on 8 bits, the centre cut out.
+    """
+    height, width = image.shape[1:3]
+    image = image[..., :3]
+    if (height, width) == (size, size):
+        return image
+    from PIL.Image import Resampling, fromarray
+
+    host.warn(
+        f"'{name}' is {width}×{height}; its shorter side was resized to {size} and the centre"
+        f" {size}×{size} cut out, as published"
+    )
+    eight = (image.float().cpu().clamp(0, 1) * 255).round().to(torch.uint8).numpy()
+    rows = [resize_and_crop(fromarray(row), size, Resampling.BILINEAR) for row in eight]
+    return torch.from_numpy(np.stack(rows)).float() / 255
+
+
+def grid(image: torch.Tensor, columns: int) -> torch.Tensor:
+    """IMAGE ``[B, H, W, 3]`` → one picture ``[1, rows * H, columns * W, 3]``, row by row.
+
+    Places that are left are black; fewer pictures than columns make fewer columns.
+    """
+    count, height, width, channels = image.shape
+    columns = min(columns, count)
+    rows = ceil(count / columns)
+    empty = image.new_zeros(rows * columns - count, height, width, channels)
+    cells = torch.cat([image, empty]).view(rows, columns, height, width, channels)
+    return cells.transpose(1, 2).reshape(1, rows * height, columns * width, channels)
+
+
+def preview(x0: torch.Tensor, count: int = 1) -> Image:
+    """The first ``count`` pictures of a step's ``x0`` ``[B, 3, H, W]`` in [-1, 1], two in a row,
+    for the progress bar."""
     from PIL.Image import fromarray
 
-    picture = to_image(x0[:1].float())[0]
+    picture = grid(to_image(x0[:count].float()), 2)[0]
     return fromarray((picture * 255).round().to(torch.uint8).cpu().numpy())

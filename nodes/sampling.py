@@ -9,17 +9,22 @@ from ..host import io
 LARGEST_SEED = 0xFFFFFFFFFFFFFFFF
 
 
+def seed_input() -> Any:
+    """The seed of a stage."""
+    return io.Int.Input(
+        "seed",
+        default=0,
+        min=0,
+        max=LARGEST_SEED,
+        control_after_generate=True,
+        tooltip="Seed of this stage's noise. Image i of a batch uses seed + i.",
+    )
+
+
 def sampling_inputs(steps: int, cfg: float | None) -> list[Any]:
     """``seed``, ``steps`` and, for a guided stage, ``cfg``, with the published defaults."""
     inputs = [
-        io.Int.Input(
-            "seed",
-            default=0,
-            min=0,
-            max=LARGEST_SEED,
-            control_after_generate=True,
-            tooltip="Seed of this stage's noise. Image i of a batch uses seed + i.",
-        ),
+        seed_input(),
         io.Int.Input(
             "steps",
             default=steps,

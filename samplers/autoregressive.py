@@ -10,18 +10,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from ..edges import EdgeError
-from ..networks.mindalle import ARTransformer, Cache, Prefix, prefill
+from ..networks.mindalle import ARConfig, ARTransformer, Cache, Prefix, prefill
+from .chunks import in_chunks
 from .guidance import refuse_nan
 
 Callback = Callable[[int, int, Tensor], None]
 Choose = Callable[[Tensor, list[torch.Generator]], Tensor]
-Rows = TypeVar("Rows")
 
 _STAGE = "autoregressive transformer"
 # Positions whose logits are held at a time where all are known: 16 MB of them as published.
@@ -98,7 +97,7 @@ def sample_tokens(
         )
         return tokens
 
-    return torch.cat(_in_chunks(work, count, chunk, generators)).cpu()
+    return torch.cat(in_chunks(work, count, chunk, generators)).cpu()
 
 
 @torch.no_grad()
@@ -163,7 +162,7 @@ def complete_by_likelihood(
         part = given.expand(count, -1)[rows]
         return _sample_rows(network, prefix, part, mask, generators[rows], choose, dtype, callback)
 
-    found, weights = zip(*_in_chunks(work, count, chunk, generators), strict=True)
+    found, weights = zip(*in_chunks(work, count, chunk, generators), strict=True)
     return torch.cat(found).cpu(), torch.cat(weights).cpu()
 
 
@@ -205,8 +204,19 @@ def log_likelihood(
             hidden = torch.cat([hidden, cache.extend(network, part[:, :-1])], dim=1)
         return _log_prob(network, hidden, part)
 
-    result = torch.cat(_in_chunks(work, len(tokens), chunk, [])).cpu()
+    result = torch.cat(in_chunks(work, len(tokens), chunk)).cpu()
     return refuse_nan(result, _STAGE, dtype)
+
+
+def bytes_per_candidate(config: ARConfig, dtype: torch.dtype) -> int:
+    """Memory that one more candidate takes while it is sampled or scored, an upper estimate.
+
+    Keys and values of its tokens, the widest layer, and some copies of its logits.
+    """
+    positions = config.context + config.image_tokens
+    cached = 2 * config.layers * config.width * positions * dtype.itemsize
+    widest = 8 * config.width * positions * dtype.itemsize
+    return cached + widest + 8 * 4 * config.image_vocab
 
 
 def _sample_rows(
@@ -317,32 +327,6 @@ def _log_prob(network: ARTransformer, hidden: Tensor, tokens: Tensor) -> Tensor:
         )
     ]
     return torch.cat(parts).view(tokens.shape).sum(dim=1)
-
-
-def _in_chunks(
-    work: Callable[[slice], Rows],
-    count: int,
-    chunk: int | None,
-    generators: list[torch.Generator],
-) -> list[Rows]:
-    """``work`` on all rows, some at a time; where memory runs out, on half as many, once more."""
-    size, start, parts = chunk or count, 0, []
-    while start < count:
-        rows = slice(start, min(start + size, count))
-        states = [generator.get_state() for generator in generators[rows]]
-        try:
-            parts.append(work(rows))
-        except torch.cuda.OutOfMemoryError:
-            size = rows.stop - rows.start
-            if size == 1:
-                raise
-            size //= 2
-            # The streams go back to where these candidates began.
-            for generator, state in zip(generators[rows], states, strict=True):
-                generator.set_state(state)
-            continue
-        start = rows.stop
-    return parts
 
 
 def _check_chunk(chunk: int | None, count: int) -> None:

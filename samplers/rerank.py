@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from ..edges import EdgeError
+from .resize import resize_and_crop
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -47,7 +48,7 @@ def preprocess(
     if not bool(torch.isfinite(images).all()):
         raise EdgeError("'images' holds NaN or infinite numbers; decode the pictures in fp32")
     pixels = (images.clamp(0, 1).numpy() * 255).astype(np.uint8)
-    ready = np.stack([_resize_and_crop(Image.fromarray(picture), size) for picture in pixels])
+    ready = np.stack([resize_and_crop(Image.fromarray(picture), size) for picture in pixels])
     x = torch.from_numpy(ready).permute(0, 3, 1, 2).float() / 255
     return ((x - _per_channel(mean)) / _per_channel(std)).contiguous()
 
@@ -83,19 +84,6 @@ def rerank_scores(text_features: torch.Tensor, image_features: torch.Tensor) -> 
 def order(scores: torch.Tensor) -> torch.Tensor:
     """Indices of ``scores`` ``[B]``, best first; equals stay in their order."""
     return torch.argsort(scores, descending=True, stable=True)
-
-
-def _resize_and_crop(picture: Image.Image, size: int) -> np.ndarray:
-    width, height = picture.size
-    short, long = min(width, height), max(width, height)
-    if short != size:
-        longer = int(size * long / short)  # cut off, as torchvision's Resize does
-        wide = (size, longer) if width <= height else (longer, size)
-        picture = picture.resize(wide, Image.Resampling.BICUBIC)
-    width, height = picture.size
-    # Python's rounding to even, as torchvision's CenterCrop.
-    left, top = round((width - size) / 2), round((height - size) / 2)
-    return np.asarray(picture.crop((left, top, left + size, top + size)))
 
 
 def _per_channel(numbers: tuple[float, ...]) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""A Karlo of random weights and very small widths in the hub's folder layout, for tests.
+"""A Karlo and a minDALL-E of random weights and very small widths, in their layouts, for tests.
 
 Every parameter is drawn, also those that a fresh network starts at zero or one, so that a picture
 depends on all of them. Each draw of noise is a multiple of 16 numbers, as in the published sizes.
@@ -109,6 +109,59 @@ _INDEX = {
     "text_proj": ["unclip", "UnCLIPTextProjModel"],
     "tokenizer": ["transformers", "CLIPTokenizer"],
 }
+
+
+PICTURE, GRID, CODES, CODE_WIDTH = 32, 8, 24, 8  # minDALL-E: pixels, codes across, codebook
+PROMPT, CLASSES = 6, 5  # tokens of a prompt, classes of the class-conditional transformer
+VQGAN: dict[str, Any] = {
+    "down_block_types": ("DownEncoderBlock2D",) * 2 + ("AttnDownEncoderBlock2D",),
+    "up_block_types": ("AttnUpDecoderBlock2D",) + ("UpDecoderBlock2D",) * 2,
+    "block_out_channels": (16, 16, 32),
+    "layers_per_block": 1,
+    "latent_channels": CODE_WIDTH,
+    "vq_embed_dim": CODE_WIDTH,
+    "num_vq_embeddings": CODES,
+    "norm_num_groups": 8,
+    "lookup_from_codebook": True,
+}
+BPE = ["[PAD]", "[UNK]", *"abcdert", "e</w>", "d</w>", "a</w>", "t</w>", "re", "red</w>"]
+BPE_MERGES = ["r e", "re d</w>"]
+
+
+def tiny_mindalle(folder: str | Path, kind: str = "text", seed: int = 0, **sizes: int) -> Path:
+    """Write a tiny minDALL-E in our own layout into ``folder``.
+
+    Args:
+        kind: of the transformer: text, class or unconditional.
+        sizes: of the transformer's ``ARConfig``, where they shall differ.
+    """
+    from diffusers import VQModel
+    from safetensors.torch import save_file
+
+    from prior_art.loaders.mindalle import Settings, write_settings
+    from prior_art.networks.mindalle import ARConfig, ARTransformer
+
+    folder = Path(folder)
+    (folder / "tokenizer").mkdir(parents=True)
+    ids = json.dumps({word: i for i, word in enumerate(BPE)})
+    (folder / "tokenizer" / "bpe-16k-vocab.json").write_text(ids, encoding="utf-8")
+    merges = "\n".join(["#version: 0.2 - Trained", *BPE_MERGES]) + "\n"
+    (folder / "tokenizer" / "bpe-16k-merges.txt").write_text(merges, encoding="utf-8")
+    config = {"layers": 2, "width": 32, "heads": 4, "image_vocab": CODES, "image_tokens": GRID**2}
+    config |= {"text_vocab": len(BPE) if kind == "text" else None, "text_tokens": PROMPT}
+    config |= {"classes": CLASSES if kind == "class" else None, **sizes}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        vqgan, transformer = VQModel(**VQGAN), ARTransformer(ARConfig(**config))
+        randomise(vqgan)
+        # Entries where the encoder's outputs are, so that many of them are chosen.
+        vqgan.quantize.embedding.weight.data.normal_()
+        for parameter in transformer.parameters():
+            parameter.data = 0.3 * torch.randn(parameter.shape)
+    save_file(vqgan.state_dict(), folder / "vqgan.safetensors")
+    save_file(transformer.state_dict(), folder / "transformer.safetensors")
+    write_settings(folder, Settings(PICTURE, 4, 8))
+    return folder
 
 
 def tiny_karlo(folder: str | Path, seed: int = 0) -> Path:

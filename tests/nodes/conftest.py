@@ -1,4 +1,4 @@
-"""The nodes over a miniature Karlo of random weights, run by the headless runner."""
+"""The nodes over miniatures of random weights, run by the headless runner."""
 
 from __future__ import annotations
 
@@ -31,6 +31,9 @@ def tiny():
 def models(tiny, tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
     tiny.tiny_karlo(folder / SOURCE)
+    tiny.tiny_mindalle(folder / "tiny-mindalle")
+    for kind in ("class", "unconditional"):
+        tiny.tiny_mindalle(folder / f"tiny-{kind}", kind)
     return folder
 
 

@@ -377,12 +377,38 @@ def test_a_post_body_runs_and_leaves_no_workflow_in_the_picture(runner):
         assert set(json.loads(picture.text["prompt"])) == {"1", "99"}
 
 
-@pytest.mark.parametrize(
-    "lists", [{"is_input_list": True}, {"outputs": [io.Image.Output(is_output_list=True)]}]
-)
-def test_a_node_of_lists_is_refused(runner, lists):
-    with pytest.raises(WorkflowError, match=r"works on lists.*in ComfyUI"):
-        runner.run(one(runner, make("Lists", pixel, **lists)))
+def test_a_node_of_whole_lists_is_refused(runner):
+    with pytest.raises(WorkflowError, match=r"takes whole lists.*in ComfyUI"):
+        runner.run(one(runner, make("Lists", pixel, is_input_list=True)))
+
+
+def test_a_node_behind_a_list_runs_once_for_each_value(runner):
+    seen = []
+
+    def levels(cls):
+        return io.NodeOutput([0.25, 0.5, 1.0], [10, 20])
+
+    def picture(cls, level, number, same):
+        seen.append((level, number, same))
+        return io.NodeOutput(torch.full((1, 2, 2, 3), level))
+
+    lists = [io.Float.Output(is_output_list=True), io.Int.Output(is_output_list=True)]
+    inputs = [io.Float.Input("level"), io.Int.Input("number"), io.Int.Input("same")]
+    links = {"level": ["5", 0], "number": ["5", 1], "same": 7}
+    prompt = one(runner, make("Picture", picture, inputs), links)
+    runner.nodes = {**runner.nodes, "Levels": make("Levels", levels, outputs=lists)}
+    prompt["5"] = {"class_type": "Levels", "inputs": {}}
+    run = runner.run(prompt)
+    assert seen == [(0.25, 10, 7), (0.5, 20, 7), (1.0, 20, 7)]
+    assert run.values["5"] == ([0.25, 0.5, 1.0], [10, 20])
+    assert [Image.open(path).getpixel((0, 0))[0] for path in run.pictures] == [63, 127, 255]
+
+
+def test_a_node_behind_an_empty_list_does_not_run(runner):
+    lists = [io.Image.Output(is_output_list=True)]
+    assert not runner.run(
+        one(runner, make("Empty", lambda cls: io.NodeOutput([]), outputs=lists))
+    ).pictures
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,81 @@
+"""Autoencoders that the host does not know as its own VAE.
+
+The host's constructor builds what it recognises by its keys. Ours starts as the VAE that does
+nothing, whose network, sizes and memory needs are then replaced: everything else, tiles and
+batches by free memory, is the host's.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import comfy.model_management as memory
+import comfy.sd
+import torch
+from torch import nn
+
+from ..edges import EdgeError
+from ..networks.vqgan import LatentVQGAN
+from .comfy_memory import Managed, patcher_of, prepare
+
+if TYPE_CHECKING:
+    from ..loaders.vqgan import VQGAN
+
+# Numbers held per pixel at the most, as the host reckons for its own autoencoders of this kind.
+HELD_ENCODING, HELD_DECODING = 1767, 2178
+
+
+def native_vae(coder: nn.Module, factor: int, channels: int) -> Any:
+    """An autoencoder as the host's VAE.
+
+    Args:
+        coder: has the network as ``network``, and ``encode`` and ``decode`` between pictures in
+            [-1, 1] and latents.
+        factor: pixels of a latent's place.
+        channels: of the latent.
+    """
+    vae = comfy.sd.VAE(sd={"pixel_space_vae": torch.tensor(1.0)}, dtype=torch.float32)
+    dtype = prepare(coder.network, vae.device)
+    vae.first_stage_model = coder.eval()
+    vae.patcher = patcher_of(coder, vae.device, memory.vae_offload_device())
+    vae.vae_dtype, vae.working_dtypes = dtype, [dtype]
+    vae.upscale_ratio = vae.downscale_ratio = factor
+    vae.latent_channels = channels
+    vae.disable_offload = False
+
+    def encoding(shape: Any, dtype: torch.dtype) -> int:
+        return HELD_ENCODING * shape[2] * shape[3] * memory.dtype_size(dtype)
+
+    def decoding(shape: Any, dtype: torch.dtype) -> int:
+        return HELD_DECODING * shape[2] * shape[3] * factor**2 * memory.dtype_size(dtype)
+
+    vae.memory_used_encode, vae.memory_used_decode = encoding, decoding
+    return vae
+
+
+class VQGANCoder(LatentVQGAN):
+    """A VQGAN in the host's VAE, with what its loader knows about it."""
+
+    def __init__(self, loaded: VQGAN) -> None:
+        super().__init__(loaded.network)
+        self.facts = loaded
+
+
+def wrap_vqgan(loaded: VQGAN) -> Any:
+    """A VQGAN as the host's VAE, which VAEEncode, VAEDecode and VAEDecodeTiled run."""
+    return native_vae(VQGANCoder(loaded), loaded.factor, loaded.channels)
+
+
+def open_vqgan(vae: Any) -> tuple[Managed, VQGAN]:
+    """The VQGAN in a VAE, and what its loader knows about it.
+
+    Raises:
+        EdgeError: another kind of VAE.
+    """
+    coder = getattr(vae, "first_stage_model", None)
+    if not isinstance(coder, VQGANCoder):
+        raise EdgeError(
+            f"'vae' is another kind of VAE ({type(coder).__name__}); this node needs one from 'Load"
+            " VQGAN'"
+        )
+    return Managed(vae.patcher, vae.vae_dtype), coder.facts

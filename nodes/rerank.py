@@ -1,0 +1,140 @@
+"""Choosing among candidates: CLIP's ranking, and a view of many pictures at once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ..edges import EdgeError
+from ..host import host, io
+from ..loaders.karlo import tokenize
+from ..samplers.clip import encode_image, encode_text
+from ..samplers.rerank import order, rerank_scores
+from .pictures import check_image, grid
+
+
+class CLIPRerank(io.ComfyNode):
+    """Pictures in the order in which CLIP finds that they fit a prompt."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PriorArtCLIPRerank",
+            display_name="CLIP Rerank",
+            category="PriorArt/sample",
+            description="Sorts pictures by the cosine between their CLIP embedding and the"
+            " prompt's, as minDALL-E publishes it, and keeps the best.",
+            inputs=[
+                io.Clip.Input("clip", tooltip="The text tower, from Load CLIP (Rerank)."),
+                io.ClipVision.Input(
+                    "clip_vision", tooltip="The image tower of the same CLIP, from the same node."
+                ),
+                io.Image.Input("image", tooltip="The candidates, as one batch."),
+                io.String.Input(
+                    "text",
+                    default="",
+                    multiline=True,
+                    dynamic_prompts=True,
+                    tooltip="The prompt. More than 77 tokens are cut, with a warning that shows"
+                    " what was cut.",
+                ),
+                io.Int.Input(
+                    "keep",
+                    default=4,
+                    min=0,
+                    max=4096,
+                    tooltip="How many pictures to keep, the best first. 0 keeps all.",
+                ),
+            ],
+            outputs=[
+                io.Image.Output(display_name="image", tooltip="The pictures, the best first."),
+                io.Float.Output(
+                    display_name="scores",
+                    is_output_list=True,
+                    tooltip="The cosine of each kept picture; about 0.3 is a good fit.",
+                ),
+                io.Int.Output(
+                    display_name="indices",
+                    is_output_list=True,
+                    tooltip="The place of each kept picture in the batch, from 0: its seed is the"
+                    " first seed plus this.",
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls, clip: Any, clip_vision: Any, image: Any, text: str, keep: int
+    ) -> io.NodeOutput:
+        check_image(image, "image")
+        if keep < 0:
+            raise EdgeError(f"'keep' is {keep}; keep 1 or more pictures, or 0 for all")
+        scores = _scores(clip, clip_vision, image[..., :3], text)
+        best = order(scores)[: keep or None]
+        return io.NodeOutput(image[best.to(image.device)], scores[best].tolist(), best.tolist())
+
+
+class ImageGrid(io.ComfyNode):
+    """A batch as one picture."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PriorArtImageGrid",
+            display_name="Image Grid",
+            category="PriorArt/sample",
+            description="Lays the pictures of a batch out as one, row by row, for a view of many"
+            " candidates.",
+            inputs=[
+                io.Image.Input("image", tooltip="The batch."),
+                io.Int.Input(
+                    "columns",
+                    default=3,
+                    min=1,
+                    max=64,
+                    tooltip="Pictures in a row; 3 for nine pictures as 3×3.",
+                ),
+            ],
+            outputs=[io.Image.Output(display_name="image", tooltip="One picture of them all.")],
+        )
+
+    @classmethod
+    def execute(cls, image: Any, columns: int) -> io.NodeOutput:
+        check_image(image, "image")
+        if columns < 1:
+            raise EdgeError(f"'columns' is {columns}; lay out at least one picture in a row")
+        return io.NodeOutput(grid(image, columns))
+
+
+def _scores(clip: Any, clip_vision: Any, image: torch.Tensor, text: str) -> torch.Tensor:
+    """The cosine ``[B]`` between the prompt and each picture, on the CPU.
+
+    Raises:
+        EdgeError: towers of two CLIPs.
+    """
+    text_tower, tokenizer, space = host.open_text_encoder(clip)
+    image_tower, preprocess, other = host.open_image_encoder(clip_vision)
+    if space.name != other.name:
+        raise EdgeError(
+            f"'clip' is in the embedding space '{space.name}' ({space.encoder}), but 'clip_vision'"
+            f" in '{other.name}' ({other.encoder}). Wire both outputs of one 'Load CLIP (Rerank)'"
+        )
+    ids, mask, cut = tokenize(tokenizer, [text])
+    if cut[0]:
+        host.warn(f"the prompt has more than {ids.shape[1]} tokens; not seen by CLIP: '{cut[0]}'")
+    network, device, dtype = host.use(text_tower)
+    prompt = encode_text(network, ids, mask, space, device, dtype).pooled.cpu()
+    pixels = preprocess(image)
+    network, device, dtype = host.use(image_tower)
+    update = host.progress(len(pixels))
+    features = []
+    for start in range(0, len(pixels), AT_ONCE):
+        part = pixels[start : start + AT_ONCE]
+        features.append(encode_image(network, part, device, dtype).cpu())
+        update(start + len(part))
+    return rerank_scores(prompt, torch.cat(features))
+
+
+AT_ONCE = 32
+"""Pictures that are embedded together."""

@@ -1,0 +1,481 @@
+"""minDALL-E's nodes on a miniature: the published draws, and every bad input named."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from prior_art.edges import EdgeError
+from prior_art.host import host
+from prior_art.host.core_nodes import SetLatentNoiseMask, VAEDecode, VAEDecodeTiled, VAEEncode
+from prior_art.host.embedded import Interrupted, session
+from prior_art.loaders.mindalle import tokenize
+from prior_art.networks.vqgan import codes_of, decode, embeddings, encode
+from prior_art.nodes import autoregressive
+from prior_art.nodes.autoregressive import ARComplete, ARSample, ARScore, ARVariations
+from prior_art.nodes.load import LoadARTransformer, LoadVQGAN
+from prior_art.nodes.vqgan import VQGANDecode, VQGANEncode, as_text
+from prior_art.samplers.autoregressive import (
+    complete_by_likelihood,
+    log_likelihood,
+    sample_tokens,
+)
+from prior_art.samplers.noise import generators
+
+CPU = {"device": torch.device("cpu"), "dtype": torch.float32}
+SIZE, GRID, CODES = 32, 8, 24
+DRAW = {"seed": 7, "candidates": 3, "top_k": 20, "top_p": 1.0, "temperature": 1.0}
+
+
+class Model:
+    """A loaded miniature: what travels on the edges, and its networks."""
+
+    def __init__(self, source):
+        (self.vae,) = LoadVQGAN.execute("tiny-mindalle", "auto").args
+        (self.transformer,) = LoadARTransformer.execute(source, "auto").args
+        self.vqgan = host.open_vqgan(self.vae)[0].network
+        self.network = self.transformer.managed.network
+
+    def sample(self, text="red cat", **changes):
+        return ARSample.execute(self.transformer, self.vae, text, **{**DRAW, **changes}).args[0]
+
+    def tokens(self, latent):
+        return codes_of(self.vqgan, latent["samples"]).flatten(1)
+
+    def prompt(self, text):
+        return tokenize(self.transformer.tokenizer, [text], self.network.config.text_tokens).ids
+
+
+@pytest.fixture(autouse=True)
+def placed(models, monkeypatch):
+    monkeypatch.setenv("PRIOR_ART_MODELS", str(models))
+
+
+@pytest.fixture
+def model(placed):
+    return Model("tiny-mindalle")
+
+
+@pytest.fixture
+def warnings(monkeypatch):
+    said = []
+    monkeypatch.setattr(host, "warn", said.append)
+    return said
+
+
+def pictures(*shape, seed=0):
+    return torch.rand(*shape, 3, generator=torch.Generator().manual_seed(seed))
+
+
+def masked(latent, *region, size=SIZE):
+    """The latent with a noise mask over pixels ``[top:bottom, left:right]``."""
+    mask = torch.zeros(1, size, size)
+    top, bottom, left, right = region
+    mask[:, top:bottom, left:right] = 1
+    return SetLatentNoiseMask.execute(latent, mask).args[0]
+
+
+def complete(model, latent, text="red", keep=0, image=None, **changes):
+    inputs = {**DRAW, **changes}
+    return ARComplete.execute(
+        model.transformer, model.vae, latent, text, keep, image=image, **inputs
+    ).args
+
+
+# -- the VAE -----------------------------------------------------------------------------------
+
+
+def test_native_nodes_code_and_decode_as_ours(model):
+    image = pictures(2, SIZE, SIZE)
+    latent, text = VQGANEncode.execute(model.vae, image).args
+    (native,) = VAEEncode.execute(image, model.vae).args
+    assert torch.equal(latent["samples"], native["samples"])
+    codes = encode(model.vqgan, image.permute(0, 3, 1, 2) * 2 - 1)
+    assert latent["samples"].shape == (2, 8, GRID, GRID)
+    assert torch.equal(model.tokens(latent), codes.flatten(1))
+    assert text == as_text(codes) and len(text) == 2
+    assert text[0].splitlines()[1].split()[2] == str(int(codes[0, 1, 2]))
+    ours, again = VQGANDecode.execute(model.vae, latent).args
+    assert again == text
+    expected = (decode(model.vqgan, codes) * 0.5 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
+    torch.testing.assert_close(ours, expected, atol=1e-6, rtol=0)
+    for node in (VAEDecode, VAEDecodeTiled):
+        torch.testing.assert_close(node.execute(latent, model.vae).args[0], ours)
+
+
+def test_a_latent_decodes_as_its_nearest_codes_do(model):
+    latent = model.sample()
+    noise = torch.randn(latent["samples"].shape, generator=torch.Generator().manual_seed(1))
+    near = {"samples": latent["samples"] + 0.02 * noise}
+    assert torch.equal(
+        VAEDecode.execute(near, model.vae).args[0], VAEDecode.execute(latent, model.vae).args[0]
+    )
+
+
+def test_vae_encode_takes_multiples_of_the_factor(model):
+    image = pictures(1, 43, 50)
+    (latent,) = VAEEncode.execute(image, model.vae).args
+    assert latent["samples"].shape == (1, 8, 10, 12)
+    (cut,) = VAEEncode.execute(image[:, 1:41, 1:49], model.vae).args
+    assert torch.equal(latent["samples"], cut["samples"])
+    with pytest.raises(EdgeError, match="3×43 is smaller"):
+        VAEEncode.execute(image[:, :, :3], model.vae)
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 48), (40, 90)])
+def test_a_picture_of_another_size_is_resized_and_cropped_as_published(
+    model, warnings, height, width
+):
+    eight = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    latent, _ = VQGANEncode.execute(model.vae, torch.from_numpy(eight)[None] / 255).args
+    assert len(warnings) == 1 and f"'image' is {width}×{height}" in warnings[0]
+    picture = Image.fromarray(eight)
+    scale = SIZE / min(height, width)
+    picture = picture.resize((int(width * scale), int(height * scale)), Image.Resampling.BILINEAR)
+    left, top = (picture.width - SIZE) // 2, (picture.height - SIZE) // 2
+    cut = np.array(picture.crop((left, top, left + SIZE, top + SIZE)))
+    expected, _ = VQGANEncode.execute(model.vae, torch.from_numpy(cut)[None] / 255).args
+    assert torch.equal(latent["samples"], expected["samples"])
+    assert len(warnings) == 1
+
+
+def test_decoding_goes_on_in_smaller_chunks_where_memory_runs_out(model, monkeypatch):
+    latent = model.sample(candidates=5)
+    whole = VQGANDecode.execute(model.vae, latent).args[0]
+    sizes = []
+
+    def failing(network, codes):
+        sizes.append(len(codes))
+        if len(codes) > 2:
+            raise torch.cuda.OutOfMemoryError("no memory")
+        return decode(network, codes)
+
+    monkeypatch.setattr("prior_art.nodes.vqgan.decode", failing)
+    torch.testing.assert_close(VQGANDecode.execute(model.vae, latent).args[0], whole)
+    assert sizes == [5, 2, 2, 1]
+
+
+# -- sampling ----------------------------------------------------------------------------------
+
+
+def test_tokens_are_the_samplers(model):
+    expected = sample_tokens(
+        model.network, model.prompt("red cat"), generators=generators(7, 3), top_k=20, **CPU
+    )
+    latent = model.sample()
+    assert torch.equal(model.tokens(latent), expected)
+    assert latent["samples"].dtype == torch.float32 and set(latent) == {"samples"}
+    assert torch.equal(latent["samples"], embeddings(model.vqgan, expected.view(3, GRID, GRID)))
+
+
+def test_a_candidate_can_be_made_alone_whatever_memory_allows(model, monkeypatch):
+    together = model.tokens(model.sample(candidates=5))
+    assert torch.equal(model.tokens(model.sample(seed=9, candidates=1))[0], together[2])
+    chunks = []
+    sampler = autoregressive.sample_tokens
+    monkeypatch.setattr(
+        autoregressive,
+        "sample_tokens",
+        lambda *a, **k: (chunks.append(k["chunk"]), sampler(*a, **k))[1],
+    )
+    monkeypatch.setattr(autoregressive, "bytes_per_candidate", lambda *_: 100)
+    for free, chunk in ((0, 1), (250, 2), (10**6, 5)):
+        monkeypatch.setattr(host, "free_memory", lambda free=free: free)
+        assert torch.equal(model.tokens(model.sample(candidates=5)), together)
+        assert chunks.pop() == chunk
+
+
+@pytest.mark.parametrize("kind", ["class", "unconditional"])
+def test_models_without_text(placed, warnings, kind):
+    model = Model(f"tiny-{kind}")
+    context = torch.tensor([[3]]) if kind == "class" else None
+    expected = sample_tokens(model.network, context, generators=generators(7, 3), top_k=20, **CPU)
+    assert torch.equal(model.tokens(model.sample("", class_id=3)), expected)
+    assert not warnings
+    model.sample("red", class_id=3)
+    assert len(warnings) == 1 and "'text' is not used" in warnings[0]
+    if kind == "class":
+        with pytest.raises(EdgeError, match="a class from 0 to 4"):
+            model.sample("", class_id=5)
+
+
+def test_progress_counts_every_token_and_shows_a_row(model, monkeypatch):
+    seen = []
+    monkeypatch.setattr(session, "on_progress", lambda *step: seen.append(step))
+    chunk = 2
+    monkeypatch.setattr(autoregressive, "bytes_per_candidate", lambda *_: 100)
+    monkeypatch.setattr(host, "free_memory", lambda: 100 * chunk / 0.9 + 1)
+    model.sample(candidates=3)
+    total = GRID**2
+    assert [step for step, _, _ in seen] == [
+        *(2 * (i + 1) for i in range(total)),
+        *(2 * total + i + 1 for i in range(total)),
+    ]
+    assert {most for _, most, _ in seen} == {3 * total}
+    shown = [(step, picture.size) for step, _, picture in seen if picture is not None]
+    assert shown == [
+        *((2 * GRID * (row + 1), (2 * SIZE, SIZE)) for row in range(GRID)),
+        *((2 * total + GRID * (row + 1), (SIZE, SIZE)) for row in range(GRID)),
+    ]
+
+
+def test_a_preview_shows_the_rows_so_far(model, monkeypatch):
+    shown = []
+    monkeypatch.setattr(
+        session, "on_progress", lambda step, total, picture: picture and shown.append(picture)
+    )
+    latent = model.sample(candidates=1)
+    third = np.asarray(shown[2])
+    assert third[12:].min() == third[12:].max() == 128 and third[:12].std() > 1
+    whole = (VAEDecode.execute(latent, model.vae).args[0][0] * 255).round().numpy()
+    assert np.abs(np.asarray(shown[-1]) - whole).max() <= 1
+
+
+def test_slow_previews_are_left_out(model, monkeypatch):
+    clock = iter(range(10**6))
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    shown = []
+    monkeypatch.setattr(
+        session, "on_progress", lambda step, total, picture: picture and shown.append(step)
+    )
+    model.sample(candidates=1)
+    assert len(shown) == 1
+
+
+def test_a_stop_takes_effect_within_one_token(model, monkeypatch):
+    steps = []
+
+    def watch(step, total, picture):
+        steps.append(step)
+        if step == 3:
+            session.stop.set()
+
+    monkeypatch.setattr(session, "on_progress", watch)
+    try:
+        with pytest.raises(Interrupted):
+            model.sample(candidates=1)
+    finally:
+        session.stop.clear()
+    assert steps == [1, 2, 3]
+
+
+def test_inputs_are_left_untouched(model):
+    image = pictures(1, SIZE, SIZE)
+    latent = masked(VQGANEncode.execute(model.vae, image).args[0], 8, 16, 0, 8)
+    before = image.clone(), latent["samples"].clone(), latent["noise_mask"].clone()
+    complete(model, latent, image=image)
+    ARScore.execute(model.transformer, model.vae, latent, "red")
+    after = image, latent["samples"], latent["noise_mask"]
+    assert all(map(torch.equal, before, after)) and "noise_mask" in latent
+
+
+# -- completion --------------------------------------------------------------------------------
+
+
+def test_variations_keep_rows_and_go_on_exactly(model):
+    image = pictures(1, SIZE, SIZE)
+    codes = model.tokens(VQGANEncode.execute(model.vae, image).args[0])
+    (latent,) = ARVariations.execute(
+        model.transformer, model.vae, image, "red", keep_rows=3, **DRAW
+    ).args
+    kept = codes[:, : 3 * GRID]
+    expected = sample_tokens(
+        model.network,
+        model.prompt("red"),
+        generators=generators(7, 3),
+        kept=kept,
+        top_k=20,
+        **CPU,
+    )
+    found = model.tokens(latent)
+    assert torch.equal(found, expected) and torch.equal(found[:, : 3 * GRID], kept.expand(3, -1))
+    assert len(found.unique(dim=0)) == 3
+    for rows in (0, GRID):
+        with pytest.raises(EdgeError, match=f"'keep_rows' is {rows}.*keep 1 to 7"):
+            ARVariations.execute(model.transformer, model.vae, image, "red", rows, **DRAW)
+
+
+def test_a_mask_down_to_the_end_is_completed_exactly(model):
+    given = model.sample(candidates=1)
+    latent = masked(given, 20, SIZE, 0, SIZE)
+    completed, images, weights = complete(model, latent)
+    expected = sample_tokens(
+        model.network,
+        model.prompt("red"),
+        generators=generators(7, 3),
+        kept=model.tokens(given)[:, : 5 * GRID],
+        top_k=20,
+        **CPU,
+    )
+    assert torch.equal(model.tokens(completed), expected)
+    assert weights == [0, 0, 0] and len(images) == 3 and "noise_mask" not in completed
+
+
+def test_any_other_mask_gives_the_best_by_likelihood(model):
+    given = model.sample(candidates=1)
+    codes = model.tokens(given)
+    latent = masked(given, 9, 14, 6, 11)  # of rows 2 and 3, columns 1 and 2
+    changed = torch.zeros(GRID, GRID, dtype=torch.bool)
+    changed[2:4, 1:3] = True
+    tokens, likely = complete_by_likelihood(
+        model.network,
+        model.prompt("red"),
+        codes[0],
+        ~changed.flatten(),
+        generators=generators(7, 8),
+        top_k=20,
+        **CPU,
+    )
+    best = likely.sort(descending=True)
+    assert len(set(best.values.tolist())) > 1
+    completed, _, weights = complete(model, latent, candidates=8)
+    assert torch.equal(model.tokens(completed), tokens[best.indices])
+    assert weights == best.values.tolist()
+    completed, images, weights = complete(model, latent, candidates=8, keep=2)
+    assert torch.equal(model.tokens(completed), tokens[best.indices[:2]])
+    assert weights == best.values[:2].tolist() and len(images) == 2
+
+
+def test_untouched_pixels_are_put_back(model, warnings):
+    image = pictures(1, 48, 64)
+    latent, _ = VQGANEncode.execute(model.vae, image).args
+    mask = torch.zeros(1, 48, 64)
+    mask[:, 24:, 8:56] = 1  # the lower half of what is left by the crop
+    (latent,) = SetLatentNoiseMask.execute(latent, mask).args
+    completed, plain, _ = complete(model, latent)
+    _, images, _ = complete(model, latent, image=image)
+    fitted, _ = VQGANEncode.execute(model.vae, image).args
+    assert torch.equal(
+        model.tokens(completed)[:, : 4 * GRID], model.tokens(fitted)[:, : 4 * GRID].expand(3, -1)
+    )
+    assert (model.tokens(completed)[:, 4 * GRID :] != model.tokens(fitted)[:, 4 * GRID :]).any()
+    assert all("'image' is 64×48" in text for text in warnings)
+    small = Image.fromarray((image[0].numpy() * 255).round().astype(np.uint8))
+    small = small.resize((42, 32), Image.Resampling.BILINEAR).crop((5, 0, 37, 32))
+    kept = torch.from_numpy(np.array(small)).float() / 255
+    torch.testing.assert_close(images[:, :15], kept[None, :15].expand(3, -1, -1, -1))
+    torch.testing.assert_close(images[:, 17:], plain[:, 17:])
+
+
+@pytest.mark.parametrize("size", [GRID, 20, SIZE, 100])
+def test_masks_of_any_size(model, size):
+    given = model.sample(candidates=1)
+    latent = masked(given, 0, 1, 0, 1, size=size)  # one pixel makes its code new
+    found = model.tokens(complete(model, latent, candidates=4)[0])
+    assert torch.equal(found[:, 1:], model.tokens(given)[:, 1:].expand(4, -1))
+
+
+def test_scores_are_the_log_likelihoods(model):
+    latent = model.sample()
+    scores, report = ARScore.execute(model.transformer, model.vae, latent, "red").args
+    expected = log_likelihood(model.network, model.prompt("red"), model.tokens(latent), **CPU)
+    assert scores == pytest.approx(expected.tolist())
+    best = max(range(3), key=scores.__getitem__)
+    assert report.splitlines()[0] == f"picture {best + 1}: {scores[best]:.2f}"
+
+
+# -- bad input ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"candidates": 0}, "'candidates' is 0"),
+        ({"top_k": -1}, "'top_k' is -1"),
+        ({"top_p": 0.0}, "'top_p' is 0.0"),
+        ({"top_p": 1.5}, "'top_p' is 1.5"),
+        ({"temperature": -1.0}, "'temperature' is -1.0"),
+    ],
+    ids=str,
+)
+def test_impossible_numbers_are_named(model, changes, words):
+    with pytest.raises(EdgeError, match=words):
+        model.sample(**changes)
+
+
+def test_zeros_and_ones_are_defined(model):
+    assert torch.equal(model.tokens(model.sample(top_k=0)), model.tokens(model.sample(top_k=CODES)))
+    likeliest = model.tokens(model.sample(temperature=0))
+    assert len(likeliest.unique(dim=0)) == 1
+    assert torch.equal(likeliest, model.tokens(model.sample(top_k=1)))
+
+
+def test_an_empty_prompt_is_padding(model, warnings):
+    assert model.sample("")["samples"].shape == (3, 8, GRID, GRID)
+    assert (model.prompt("") == 0).all() and not warnings
+
+
+def test_unknown_characters_and_cut_prompts_are_warned_about(model, warnings):
+    latent = model.sample("red 🐸 крот")
+    assert torch.isfinite(latent["samples"]).all()
+    assert any("'🐸" in text and "[UNK]" in text for text in warnings), warnings
+    warnings.clear()
+    model.sample("red " * 6 + "cat")
+    assert warnings == ["the prompt has more than 6 tokens; not seen by the model: 'cat'"]
+
+
+def test_foreign_latents_are_named(model):
+    foreign = {"samples": torch.zeros(1, 4, GRID, GRID)}
+    small = VAEEncode.execute(pictures(1, 16, 16), model.vae).args[0]
+    nan = {"samples": torch.full((1, 8, GRID, GRID), float("nan"))}
+    for latent, words in (
+        (foreign, r"LATENT of shape \[1, 4, 8, 8\].*VQGAN Encode"),
+        (small, "'samples' is 4×4 codes, but this transformer writes 8×8"),
+        (nan, "'samples' holds NaN"),
+        ({}, "'samples' got a LATENT without samples"),
+    ):
+        with pytest.raises(EdgeError, match=words):
+            ARScore.execute(model.transformer, model.vae, latent, "red")
+    for latent, words in ((foreign, "LATENT of shape"), (nan, "NaN")):
+        with pytest.raises(EdgeError, match=words):
+            VQGANDecode.execute(model.vae, latent)
+
+
+def test_empty_and_missing_masks_are_named(model):
+    given = model.sample(candidates=1)
+    edge = torch.zeros(1, 32, 96)
+    edge[:, :, :20] = 1
+    for latent, words in (
+        (given, "'latent_image' has no noise mask.*Set Latent Noise Mask"),
+        (masked(given, 0, 0, 0, 0), "is empty"),
+        (SetLatentNoiseMask.execute(given, edge).args[0], "cropped away"),
+        ({**given, "noise_mask": torch.eye(2).view(2, 1, 1, 2)}, "2 noise masks"),
+        (masked(model.sample(candidates=2), 0, 9, 0, 9), "holds 2 pictures"),
+    ):
+        with pytest.raises(EdgeError, match=words):
+            complete(model, latent)
+    with pytest.raises(EdgeError, match="'keep' is -1"):
+        complete(model, masked(given, 0, 9, 0, 9), keep=-1)
+
+
+def test_networks_of_two_models_are_refused(models, tiny, model):
+    for name, sizes in (("codes", {"image_vocab": CODES + 8}), ("grid", {"image_tokens": 16})):
+        if not (models / f"other-{name}").exists():
+            tiny.tiny_mindalle(models / f"other-{name}", **sizes)
+        (other,) = LoadARTransformer.execute(f"other-{name}", "auto").args
+        words = f"8×8 codes out of 24.*other-{name}.*from one source"
+        with pytest.raises(EdgeError, match=words):
+            ARSample.execute(other, model.vae, "red", **DRAW)
+
+
+def test_a_foreign_vae_is_named(model):
+    with pytest.raises(EdgeError, match=r"'vae' is another kind of VAE.*Load VQGAN"):
+        VQGANEncode.execute(object(), pictures(1, SIZE, SIZE))
+    with pytest.raises(EdgeError, match="Load VQGAN"):
+        ARSample.execute(model.transformer, object(), "red", **DRAW)
+
+
+def test_a_tokenizer_of_another_size_is_refused_by_the_loader(models, tiny):
+    broken = tiny.tiny_mindalle(models / "broken-tokenizer", text_vocab=40)
+    with pytest.raises(EdgeError, match=r"the tokenizer has \d+ entries.*trained with 40"):
+        LoadARTransformer.execute(broken.name, "auto")
+
+
+@pytest.mark.parametrize(("choice", "dtype"), [("auto", "float32"), ("bf16", "bfloat16")])
+def test_a_vqgan_is_full_precision_unless_asked(placed, choice, dtype):
+    (vae,) = LoadVQGAN.execute("tiny-mindalle", choice).args
+    assert str(next(host.open_vqgan(vae)[0].network.parameters()).dtype) == f"torch.{dtype}"
