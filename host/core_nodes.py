@@ -198,6 +198,24 @@ class PreviewImage(io.ComfyNode):
         return io.NodeOutput(ui=_save(images, "preview", session.output_folder / "previews"))
 
 
+class PreviewAny(io.ComfyNode):
+    """A value as text."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        inputs = [io.AnyType.Input("source")]
+        return _schema("PreviewAny", "utils", inputs, [], is_output_node=True)
+
+    @classmethod
+    def execute(cls, source: Any) -> io.NodeOutput:
+        if isinstance(source, (str, int, float)):
+            return io.NodeOutput(ui={"text": [str(source)]})
+        try:
+            return io.NodeOutput(ui={"text": [json.dumps(source)]})
+        except (TypeError, ValueError):
+            return io.NodeOutput(ui={"text": [str(source)]})
+
+
 class EmptyLatentImage(io.ComfyNode):
     """Zeros of a latent diffusion model's size."""
 
@@ -434,6 +452,7 @@ CORE_NODES = [
     LoadImage,
     SaveImage,
     PreviewImage,
+    PreviewAny,
     EmptyLatentImage,
     SetLatentNoiseMask,
     VAELoader,

@@ -37,12 +37,14 @@ class Run:
 
     Attributes:
         pictures: files that SaveImage wrote, in order.
+        texts: what nodes show as text, by id.
         values: outputs of every node, by id; without a cache, of those that no node waits for.
         seconds: wall time of each executed node, by id.
         cached: ids served from the cache.
     """
 
     pictures: list[Path] = field(default_factory=list)
+    texts: dict[str, list[str]] = field(default_factory=dict)
     values: dict[str, tuple] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     cached: list[str] = field(default_factory=list)
@@ -115,6 +117,8 @@ class Runner:
                 raise NodeError(f"node {key} '{title}' ({node['class_type']}): {said}") from error
             run.values[key], shown = self._cache[number]
             run.pictures += (shown or {}).get("images", [])
+            if shown and "text" in shown:
+                run.texts[key] = shown["text"]
             if not self.keep:
                 del self._cache[number]
                 waiting.subtract(_sources(node))

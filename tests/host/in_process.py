@@ -55,10 +55,12 @@ import torch  # noqa: E402
 import nodes  # noqa: E402
 from prior_art.edges import EdgeError, conditioning_to_text  # noqa: E402
 from prior_art.host import comfy_memory, host  # noqa: E402
-from prior_art.loaders import karlo  # noqa: E402
+from prior_art.loaders import karlo, mindalle  # noqa: E402
 from prior_art.loaders.libraries import require  # noqa: E402
 from prior_art.loaders.sources import find_source  # noqa: E402
+from prior_art.networks import vqgan as vq  # noqa: E402
 from prior_art.samplers import clip as clip_sampler  # noqa: E402
+from prior_art.samplers.autoregressive import log_likelihood, sample_tokens  # noqa: E402
 from prior_art.samplers.noise import generators  # noqa: E402
 from prior_art.samplers.prior import sample_prior  # noqa: E402
 from prior_art.samplers.unclip import sample_decoder, upscale  # noqa: E402
@@ -73,12 +75,15 @@ LOADERS = {
     "prior": karlo.load_prior,
     "decoder": karlo.load_decoder,
     "upscaler": karlo.load_upscaler,
+    "vqgan": mindalle.load_vqgan,
+    "ar_transformer": mindalle.load_transformer,
 }
+MINDALLE = ("vqgan", "ar_transformer")
 
 
 def load(stage: str, dtype: torch.dtype = torch.float32):
-    source = find_source("tiny", stage, host.model_folders())
-    return LOADERS[stage](source, dtype)
+    name = "tiny-mindalle" if stage in MINDALLE else "tiny"
+    return LOADERS[stage](find_source(name, stage, host.model_folders()), dtype)
 
 
 def close(a: torch.Tensor, b: torch.Tensor, tolerance: float) -> None:
@@ -96,6 +101,18 @@ def run_stage(stage: str, loaded, dtype: torch.dtype = torch.float32) -> torch.T
     if stage == "image_encoder":
         pixels = loaded.preprocess(torch.rand(1, 40, 50, 3, generator=noise))
         return clip_sampler.encode_image(network, pixels, cpu, dtype)
+    if stage == "vqgan":
+        picture = torch.rand(1, 3, 32, 32, generator=noise).to(dtype) * 2 - 1
+        codes = torch.arange(64).view(1, 8, 8) % loaded.codes
+        return torch.cat([network.encoder(picture).flatten(), vq.decode(network, codes).flatten()])
+    if stage == "ar_transformer":
+        ids = mindalle.tokenize(loaded.tokenizer, ["red cat"], loaded.config.text_tokens).ids
+        place = {"device": cpu, "dtype": dtype}
+        tokens = sample_tokens(network, ids, generators=generators(3, 2), temperature=0, **place)
+        fixed = torch.arange(64).view(1, 64) % loaded.config.image_vocab
+        scores = [log_likelihood(network, ids, t, **place) for t in (fixed, fixed.expand(2, -1))]
+        assert tokens.shape == (2, 64)
+        return torch.cat(scores)
     if stage == "upscaler":
         image = torch.rand(1, 3, loaded.low_size, loaded.low_size, generator=noise) * 2 - 1
         return upscale(
@@ -335,12 +352,82 @@ def native_vision_encode() -> None:
     assert (squeezed.image_embeds - output.image_embeds).abs().max() > 1e-5
 
 
+def native_vae_nodes() -> None:
+    """The host's own nodes on a VQGAN: codes and pictures as our network functions give them."""
+    loaded = load("vqgan")
+    vae = host.wrap_vqgan(loaded)
+    assert isinstance(vae, comfy.sd.VAE)
+    image = torch.rand(2, 32, 32, 3, generator=torch.Generator().manual_seed(0))
+    (latent,) = nodes.VAEEncode().encode(vae, image)
+    codes = vq.encode(loaded.network, image.movedim(-1, 1) * 2 - 1)
+    assert len(codes.unique()) > 4
+    assert torch.equal(latent["samples"], vq.embeddings(loaded.network, codes))
+    assert torch.equal(vq.codes_of(loaded.network, latent["samples"]), codes)
+    (decoded,) = nodes.VAEDecode().decode(vae, latent)
+    close(decoded, vq.decode(loaded.network, codes).add(1).div(2).clamp(0, 1).movedim(1, -1), 1e-6)
+    noise = torch.randn(latent["samples"].shape, generator=torch.Generator().manual_seed(1))
+    near = {"samples": latent["samples"] + 0.02 * noise}
+    close(nodes.VAEDecode().decode(vae, near)[0], decoded, 0.0)
+    # A picture that is no multiple of the factor is cut, a large one goes through in tiles.
+    (cut,) = nodes.VAEEncode().encode(vae, image[:, :30, :31])
+    assert cut["samples"].shape == (2, loaded.channels, 7, 7)
+    large = torch.rand(1, 128, 96, 3, generator=torch.Generator().manual_seed(2))
+    (whole,) = nodes.VAEEncode().encode(vae, large)
+    (tiled,) = nodes.VAEDecodeTiled().decode(vae, whole, 64, overlap=16)
+    assert tiled.shape == large.shape and tiled.isfinite().all()
+    assert (tiled - nodes.VAEDecode().decode(vae, whole)[0]).abs().mean() < 0.1
+    (once,) = nodes.VAEDecodeTiled().decode(vae, latent, 512, overlap=64)
+    close(once, decoded, 1e-5)
+    (pieces,) = nodes.VAEEncodeTiled().encode(vae, large, 64, 16)
+    assert pieces["samples"].shape == whole["samples"].shape
+    managed, facts = host.open_vqgan(vae)
+    network, _, dtype = host.use(managed)
+    assert (network, facts, dtype) == (loaded.network, loaded, torch.float32)
+    assert vae.get_sd()
+    half = host.wrap_vqgan(load("vqgan", torch.float16))
+    assert nodes.VAEDecode().decode(half, latent)[0].dtype == torch.float32
+    close(nodes.VAEDecode().decode(half, latent)[0], decoded, 0.1)
+    foreign = {"samples": torch.zeros(1, 4, 8, 8)}
+    try:
+        nodes.VAEDecode().decode(vae, foreign)
+    except EdgeError as error:
+        assert "[1, 4, 8, 8]" in str(error)
+    else:
+        raise AssertionError("a LATENT of another system was decoded")
+
+
+def native_noise_mask_is_completed() -> None:
+    """Set Latent Noise Mask says what AR Complete draws anew; LATENT goes on to native nodes."""
+    from prior_art.nodes import ARComplete, LoadARTransformer, LoadVQGAN, VQGANEncode
+
+    (vae,) = LoadVQGAN.execute("tiny-mindalle", "auto").args
+    (model,) = LoadARTransformer.execute("tiny-mindalle", "auto").args
+    image = torch.rand(1, 32, 32, 3, generator=torch.Generator().manual_seed(0))
+    latent, _ = VQGANEncode.execute(vae, image).args
+    mask = torch.zeros(1, 32, 32)
+    mask[:, 16:, 8:] = 1
+    (latent,) = nodes.SetLatentNoiseMask().set_mask(latent, mask)
+    draw = {"seed": 3, "candidates": 4, "top_k": 0, "top_p": 1.0, "temperature": 1.0}
+    completed, pictures, weights = ARComplete.execute(
+        model, vae, latent, "red", 2, image=image, **draw
+    ).args
+    network = host.use(host.open_vqgan(vae)[0])[0]
+    codes = [vq.codes_of(network, part["samples"]) for part in (latent, completed)]
+    same = (codes[0] == codes[1]).flatten(1)
+    kept = torch.nn.functional.max_pool2d(mask, 4).flatten() == 0
+    assert same[:, kept].all() and not same[:, ~kept].all()
+    assert len(weights) == 2 and weights[0] >= weights[1]
+    close(pictures[:, :15], image[:, :15].expand(2, -1, -1, -1), 0.0)
+    assert nodes.VAEDecode().decode(vae, completed)[0].shape == (2, 32, 32, 3)
+
+
 def foreign_inputs_are_refused() -> None:
     class Foreign:
         model = None
         cond_stage_model = None
 
-    for opener in (host.open_decoder, host.open_text_encoder, host.open_image_encoder):
+    openers = host.open_decoder, host.open_text_encoder, host.open_image_encoder, host.open_vqgan
+    for opener in openers:
         try:
             opener(Foreign())
         except EdgeError as error:
@@ -367,9 +454,11 @@ def nothing_is_kept() -> None:
     patched = model.clone()
     native_sample(patched, positive, negative)
     prior = host.manage(load("prior").network)
-    host.use(prior)
-    alive = [weakref.ref(model.model), weakref.ref(prior.patcher.model)]
-    del model, patched, prior, positive, negative
+    vae = host.wrap_vqgan(load("vqgan"))
+    vae.encode(torch.zeros(1, 32, 32, 3))
+    host.use(prior, beside=[host.open_vqgan(vae)[0]])
+    alive = [weakref.ref(one) for one in (model.model, prior.patcher.model, vae.first_stage_model)]
+    del model, patched, prior, vae, positive, negative
     assert (
         not any(ref() is not None for ref in alive)
         or not gc.collect()
@@ -381,8 +470,8 @@ def nothing_is_kept() -> None:
 
 def interrupts_stop_within_one_step() -> None:
     """Each sampling node, told to stop during step 3 of 20, takes no fourth step."""
-    from prior_art.edges import Prior, Upscaler
-    from prior_art.nodes import KarloDecoder, KarloUpscale, PriorSample, TextEncode
+    from prior_art.edges import Prior, Transformer, Upscaler
+    from prior_art.nodes import ARSample, KarloDecoder, KarloUpscale, PriorSample, TextEncode
 
     prior, upscaler = load("prior"), load("upscaler")
     sizes = upscaler.low_size, upscaler.high_size
@@ -392,7 +481,23 @@ def interrupts_stop_within_one_step() -> None:
     embeds = host.clip_vision_output(
         torch.zeros(1, prior.space.dim), embedding_space=prior.space.name
     )
+    writer = load("ar_transformer")
     stages = (
+        (
+            ARSample,
+            {
+                "ar_transformer": Transformer(
+                    host.manage(writer.network), writer.tokenizer, writer.config, writer.name
+                ),
+                "vae": host.wrap_vqgan(load("vqgan")),
+                "text": "red",
+                "seed": 1,
+                "candidates": 1,
+                "top_k": 0,
+                "top_p": 1.0,
+                "temperature": 1.0,
+            },
+        ),
         (
             PriorSample,
             {**guided, "prior": Prior(host.manage(prior.network), prior.schedule, prior.space)},
@@ -470,6 +575,8 @@ CHECKS: dict[str, Callable[[], None]] = {
             lora_changes_the_decoder,
             native_text_encode,
             native_vision_encode,
+            native_vae_nodes,
+            native_noise_mask_is_completed,
             foreign_inputs_are_refused,
             interrupts_stop_within_one_step,
             nothing_is_kept,
@@ -480,6 +587,7 @@ CHECKS: dict[str, Callable[[], None]] = {
 
 def main() -> None:
     tiny.tiny_karlo(FOLDER / "tiny")
+    tiny.tiny_mindalle(FOLDER / "tiny-mindalle")
     results = {}
     with torch.inference_mode():
         for name, check in CHECKS.items():

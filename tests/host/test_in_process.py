@@ -12,7 +12,10 @@ import pytest
 pytestmark = [pytest.mark.host, pytest.mark.slow]
 
 SCRIPT = Path(__file__).with_name("in_process.py")
-STAGES = ("text_encoder", "image_encoder", "prior", "decoder", "upscaler")
+STAGES = (
+    *("text_encoder", "image_encoder", "prior", "decoder", "upscaler"),
+    *("vqgan", "ar_transformer"),
+)
 CHECKS = [f"{kind}_{stage}" for kind in ("swap", "half", "partial") for stage in STAGES] + [
     node.name
     for node in ast.parse(SCRIPT.read_text()).body

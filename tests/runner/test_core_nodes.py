@@ -14,6 +14,7 @@ from prior_art.host.core_nodes import (
     ConditioningAverage,
     ImageBatch,
     LoadImage,
+    PreviewAny,
     SaveImage,
     UnCLIPConditioning,
 )
@@ -123,3 +124,11 @@ def test_a_batch_crops_and_resizes_the_second_picture():
     batch = ImageBatch.execute(torch.zeros(1, 2, 2, 3), wide).args[0]
     assert batch.shape == (3, 2, 2, 3)
     assert batch[0].max() == 0 and batch[1:].min() == 1
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [("a", "a"), (2, "2"), (0.5, "0.5"), ([1, "b"], '[1, "b"]'), (torch.Size([2]), "[2]")],
+)
+def test_any_value_is_shown_as_text(value, text):
+    assert PreviewAny.execute(value).ui == {"text": [text]}
