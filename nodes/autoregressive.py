@@ -322,10 +322,11 @@ class ARComplete(io.ComfyNode):
         )
         best = order(weights)[: keep or None]
         completed = pair.codes(tokens[best])
-        pictures = decode_codes(pair.coder, pair.vqgan.factor, completed)
+        latent = to_latent(pair.coder, completed)
+        pictures = decode_codes(vae, completed)
         if image is not None:
             pictures = _put_back(pictures, image, mask)
-        return io.NodeOutput(to_latent(pair.coder, completed), pictures, weights[best].tolist())
+        return io.NodeOutput(latent, pictures, weights[best].tolist())
 
 
 class ARScore(io.ComfyNode):

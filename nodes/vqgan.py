@@ -74,10 +74,10 @@ class VQGANDecode(io.ComfyNode):
     @classmethod
     def execute(cls, vae: Any, samples: dict) -> io.NodeOutput:
         latent = latent_of(samples, "samples")
-        managed, vqgan = host.open_vqgan(vae)
+        managed, _ = host.open_vqgan(vae)
         network, device, _ = host.use(managed)
         codes = codes_of(network, latent.to(device))
-        return io.NodeOutput(decode_codes(network, vqgan.factor, codes), as_text(codes))
+        return io.NodeOutput(decode_codes(vae, codes), as_text(codes))
 
 
 def encode_image(vae: Any, image: torch.Tensor, name: str) -> tuple[torch.Tensor, nn.Module]:
@@ -94,17 +94,20 @@ def encode_image(vae: Any, image: torch.Tensor, name: str) -> tuple[torch.Tensor
     return torch.cat(codes), network
 
 
-def decode_codes(network: nn.Module, factor: int, codes: torch.Tensor) -> torch.Tensor:
-    """IMAGE of codes ``[B, h, w]`` on the network's device, in chunks that fit into memory."""
+def decode_codes(vae: Any, codes: torch.Tensor) -> torch.Tensor:
+    """IMAGE of codes ``[B, h, w]``, in chunks that fit into memory."""
+    managed, vqgan = host.open_vqgan(vae)
+    pixels = codes[0].numel() * vqgan.factor**2
+    network, device, _ = host.use(managed, memory_required=_bytes(pixels))
     update = host.progress(len(codes))
 
     def work(rows: slice) -> torch.Tensor:
-        part = codes[rows]
+        part = codes[rows].to(device)
         image = host.offload(to_image(decode(network, part).float()))
         update(rows.start + len(part))
         return image
 
-    return torch.cat(in_chunks(work, len(codes), _at_once(codes[0].numel() * factor**2)))
+    return torch.cat(in_chunks(work, len(codes), _at_once(pixels)))
 
 
 def to_latent(network: nn.Module, codes: torch.Tensor) -> dict[str, torch.Tensor]:
