@@ -7,7 +7,6 @@ random numbers and ends at the same weights as one that was never stopped.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-
-class Unfinished(Exception):
-    """Training stopped where it was told to; its state lies ready to go on."""
+from ..training.state import Unfinished, read_state, save_atomically
 
 
 @dataclass(frozen=True)
@@ -66,19 +63,6 @@ class Plan:
             return self.rate * (step + 1) / self.warmup
         along = (step - self.warmup) / max(1, self.steps - self.warmup)
         return self.rate * (0.02 + 0.49 * (1 + math.cos(math.pi * min(1.0, along))))
-
-
-def save_atomically(state: dict, path: Path) -> None:
-    """Writes a dict of plain tensors and numbers; a reader sees the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_suffix(f".{os.getpid()}.part")
-    torch.save(state, scratch)
-    scratch.replace(path)
-
-
-def read_state(path: Path) -> dict:
-    """What ``save_atomically`` wrote, without running code."""
-    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def train(

@@ -1,0 +1,39 @@
+"""A training's state on disk: written whole or not at all, read without running code."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+class Unfinished(Exception):
+    """Training stopped where it was told to; its state lies ready to go on."""
+
+
+def save_atomically(state: dict[str, Any], path: Path) -> None:
+    """Writes a dict of plain tensors and numbers; a reader sees the old file or the new one.
+
+    Raises:
+        OSError: the disk is full or cannot be written; the old file is still there.
+    """
+    scratch = path.with_suffix(f".{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(state, scratch)
+        scratch.replace(path)
+    except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeErrors
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+        raise OSError(
+            f"'{path}' cannot be written ({reason}). Free some space or make its folder writable,"
+            " and run it again"
+        ) from error
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """What ``save_atomically`` wrote, without running code."""
+    return torch.load(path, map_location="cpu", weights_only=True)
