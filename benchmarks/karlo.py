@@ -20,6 +20,7 @@ import platform
 import statistics
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -108,7 +109,7 @@ def denoise(
     return x
 
 
-class Stage:
+class Stage(ABC):
     """A stage of one size: the networks, its inputs, and how either side runs it."""
 
     name: str
@@ -154,14 +155,17 @@ class Stage:
             "dtype": self.dtype,
         }
 
+    @abstractmethod
     def build(self) -> None:
-        raise NotImplementedError
+        """Make the networks."""
 
+    @abstractmethod
     def ours(self, given: Tensor) -> Tensor:
-        raise NotImplementedError
+        """Our sampler's result from the stage before's."""
 
+    @abstractmethod
     def peer(self, given: Tensor) -> Tensor:
-        raise NotImplementedError
+        """The published pipeline's result from the stage before's."""
 
 
 class PriorStage(Stage):

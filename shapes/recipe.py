@@ -96,7 +96,7 @@ VQGAN: dict[str, Any] = {
     "latent_channels": 32,
     "vq_embed_dim": 32,
     "num_vq_embeddings": 512,
-    "norm_num_groups": 8,
+    "norm_num_groups": 2,
     "lookup_from_codebook": True,
     "sample_size": FINAL_SIDE,
 }

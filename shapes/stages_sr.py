@@ -19,7 +19,7 @@ FIRST = Plan("sr_first", steps=3000, batch=6, rate=2e-3)
 # A second course with the decoder's own pictures, and the last network's on what the first makes.
 MENDING = Plan("sr_mending", steps=1500, batch=6, rate=1e-3, ema=0.99, warmup=20)
 LAST = Plan("sr_last", steps=1500, batch=6, rate=1e-3, ema=0.99, warmup=20)
-PAIRS = 3072
+PAIRS = 2048
 _AT_ONCE = 64
 # The most that colours wander in training, as a standard deviation (black to white is 2).
 _WANDER = 0.6

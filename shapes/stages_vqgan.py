@@ -17,8 +17,8 @@ from . import recipe
 from .loop import Draw, Plan, draw_for, train
 from .stages_sr import edge_loss, pictures_of
 
-SMOOTH = Plan("vqgan_smooth", steps=400, batch=16, rate=2e-3, ema=0.99, warmup=50)
-CODED = Plan("vqgan", steps=2000, batch=16, rate=2e-3, ema=0.995, warmup=50)
+SMOOTH = Plan("vqgan_smooth", steps=500, batch=16, rate=6e-4, ema=0.99, warmup=20)
+CODED = Plan("vqgan", steps=1500, batch=16, rate=8e-4, ema=0.99, warmup=20)
 _COMMITMENT = 0.25  # as published (taming-transformers)
 _SEEN = 128  # pictures that decide which codes are in use: 8192 places
 _MOVE_EVERY = 100
@@ -84,8 +84,8 @@ def vqgan_loss(
         )
         found = (rows + (entries - rows).detach()).permute(0, 3, 1, 2)
     made = network.decoder(network.post_quant_conv(found))
-    plain = F.l1_loss(made, pictures)
-    return plain + edge_loss(made, pictures) + drawn, {"l1": plain.item(), "vq": drawn.item()}
+    plain = F.mse_loss(made, pictures) + F.l1_loss(made, pictures)
+    return plain + edge_loss(made, pictures) + drawn, {"plain": plain.item(), "vq": drawn.item()}
 
 
 def train_vqgan(

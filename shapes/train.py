@@ -3,7 +3,7 @@
 Everything is drawn from the seed and the number of the step, so a run that was stopped ends at
 the same weights as one that was not. Karlo's stages: clip (both towers), then prior and decoder,
 which read the finished CLIP and may train at once in two processes, then sr (both upscaling
-networks), which reads the finished decoder. minDALL-E's: vqgan, then ar (three transformers).
+networks), which reads what those paint. minDALL-E's: vqgan, then ar (three transformers).
 """
 
 from __future__ import annotations
@@ -48,32 +48,25 @@ def train_stage(
 def _train_karlo(
     stage: str, out: Path, state: Path, device: torch.device | str, limits: dict[str, Any]
 ) -> None:
-    from .remade import remade_pairs
+    from .mended import mended_pairs
     from .stages_clip import train_clip
-    from .stages_decoder import TextTable, train_decoder
+    from .stages_decoder import train_decoder
     from .stages_prior import train_prior
-    from .stages_sr import Pairs, train_sr
+    from .stages_sr import train_sr
     from .words import read_tokenizer
 
     layout.write_settings(out)
     tokenizer = read_tokenizer(out / "tokenizer")
 
-    def read(name: str) -> torch.nn.Module:
-        return layout.read_network(out, name).to(device)
-
     if stage == "clip":
         weights = train_clip(tokenizer, state, device, **limits)
     elif stage == "sr":
-
-        def pairs_of(count: int) -> Pairs:
-            networks = (read(name) for name in ("decoder", "text_proj"))
-            table = TextTable(read("text_encoder"), tokenizer, device)
-            return remade_pairs(*networks, table, read("image_encoder"), count, device)
-
-        weights = train_sr(pairs_of, state, device, **limits)
+        weights = train_sr(lambda count: mended_pairs(out, count, device), state, device, **limits)
     else:
         trainer = train_prior if stage == "prior" else train_decoder
-        towers = (read("text_encoder"), read("image_encoder"))
+        towers = (
+            layout.read_network(out, name).to(device) for name in ("text_encoder", "image_encoder")
+        )
         weights = trainer(*towers, tokenizer, state, device, **limits)
     for name, tensors in weights.items():
         layout.write_network(out, name, tensors)
