@@ -89,8 +89,8 @@ def _add_transfer(recipes: Any) -> None:
         " that both have are loaded; 'sos' (the classes, or the one start) and 'head' start anew."
         " Pictures are resized, cropped at their centre and encoded once. Ctrl-C leaves a state"
         " from which the same command goes on. The published size takes about 20 GB for weights,"
-        " gradients and AdamW (with --lora about 6) and 1.1 for each picture at once; its state takes"
-        " 15 GB of disk.",
+        " gradients and AdamW (with --lora about 6) and 1.1 for each picture at once; its state"
+        " takes 15 GB of disk.",
     )
     add = transfer.add_argument
     add("--source", required=True, metavar="NAME_OR_FOLDER", help="a text-conditional minDALL-E")
