@@ -21,10 +21,10 @@ from .grammar import KINDS, training_scenes
 from .loop import Draw, Plan, draw_for, train
 from .pictures import training_batch
 
-POOL = 40960
-PLAN = Plan("ar", steps=3000, batch=64, rate=1.5e-3, ema=0.995)
+POOL = 20480
+PLAN = Plan("ar", steps=2000, batch=64, rate=1.5e-3, ema=0.995)
 # The two variants: from the finished transformer, all of it tuned.
-TRANSFER = Plan("ar_transfer", steps=400, batch=64, rate=5e-4, ema=0.99, warmup=20)
+TRANSFER = Plan("ar_transfer", steps=300, batch=64, rate=5e-4, ema=0.99, warmup=20)
 _AT_ONCE = 64
 
 

@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 
-from prior_art.shapes import layout, loop, recipe, score, train
+from prior_art.loaders import mindalle
+from prior_art.loaders.sources import Source
+from prior_art.shapes import layout, loop, recipe, score, stages_vqgan, train
 from prior_art.shapes.check import Finding
-from prior_art.shapes.grammar import Scene
+from prior_art.shapes.grammar import KINDS, Scene
+from prior_art.shapes.pictures import training_batch
 
 
 def run(tmp_path, name, stops, steps=8):
@@ -84,6 +88,33 @@ def test_a_stage_resumes_to_the_same_weights(trained, tmp_path):
         assert all(torch.allclose(one[key], two[key], atol=1e-3) for key in one)
 
 
+@pytest.mark.slow
+def test_minDALLE_is_written_as_the_loaders_read_it(tmp_path):
+    out = tmp_path / "mindalle"
+    for stage in train.STAGES["mindalle"]:
+        train.train_stage("mindalle", stage, out, tmp_path / ".state", steps=2)
+
+    def source(folder):
+        return Source(folder.name, "folder", folder, "mindalle", frozenset())
+
+    vqgan = mindalle.load_vqgan(source(out))
+    assert (vqgan.image_size, vqgan.factor, vqgan.codes) == (64, 8, 512)
+    for kind in ("text", "class", "unconditional"):
+        folder = out if kind == "text" else tmp_path / f"mindalle-{kind}"
+        assert mindalle.load_transformer(source(folder)).kind == kind
+
+
+def test_unused_codes_move_to_where_pictures_are():
+    torch.manual_seed(0)
+    network = recipe.vqgan()
+    book = network.quantize.embedding.weight
+    places = torch.randn(2000, book.shape[1])
+    with torch.no_grad():
+        book[:] = 100.0 + torch.arange(len(book))[:, None]
+    assert stages_vqgan.move_unused(network, places, loop.draw_for("toy", 0, 0)) == len(book) - 1
+    assert book[1:].abs().max() < 10
+
+
 def test_the_short_prior_equals_the_full_one():
     from prior_art.shapes.stages_prior import short_forward
 
@@ -99,6 +130,17 @@ def test_the_short_prior_equals_the_full_one():
         ).predicted_image_embedding
         short = short_forward(prior, x, steps, pooled, hidden[:, :10], mask[:, :10])
     torch.testing.assert_close(full, short, atol=1e-5, rtol=1e-5)
+
+
+def test_the_nearest_true_picture_is_the_picture_itself():
+    from prior_art.shapes.mended import nearest_true
+
+    rng = np.random.default_rng(3)
+    for kind in KINDS:
+        scene = Scene("red", kind, "cyan", "medium")
+        picture = torch.from_numpy(training_batch([scene], rng)[0])[0]
+        found = nearest_true(torch.nn.functional.avg_pool2d(picture, 4), kind)
+        torch.testing.assert_close(found, picture, atol=1e-3, rtol=0)
 
 
 def test_scores_count_what_was_asked():
