@@ -20,9 +20,8 @@ _BORDER = 2
 _EVEN_BORDER = 0.9  # the part of the border that must bear the background's colour
 _WHOLE = 0.9  # the part of the shape's pixels that must hang together
 _STRAY = 0.08  # the part of all pixels that may be neither colour nor a mix of the two
-# Overlap (intersection over union) with a kind's ideal, and how far ahead of the next kind. Not
-# one strict overlap: a pixel off the edge costs a triangle twice what it costs a square.
-_ALIKE, _AHEAD = 0.76, 0.06
+# Overlap (intersection over union) with a kind's ideal, and how far ahead of the next kind.
+_ALIKE, _AHEAD = 0.84, 0.06
 _SMALLEST, _LARGEST = 10, 56  # sides of the shape's box, in pixels
 
 

@@ -22,7 +22,7 @@ PLAN = Plan("decoder", steps=6000, batch=32, rate=1.5e-3, ema=0.997)
 # A second course under guidance. The published scale of 8 suits pictures that a prompt leaves
 # open; these it settles, and 8 times the difference makes caricatures: squares with horns. So the
 # conditional branch learns to be right at 4, and the published 8 is then a push of 2.
-GUIDED = Plan("decoder_guided", steps=2500, batch=32, rate=8e-4, ema=0.99, warmup=50)
+GUIDED = Plan("decoder_guided", steps=7000, batch=32, rate=1e-3, ema=0.995, warmup=50)
 _GUIDANCE = 4.0
 # The parts of a batch that go without: both (what guidance subtracts), prompt, embedding.
 _DROP_BOTH, _DROP_TEXT, _DROP_IMAGE = 0.10, 0.15, 0.10

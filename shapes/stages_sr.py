@@ -18,8 +18,8 @@ from .pictures import training_batch
 
 FIRST = Plan("sr_first", steps=3000, batch=6, rate=2e-3)
 # A second course with the decoder's own pictures, and the last network's on what the first makes.
-MENDING = Plan("sr_mending", steps=1500, batch=6, rate=1e-3, ema=0.99, warmup=20)
-LAST = Plan("sr_last", steps=1500, batch=6, rate=1e-3, ema=0.99, warmup=20)
+MENDING = Plan("sr_mending", steps=3000, batch=8, rate=1e-3, ema=0.99, warmup=20)
+LAST = Plan("sr_last", steps=1600, batch=8, rate=1.5e-3, ema=0.99, warmup=20)
 PAIRS = 2048
 # Step 0 takes the prediction away times 0.006: to mend a pixel it must be in the hundreds, which
 # takes a fresh head long to reach. So it is trained as this much less, multiplied at the end.
