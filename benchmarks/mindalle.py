@@ -7,16 +7,25 @@ cache is stacked and joined anew for each token, positions are rebuilt. (On a CP
 nothing.) Both sides draw from one stream per candidate, and their tokens must be equal. One
 process, runs alternate, the median counts; processor time is printed beside, the steadier of the
 two on a busy machine. Peak memory includes the weights.
+
+`--original DIR` measures kakaobrain's own code too: DIR holds its package `dalle`, made to import
+on this Python (2021's `utils/config.py` needs `field(default_factory=...)`), and what that imports
+is installed. Only where its draws come from is changed: one stream per candidate.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import statistics
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +39,7 @@ from prior_art.samplers.noise import generators
 # Layers, width, heads.
 SIZES = {"true": (42, 1536, 24), "small": (12, 512, 8)}
 CPU = torch.device("cpu")
+Work = Callable[[ARTransformer, Tensor, int], Tensor]
 SEED, TOP_K = 7, 256
 
 
@@ -114,6 +124,53 @@ def peer(network: ARTransformer, prompt: Tensor, count: int) -> Tensor:
     return tokens
 
 
+def original(folder: Path, network: ARTransformer) -> tuple[Work, nn.Module]:
+    """kakaobrain's own loop in ``folder`` on the same weights, and its model's last layer."""
+    sys.path.insert(0, str(folder))
+    from dalle.models.stage2.transformer import Transformer1d
+    from dalle.utils.sampling import sampling
+
+    config = network.config
+    settings = SimpleNamespace(
+        embed_dim=config.width,
+        n_layers=config.layers,
+        n_heads=config.heads,
+        n_dense_layers=config.layers,
+        ctx_len_img=config.image_tokens,
+        ctx_len_txt=config.text_tokens,
+        embd_pdrop=0.0,
+        resid_pdrop=0.0,
+        attn_pdrop=0.0,
+        mlp_bias=True,
+        attn_bias=True,
+        gelu_use_approx=False,
+        use_head_txt=True,
+        n_classes=None,
+    )
+    model = Transformer1d(config.text_vocab, config.image_vocab, settings)
+    model.load_state_dict(network.state_dict(), assign=True)
+    model.eval()
+
+    def work(_: ARTransformer, prompt: Tensor, count: int) -> Tensor:
+        streams, drawn = generators(SEED, count), torch.multinomial
+
+        def of_streams(p: Tensor, num_samples: int) -> Tensor:
+            rows = zip(p, streams, strict=True)
+            return torch.stack([drawn(row, num_samples, generator=g) for row, g in rows])
+
+        with mock.patch("torch.multinomial", of_streams):
+            return sampling(
+                model,
+                prompt.repeat_interleave(count, dim=0),
+                top_k=TOP_K,
+                is_tqdm=False,
+                use_fp16=False,
+                max_seq_len=config.image_tokens,
+            )
+
+    return work, model.head_img
+
+
 def ours(network: ARTransformer, prompt: Tensor, count: int) -> Tensor:
     return sample_tokens(
         network,
@@ -128,8 +185,14 @@ def ours(network: ARTransformer, prompt: Tensor, count: int) -> Tensor:
 # ------------------------------------------------------------------------------------- measuring
 
 
-def compare(network: ARTransformer, count: int, args: argparse.Namespace) -> dict[str, Any]:
-    """Both sides, alternating; medians.
+def compare(
+    network: ARTransformer,
+    peer: tuple[Work, nn.Module],
+    name: str,
+    count: int,
+    args: argparse.Namespace,
+) -> dict[str, Any]:
+    """Both sides, alternating; medians. ``name`` says who the peer is.
 
     Raises:
         SystemExit: their tokens differ.
@@ -137,24 +200,30 @@ def compare(network: ARTransformer, count: int, args: argparse.Namespace) -> dic
     prompt = torch.randint(16384, (1, 64), generator=torch.Generator().manual_seed(2))
     last: dict[str, Tensor] = {}  # logits of each side's last token
     side = ""
-    hook = network.head_img.register_forward_hook(lambda *call: last.update({side: call[2]}))
+    hooks = [
+        head.register_forward_hook(lambda *call: last.update({side: call[2]}))
+        for head in {network.head_img, peer[1]}
+    ]
     measured: dict[str, list[dict[str, Any]]] = {"ours": [], "peer": []}
     tokens: dict[str, Tensor] = {}
     for run in range(-int(args.size == "small"), args.runs):
-        for side, work in (("ours", ours), ("peer", peer)):
+        for side, work in (("ours", ours), ("peer", peer[0])):
             tokens[side], took = measure(CPU, lambda w=work: w(network, prompt, count))
             if run >= 0:
                 measured[side].append(took)
-                print(f"  batch {count} run {run + 1} {side}: {took['s']:.2f} s", flush=True)
-    hook.remove()
+                print(
+                    f"  {name}, batch {count} run {run + 1} {side}: {took['s']:.2f} s", flush=True
+                )
+    for hook in hooks:
+        hook.remove()
     differing = int((tokens["ours"] != tokens["peer"]).sum())
     if differing:
         raise SystemExit(f"{differing} of {tokens['ours'].numel()} tokens differ at batch {count}")
-    row = {"work": f"minDALL-E, {args.tokens} tokens, batch {count}", "size": args.size}
+    row = {"work": f"{name}, {args.tokens} tokens, batch {count}", "size": args.size}
     for key in ("s", "cpu_s", "peak_mib"):
-        for name, runs in measured.items():
+        for who, runs in measured.items():
             values = [took[key] for took in runs]
-            row[f"{name}_{key}"] = None if None in values else statistics.median(values)
+            row[f"{who}_{key}"] = None if None in values else statistics.median(values)
     difference = (last["ours"] - last["peer"]).abs().max().item()
     return row | ratios(row) | {"differing_tokens": 0, "max_abs_diff": difference}
 
@@ -166,6 +235,9 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument(
+        "--original", type=Path, metavar="DIR", help="kakaobrain's code, to run too"
+    )
     parser.add_argument("--json", type=Path, help="write the rows here")
     args = parser.parse_args()
     args.device, args.dtype = "cpu", "float32"
@@ -173,9 +245,12 @@ def main() -> None:
     print(machine(args), flush=True)
 
     network = make(args.size, args.tokens)
+    peers = {"published loop": (peer, network.head_img)}
+    if args.original:
+        peers["original code"] = original(args.original, network)
     rows = []
-    for count in args.batch:
-        rows.append(compare(network, count, args))
+    for (name, side), count in itertools.product(peers.items(), args.batch):
+        rows.append(compare(network, side, name, count, args))
         if args.json:
             args.json.parent.mkdir(parents=True, exist_ok=True)
             settings = {"machine": machine(args), "runs": args.runs}
