@@ -108,11 +108,12 @@ def test_run_makes_the_picture(page: Any, comfy: Any, name: str) -> None:
     assert run["status"]["status_str"] == "success", run["status"]
     images = [image for output in run["outputs"].values() for image in output["images"]]
     assert len(images) == (1 if name == "karlo_text_to_image" else 3)
-    page.wait_for_timeout(2000)
-    shown = page.evaluate(
-        "() => app.graph._nodes.filter(n => n.type === 'SaveImage').map(n => n.imgs?.length ?? 0)"
+    # The editor fetches the pictures when it hears of them.
+    page.wait_for_function(
+        "count => app.graph._nodes.find(n => n.type === 'SaveImage').imgs?.length === count",
+        arg=len(images),
+        timeout=30_000,
     )
-    assert shown == [len(images)]
     folder = os.environ.get("PRIOR_ART_SCREENSHOTS")
     if folder:
         page.evaluate("() => { app.canvas.ds.scale = 0.58; app.canvas.ds.offset = [570, 330]; }")

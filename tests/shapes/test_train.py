@@ -78,13 +78,13 @@ def test_every_stage_writes_its_folders(trained):
 
 @pytest.mark.slow
 def test_a_stage_resumes_to_the_same_weights(trained, tmp_path):
-    for name in ("tokenizer", "text_encoder", "image_encoder", "decoder", "text_proj"):
-        shutil.copytree(trained / name, tmp_path / name)
+    again = tmp_path / "karlo"
+    shutil.copytree(trained, again, ignore=shutil.ignore_patterns(".state", "super_res_*"))
     with pytest.raises(loop.Unfinished):
-        train.train_stage("karlo", "sr", tmp_path, tmp_path / ".state", steps=3, stop_after=2)
-    train.train_stage("karlo", "sr", tmp_path, tmp_path / ".state", steps=3)
+        train.train_stage("karlo", "sr", again, tmp_path / ".state", steps=3, stop_after=2)
+    train.train_stage("karlo", "sr", again, tmp_path / ".state", steps=3)
     for name in ("super_res_first", "super_res_last"):
-        one, two = (layout.read_network(out, name).state_dict() for out in (trained, tmp_path))
+        one, two = (layout.read_network(out, name).state_dict() for out in (trained, again))
         assert all(torch.allclose(one[key], two[key], atol=1e-3) for key in one)
 
 
