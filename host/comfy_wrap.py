@@ -267,7 +267,7 @@ class Tokenizer:
         self, text: str, return_word_ids: bool = False, **kwargs: Any
     ) -> dict[str, list]:
         """One chunk of tokens, all of weight 1: the published encoder knows no emphasis."""
-        from ..loaders.karlo import tokenize
+        from ..loaders.clip import tokenize
 
         ids, _, cut = tokenize(self.tokenizer, [text])
         if cut[0]:

@@ -86,7 +86,7 @@ class Clip:
 
     def tokenize(self, text: str) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
         """Token ids, mask, and what was cut, of which the user is told."""
-        from ..loaders.karlo import tokenize
+        from ..loaders.clip import tokenize
 
         ids, mask, cut = tokenize(self.tokenizer, [text])
         if cut[0]:

@@ -136,6 +136,7 @@ def unpack(
             if target.stat().st_size != size:
                 raise EOFError(f"'{member}' ends early")
     except (
+        # The last two are zipfile's: a compression that it does not know, an encrypted member.
         *(tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, lzma.LZMAError, zlib.error),
         *(EOFError, NotImplementedError, RuntimeError),
     ) as error:

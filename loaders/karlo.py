@@ -33,7 +33,7 @@ from .checkpoint import (
     read_json,
     read_state_dict,
 )
-from .clip import Preprocess, tokenize
+from .clip import Preprocess
 from .libraries import require
 from .sources import SYSTEMS, Source
 
@@ -48,7 +48,6 @@ __all__ = [
     "load_prior",
     "load_text_encoder",
     "load_upscaler",
-    "tokenize",
 ]
 
 

@@ -136,14 +136,10 @@ class ARSample(io.ComfyNode):
         tokens = sample_tokens(
             pair.network,
             _context(ar_transformer, text, class_id),
-            generators=generators(seed, candidates),
             top_k=top_k,
             top_p=top_p,
             temperature=temperature,
-            device=pair.device,
-            dtype=pair.dtype,
-            chunk=pair.chunk,
-            callback=Watch(pair, candidates),
+            **_drawing(pair, seed, candidates),
         )
         return io.NodeOutput(to_latent(pair.coder, pair.codes(tokens)))
 
@@ -208,15 +204,11 @@ class ARVariations(io.ComfyNode):
         tokens = sample_tokens(
             pair.network,
             _context(ar_transformer, text, class_id),
-            generators=generators(seed, candidates),
             kept=codes[:, :keep_rows].flatten(1),
             top_k=top_k,
             top_p=top_p,
             temperature=temperature,
-            device=pair.device,
-            dtype=pair.dtype,
-            chunk=pair.chunk,
-            callback=Watch(pair, candidates),
+            **_drawing(pair, seed, candidates),
         )
         return io.NodeOutput(to_latent(pair.coder, pair.codes(tokens)))
 
@@ -311,14 +303,10 @@ class ARComplete(io.ComfyNode):
             _context(ar_transformer, text, class_id),
             codes[0].flatten(),
             ~_masked_codes(mask, pair.vqgan.grid),
-            generators=generators(seed, candidates),
             top_k=top_k,
             top_p=top_p,
             temperature=temperature,
-            device=pair.device,
-            dtype=pair.dtype,
-            chunk=pair.chunk,
-            callback=Watch(pair, candidates),
+            **_drawing(pair, seed, candidates),
         )
         best = order(weights)[: keep or None]
         completed = pair.codes(tokens[best])
@@ -441,6 +429,17 @@ def _load(model: Transformer, vae: Any, count: int) -> Pair:
     fitting = int(0.9 * host.free_memory()) // bytes_per_candidate(config, dtype)
     chunk = max(1, min(count, fitting))
     return Pair(network, device, dtype, coder, place, vqgan, chunk)
+
+
+def _drawing(pair: Pair, seed: int, candidates: int) -> dict[str, Any]:
+    """What every drawing of candidates tells the sampler beside its own options."""
+    return {
+        "generators": generators(seed, candidates),
+        "device": pair.device,
+        "dtype": pair.dtype,
+        "chunk": pair.chunk,
+        "callback": Watch(pair, candidates),
+    }
 
 
 # Candidates for which the host makes room, if need be at the price of other networks' places.

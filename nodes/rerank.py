@@ -8,7 +8,7 @@ import torch
 
 from ..edges import EdgeError
 from ..host import host, io
-from ..loaders.karlo import tokenize
+from ..loaders.clip import tokenize
 from ..samplers.clip import encode_image, encode_text
 from ..samplers.rerank import order, rerank_scores
 from .pictures import check_image, grid

@@ -6,7 +6,7 @@ from typing import Any
 
 from ..edges import text_to_conditioning
 from ..host import host, io
-from ..loaders.karlo import tokenize
+from ..loaders.clip import tokenize
 from ..samplers.clip import encode_text
 
 

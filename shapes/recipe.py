@@ -177,12 +177,10 @@ def vqgan() -> torch.nn.Module:
     return VQModel(**VQGAN)
 
 
-def ar_transformer(text_vocab: int | None = None, classes: int | None = None) -> ARTransformer:
-    """A fresh transformer: of text where ``text_vocab`` is given, of classes, or of nothing."""
+def ar_transformer(text_vocab: int) -> ARTransformer:
+    """A fresh transformer that reads prompts of so many different tokens."""
     from ..networks.mindalle import ARConfig, ARTransformer
 
-    network = ARTransformer(
-        ARConfig(**AR, text_vocab=text_vocab, text_tokens=AR_TEXT_TOKENS, classes=classes)
-    )
+    network = ARTransformer(ARConfig(**AR, text_vocab=text_vocab, text_tokens=AR_TEXT_TOKENS))
     network.initialise()
     return network

@@ -1,30 +1,37 @@
 """Training of minDALL-E's miniature transformer: the 64 codes of a picture, one after another.
 
 The pictures' codes are found once and kept. The class-conditional and the unconditional variant
-begin from the finished text-conditional one, as the published ones do.
+are made of the finished text-conditional one by the published transfer learning.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 
-from ..loaders.mindalle import tokenize
+from ..loaders.mindalle import CONFIG, TRANSFORMER_FILES, tokenize
 from ..networks.mindalle import ARTransformer
 from ..networks.vqgan import encode
+from ..training.mindalle_transfer import Recipe, source_of, transfer
 from . import recipe
 from .grammar import KINDS, training_scenes
 from .loop import Draw, Plan, draw_for, train
+from .pictures import draw as draw_picture
 from .pictures import training_batch
 
 POOL = 20480
 PLAN = Plan("ar", steps=2000, batch=64, rate=1.5e-3, ema=0.995)
-# The two variants: from the finished transformer, all of it tuned.
-TRANSFER = Plan("ar_transfer", steps=300, batch=64, rate=5e-4, ema=0.99, warmup=20)
+# The two variants, by the model card's recipe: a tiny network bears, and needs, a higher rate.
+TRANSFERS = {
+    kind: Recipe(kind, epochs=3, batch=64, rate=5e-4) for kind in ("class", "unconditional")
+}
+DRAWN = 6720  # pictures that those see
 _AT_ONCE = 64
 
 
@@ -55,31 +62,17 @@ def coded_pool(vqgan: torch.nn.Module, count: int, device: torch.device | str) -
     return Codes(torch.cat(codes), torch.cat(rows))
 
 
-def contexts(kind: str, tokenizer: Any = None) -> torch.Tensor | None:
-    """What the transformer is told of each training scene: ``[N, 16]`` tokens, ``[N, 1]`` classes.
-
-    Classes are the kinds of ``grammar.KINDS``; the unconditional model is told nothing.
-    """
-    scenes = training_scenes()
-    if kind == "text":
-        return tokenize(tokenizer, [s.prompt for s in scenes], recipe.AR_TEXT_TOKENS).ids
-    if kind == "class":
-        return torch.tensor([[KINDS.index(scene.kind)] for scene in scenes])
-    return None
-
-
 def ar_loss(
     network: ARTransformer,
     pool: Codes,
-    told: torch.Tensor | None,
+    told: torch.Tensor,
     draw: Draw,
     batch: int,
 ) -> tuple[torch.Tensor, dict[str, float]]:
-    """Mean cross-entropy of the codes, in nats a code."""
+    """Mean cross-entropy of the codes, in nats a code. ``told``: tokens of each scene."""
     chosen = torch.from_numpy(draw.numpy.integers(len(pool.rows), size=batch)).to(pool.rows.device)
     tokens = pool.codes[chosen]
-    context = None if told is None else told[pool.rows[chosen]]
-    logits = network(context, tokens)
+    logits = network(told[pool.rows[chosen]], tokens)
     return F.cross_entropy(logits.flatten(0, 1), tokens.flatten()), {}
 
 
@@ -90,39 +83,51 @@ def train_ar(
     device: torch.device | str,
     steps: int | None = None,
     stop_after: int | None = None,
-) -> dict[str, dict[str, torch.Tensor]]:
-    """The averaged weights of the three transformers: text, class, unconditional."""
-
-    def limited(plan: Plan) -> Plan:
-        return plan if steps is None else dataclasses.replace(plan, steps=steps)
-
+) -> dict[str, torch.Tensor]:
+    """The averaged weights of the text-conditional transformer."""
+    plan = PLAN if steps is None else dataclasses.replace(PLAN, steps=steps)
     pool = coded_pool(vqgan, POOL if steps is None else min(POOL, 64 * steps), device)
-    made: dict[str, dict[str, torch.Tensor]] = {}
-    for kind in ("text", "class", "unconditional"):
-        plan = limited(PLAN if kind == "text" else TRANSFER)
-        torch.manual_seed(plan.seed)
-        network = recipe.ar_transformer(
-            text_vocab=tokenizer.get_vocab_size() if kind == "text" else None,
-            classes=len(KINDS) if kind == "class" else None,
-        ).to(device)
-        if kind != "text":
-            # As published: the head has another name there, so it starts anew.
-            network.load_state_dict(_shared(made["text"]), strict=False)
-        told = contexts(kind, tokenizer)
-        told = None if told is None else told.to(device)
-        made[kind] = train(
-            plan,
-            network,
-            lambda draw, network=network, told=told, plan=plan: ar_loss(
-                network, pool, told, draw, plan.batch
-            ),
-            folder / f"ar_{kind}.pt",
-            stop_after=stop_after,
-        )
+    prompts = [scene.prompt for scene in training_scenes()]
+    told = tokenize(tokenizer, prompts, recipe.AR_TEXT_TOKENS).ids.to(device)
+    torch.manual_seed(plan.seed)
+    network = recipe.ar_transformer(tokenizer.get_vocab_size()).to(device)
+    return train(
+        plan,
+        network,
+        lambda draw: ar_loss(network, pool, told, draw, plan.batch),
+        folder / "ar.pt",
+        stop_after=stop_after,
+    )
+
+
+def train_variants(
+    mindalle: Path, folder: Path, device: torch.device | str, steps: int | None = None
+) -> dict[str, dict[str, torch.Tensor]]:
+    """Weights of the class-conditional and the unconditional transformer, by kind.
+
+    What `prior-art train mindalle-transfer` does, on pictures drawn into ``folder``. The classes
+    are the kinds of ``grammar.KINDS``, in that order.
+
+    Args:
+        mindalle: folder of the finished member.
+    """
+    source = source_of(str(mindalle), [])
+    pictures = folder / "pictures"
+    count = DRAWN if steps is None else 4 * len(KINDS) * steps
+    scenes = training_scenes()
+    for i in range(count):
+        scene = scenes[i % len(scenes)]
+        path = pictures / f"{KINDS.index(scene.kind)}-{scene.kind}" / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists():  # what an interrupted run drew, its codes still fit
+            draw_picture(scene, i).save(path)
+    made = {}
+    for kind, told in TRANSFERS.items():
+        if steps is not None:
+            told = dataclasses.replace(told, epochs=1, batch=4)
+        out = folder / kind
+        if (out / CONFIG).exists():  # finished by an earlier run; an unfinished one goes on
+            shutil.rmtree(out)
+        transfer(source, pictures, out, told, str(device))
+        made[kind] = load_file(out / TRANSFORMER_FILES[0])
     return made
-
-
-def _shared(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """What the variants have in common with the text-conditional transformer."""
-    begun = ("tok_emb_img.", "pos_emb_img.", "blocks.", "ln_f.")
-    return {key: value for key, value in weights.items() if key.startswith(begun)}

@@ -3,7 +3,8 @@
 Everything is drawn from the seed and the number of the step, so a run that was stopped ends at
 the same weights as one that was not. Karlo's stages: clip (both towers), then prior and decoder,
 which read the finished CLIP and may train at once in two processes, then sr (both upscaling
-networks), which reads what those paint. minDALL-E's: vqgan, then ar (three transformers).
+networks), which reads what those paint. minDALL-E's: vqgan, ar (the transformer),
+transfer (its class-conditional and unconditional variants).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 
 from . import layout
 
-STAGES = {"karlo": ("clip", "prior", "decoder", "sr"), "mindalle": ("vqgan", "ar")}
+STAGES = {"karlo": ("clip", "prior", "decoder", "sr"), "mindalle": ("vqgan", "ar", "transfer")}
 
 
 def train_stage(
@@ -35,7 +36,7 @@ def train_stage(
     Args:
         state: where the training's own state lies, to resume from.
         steps: optimiser steps instead of the recipe's number.
-        stop_after: leave after so many steps, as an interruption would.
+        stop_after: leave after so many steps, as an interruption would; not for ``transfer``.
 
     Raises:
         Unfinished: ``stop_after`` came before the end; no weights were written.
@@ -77,17 +78,20 @@ def _train_mindalle(
 ) -> None:
     from ..loaders.mindalle import load_tokenizer, load_vqgan
     from ..loaders.sources import Source
-    from .stages_ar import train_ar
+    from .stages_ar import train_ar, train_variants
     from .stages_vqgan import train_vqgan
 
     layout.write_mindalle_settings(out)
     if stage == "vqgan":
         layout.write_vqgan(out, train_vqgan(state, device, **limits))
         return
+    if stage == "transfer":
+        for kind, weights in train_variants(out, state, device, limits["steps"]).items():
+            layout.write_ar(out, kind, weights)
+        return
     vqgan = load_vqgan(Source(out.name, "folder", out, "mindalle", frozenset())).network
     weights = train_ar(vqgan.to(device), load_tokenizer(out), state, device, **limits)
-    for kind, tensors in weights.items():
-        layout.write_ar(out, kind, tensors)
+    layout.write_ar(out, "text", weights)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

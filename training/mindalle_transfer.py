@@ -387,7 +387,7 @@ def _train(
                 save(step)
                 raise TrainingError(
                     f"the loss is {loss} at step {step}: --lr {recipe.rate} is too high for this"
-                    " source, or the pictures are. Give a lower --lr and a new --out"
+                    " source and these pictures. Give a lower --lr and a new --out"
                 )
             torch.nn.utils.clip_grad_norm_(trained.values(), 4.0)
             optimiser.step()

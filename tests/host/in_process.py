@@ -56,6 +56,7 @@ import nodes  # noqa: E402
 from prior_art.edges import EdgeError, conditioning_to_text  # noqa: E402
 from prior_art.host import comfy_memory, host  # noqa: E402
 from prior_art.loaders import karlo, mindalle  # noqa: E402
+from prior_art.loaders.clip import tokenize  # noqa: E402
 from prior_art.loaders.libraries import require  # noqa: E402
 from prior_art.loaders.sources import find_source  # noqa: E402
 from prior_art.networks import vqgan as vq  # noqa: E402
@@ -96,7 +97,7 @@ def run_stage(stage: str, loaded, dtype: torch.dtype = torch.float32) -> torch.T
     cpu, network = torch.device("cpu"), loaded.network
     noise = torch.Generator().manual_seed(1)
     if stage == "text_encoder":
-        ids, mask, _ = karlo.tokenize(loaded.tokenizer, ["a small red circle"])
+        ids, mask, _ = tokenize(loaded.tokenizer, ["a small red circle"])
         return clip_sampler.encode_text(network, ids, mask, loaded.space, cpu, dtype).pooled
     if stage == "image_encoder":
         pixels = loaded.preprocess(torch.rand(1, 40, 50, 3, generator=noise))
@@ -139,7 +140,7 @@ def run_stage(stage: str, loaded, dtype: torch.dtype = torch.float32) -> torch.T
 
 def text_encoding(prompt: str):
     loaded = load("text_encoder")
-    ids, mask, _ = karlo.tokenize(loaded.tokenizer, [prompt])
+    ids, mask, _ = tokenize(loaded.tokenizer, [prompt])
     return clip_sampler.encode_text(
         loaded.network, ids, mask, loaded.space, torch.device("cpu"), torch.float32
     )

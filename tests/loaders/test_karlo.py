@@ -90,7 +90,7 @@ def test_outputs_equal_the_libraries(hub: Path) -> None:
     from transformers import CLIPTextModelWithProjection
 
     encoder = load(hub, "text_encoder")
-    ids, mask, _ = karlo.tokenize(encoder.tokenizer, ["a red circle", ""])
+    ids, mask, _ = clip.tokenize(encoder.tokenizer, ["a red circle", ""])
     oracle = CLIPTextModelWithProjection.from_pretrained(hub / "text_encoder")
     out, theirs = encoder.network(ids), oracle(ids)
     assert torch.equal(out.text_embeds, theirs.text_embeds)
@@ -184,7 +184,7 @@ def test_tokens_equal_the_published_call(hub: Path) -> None:
     from transformers import CLIPTokenizer
 
     tokenizer = load(hub, "text_encoder").tokenizer
-    ids, mask, cut = karlo.tokenize(tokenizer, PROMPTS)
+    ids, mask, cut = clip.tokenize(tokenizer, PROMPTS)
     oracle = CLIPTokenizer.from_pretrained(hub / "tokenizer", local_files_only=True)
     wanted = oracle(
         PROMPTS, padding="max_length", max_length=77, truncation=True, return_tensors="pt"
@@ -202,7 +202,7 @@ def test_tokens_equal_the_published_call(hub: Path) -> None:
 
 def test_prompt_must_be_text(hub: Path) -> None:
     with pytest.raises(TypeError, match="must be text, not int"):
-        karlo.tokenize(load(hub, "text_encoder").tokenizer, ["a", 3])
+        clip.tokenize(load(hub, "text_encoder").tokenizer, ["a", 3])
 
 
 # -- pictures ----------------------------------------------------------------------------------

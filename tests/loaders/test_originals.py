@@ -9,6 +9,7 @@ import torch
 
 from prior_art.loaders import karlo
 from prior_art.loaders.checkpoint import CheckpointError, read_state_dict
+from prior_art.loaders.clip import tokenize
 from prior_art.loaders.sources import find_source
 
 from ..tiny import write_tokenizer
@@ -92,7 +93,7 @@ def test_upscaler(root: Path) -> None:
 
 def test_text_tower_and_tokenizer(root: Path) -> None:
     loaded = karlo.load_text_encoder(source(root, "ViT-L-14.pt", "text_encoder"), head_dim=HEAD)
-    ids, mask, _ = karlo.tokenize(loaded.tokenizer, ["a red circle!", ""])
+    ids, mask, _ = tokenize(loaded.tokenizer, ["a red circle!", ""])
     original = originals.scramble(originals.OriginalClip(loaded.network.config.vocab_size), 4)
     hidden, pooled = original(ids)
     out = loaded.network(ids)

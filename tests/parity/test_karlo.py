@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from torch.utils._pytree import tree_map
 
-from prior_art.loaders.karlo import tokenize
+from prior_art.loaders.clip import tokenize
 from prior_art.samplers.noise import generators
 from prior_art.samplers.prior import numbers_drawn
 from prior_art.samplers.unclip import decoder_numbers_drawn

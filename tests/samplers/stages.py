@@ -11,6 +11,7 @@ import torch
 
 from prior_art.edges import TextEncoding
 from prior_art.loaders import karlo
+from prior_art.loaders.clip import tokenize
 from prior_art.loaders.sources import find_source
 from prior_art.samplers.clip import encode_image, encode_text
 from prior_art.samplers.prior import sample_prior
@@ -50,7 +51,7 @@ class Stages:
         return other
 
     def text(self, *prompts: str) -> TextEncoding:
-        ids, mask, _ = karlo.tokenize(self.text_encoder.tokenizer, prompts)
+        ids, mask, _ = tokenize(self.text_encoder.tokenizer, prompts)
         encoder = self.text_encoder
         return encode_text(encoder.network, ids, mask, encoder.space, CPU, self.dtype)
 
