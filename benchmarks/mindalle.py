@@ -8,6 +8,10 @@ nothing.) Both sides draw from one stream per candidate, and their tokens must b
 process, runs alternate, the median counts; processor time is printed beside, the steadier of the
 two on a busy machine. Peak memory includes the weights.
 
+`--dtype bfloat16` lets our side compute in bf16, against the peer in fp32: half the weights to read
+for each token, but other tokens, which are counted. `--memory 96` instead of all that samples so
+many candidates once and prints our peak memory beside weights plus keys and values.
+
 `--original DIR` measures kakaobrain's own code too: DIR holds its package `dalle`, made to import
 on this Python (2021's `utils/config.py` needs `field(default_factory=...)`), and what that imports
 is installed. Only where its draws come from is changed: one stream per candidate.
@@ -178,37 +182,68 @@ def ours(network: ARTransformer, prompt: Tensor, count: int) -> Tensor:
         generators=generators(SEED, count),
         top_k=TOP_K,
         device=CPU,
-        dtype=torch.float32,
+        dtype=network.pos_emb_img.weight.dtype,
     )
+
+
+def in_dtype(network: ARTransformer, dtype: torch.dtype) -> ARTransformer:
+    """The same weights in ``dtype``; the network itself where it has that."""
+    if network.pos_emb_img.weight.dtype == dtype:
+        return network
+    with torch.device("meta"):
+        other = ARTransformer(network.config)
+    weights = {key: tensor.to(dtype) for key, tensor in network.state_dict().items()}
+    other.load_state_dict(weights, assign=True)
+    return other.eval().requires_grad_(False)
 
 
 # ------------------------------------------------------------------------------------- measuring
 
 
+def make_prompt() -> Tensor:
+    return torch.randint(16384, (1, 64), generator=torch.Generator().manual_seed(2))
+
+
+def print_memory(network: ARTransformer, count: int) -> None:
+    """Peak memory of ``count`` candidates, and what of it weights, keys and values take."""
+    tokens, took = measure(CPU, lambda: ours(network, make_prompt(), count))
+    config, size = network.config, network.pos_emb_img.weight.element_size()
+    mib = 2**20
+    weights = sum(p.numel() for p in network.parameters()) * size / mib
+    positions = config.context + config.image_tokens * count
+    cached = 2 * config.layers * config.width * positions * size / mib
+    print(
+        f"{count} candidates of {tokens.shape[1]} tokens in {took['s']:.0f} s: peak"
+        f" {took['peak_mib']:.0f} MiB; weights {weights:.0f}, keys and values {cached:.0f}, the"
+        f" rest, with Python and torch, {took['peak_mib'] - weights - cached:.0f}"
+    )
+
+
 def compare(
     network: ARTransformer,
+    own: ARTransformer,
     peer: tuple[Work, nn.Module],
     name: str,
     count: int,
     args: argparse.Namespace,
 ) -> dict[str, Any]:
-    """Both sides, alternating; medians. ``name`` says who the peer is.
+    """Both sides, alternating; medians. ``own`` is our side's, ``name`` says who the peer is.
 
     Raises:
-        SystemExit: their tokens differ.
+        SystemExit: their tokens differ, in fp32.
     """
-    prompt = torch.randint(16384, (1, 64), generator=torch.Generator().manual_seed(2))
+    prompt = make_prompt()
     last: dict[str, Tensor] = {}  # logits of each side's last token
     side = ""
     hooks = [
         head.register_forward_hook(lambda *call: last.update({side: call[2]}))
-        for head in {network.head_img, peer[1]}
+        for head in {own.head_img, peer[1]}
     ]
     measured: dict[str, list[dict[str, Any]]] = {"ours": [], "peer": []}
     tokens: dict[str, Tensor] = {}
     for run in range(-int(args.size == "small"), args.runs):
-        for side, work in (("ours", ours), ("peer", peer[0])):
-            tokens[side], took = measure(CPU, lambda w=work: w(network, prompt, count))
+        for side, work, with_ in (("ours", ours, own), ("peer", peer[0], network)):
+            tokens[side], took = measure(CPU, lambda w=work, n=with_: w(n, prompt, count))
             if run >= 0:
                 measured[side].append(took)
                 print(
@@ -217,15 +252,16 @@ def compare(
     for hook in hooks:
         hook.remove()
     differing = int((tokens["ours"] != tokens["peer"]).sum())
-    if differing:
+    if differing and own is network:
         raise SystemExit(f"{differing} of {tokens['ours'].numel()} tokens differ at batch {count}")
-    row = {"work": f"{name}, {args.tokens} tokens, batch {count}", "size": args.size}
+    work = f"{name}, {args.tokens} tokens, batch {count}"
+    row = {"work": work + (", ours bf16" if own is not network else ""), "size": args.size}
     for key in ("s", "cpu_s", "peak_mib"):
         for who, runs in measured.items():
             values = [took[key] for took in runs]
             row[f"{who}_{key}"] = None if None in values else statistics.median(values)
-    difference = (last["ours"] - last["peer"]).abs().max().item()
-    return row | ratios(row) | {"differing_tokens": 0, "max_abs_diff": difference}
+    difference = (last["ours"].float() - last["peer"]).abs().max().item()
+    return row | ratios(row) | {"differing_tokens": differing, "max_abs_diff": difference}
 
 
 def main() -> None:
@@ -238,19 +274,26 @@ def main() -> None:
     parser.add_argument(
         "--original", type=Path, metavar="DIR", help="kakaobrain's code, to run too"
     )
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--memory", type=int, metavar="N", help="N candidates' peak memory only")
     parser.add_argument("--json", type=Path, help="write the rows here")
     args = parser.parse_args()
-    args.device, args.dtype = "cpu", "float32"
+    args.device = "cpu"
     torch.set_num_threads(args.threads)
     print(machine(args), flush=True)
 
     network = make(args.size, args.tokens)
+    own = in_dtype(network, getattr(torch, args.dtype))
+    if args.memory:
+        del network
+        print_memory(own, args.memory)
+        return
     peers = {"published loop": (peer, network.head_img)}
     if args.original:
         peers["original code"] = original(args.original, network)
     rows = []
     for (name, side), count in itertools.product(peers.items(), args.batch):
-        rows.append(compare(network, side, name, count, args))
+        rows.append(compare(network, own, side, name, count, args))
         if args.json:
             args.json.parent.mkdir(parents=True, exist_ok=True)
             settings = {"machine": machine(args), "runs": args.runs}

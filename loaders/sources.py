@@ -121,11 +121,16 @@ SYSTEMS: dict[str, System] = {
             "vqgan": ("vqgan.safetensors", "MinDALLE"),
             "ar_transformer": ("transformer.safetensors", "MinDALLE"),
         },
-        embedded=(("shapes-mindalle", "mindalle"),),
+        embedded=(
+            ("shapes-mindalle", "mindalle"),
+            ("shapes-mindalle-class", "mindalle-class"),
+            ("shapes-mindalle-unconditional", "mindalle-unconditional"),
+        ),
         place="Put kakaobrain/minDALL-E's folder 1.3B, or 1.3B.tar.gz, into the model folder",
     ),
     "clip": System(
         components={"reranker": ("", "CLIPModel")},
+        embedded=(("shapes-clip", "clip"),),
         checkpoints=(
             (re.compile(r"ViT-B-(16|32)\.(pt|pth|safetensors)"), frozenset({"reranker"})),
         ),
@@ -136,6 +141,8 @@ SYSTEMS: dict[str, System] = {
 
 def list_sources(stage: str, folders: Sequence[Path]) -> list[Source]:
     """Every source of ``stage``: the embedded family first, then folders, then checkpoint files.
+
+    For the reranker CLIPs come before other systems' two towers.
 
     Args:
         stage: one of :data:`STAGES`.
@@ -151,7 +158,9 @@ def list_sources(stage: str, folders: Sequence[Path]) -> list[Source]:
     if not any(stage in stages for stages in STAGES.values()):
         known = sorted({name for stages in STAGES.values() for name in stages})
         raise SourceError(f"unknown stage '{stage}'; known are {', '.join(known)}")
-    return [source for source in _all_sources(folders) if _offers(source, stage)]
+    offering = [source for source in _all_sources(folders) if _offers(source, stage)]
+    # What is made for the stage before what can stand in for it.
+    return sorted(offering, key=lambda s: (s.kind != "embedded", stage not in s.stages))
 
 
 def find_source(name: str, stage: str, folders: Sequence[Path]) -> Source:

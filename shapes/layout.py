@@ -59,9 +59,18 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 def write_settings(out: Path) -> None:
     """Tokenizer, picture settings, schedulers and the index: all that is not trained."""
     from diffusers import UnCLIPScheduler
-    from transformers import CLIPImageProcessorPil
 
     write_tokenizer(out / "tokenizer")
+    _write_preparation(out / "feature_extractor")
+    for name, settings in recipe.SCHEDULERS.items():
+        UnCLIPScheduler(**settings).save_pretrained(out / name)
+    _write_json(out / "model_index.json", _INDEX)
+
+
+def _write_preparation(folder: Path) -> None:
+    """How pictures are made ready for a CLIP of the family."""
+    from transformers import CLIPImageProcessorPil
+
     side = recipe.FINAL_SIDE
     CLIPImageProcessorPil(
         # The data set's own range: -1..1.
@@ -69,10 +78,7 @@ def write_settings(out: Path) -> None:
         image_std=[0.5] * 3,
         size={"shortest_edge": side},
         crop_size={"height": side, "width": side},
-    ).save_pretrained(out / "feature_extractor")
-    for name, settings in recipe.SCHEDULERS.items():
-        UnCLIPScheduler(**settings).save_pretrained(out / name)
-    _write_json(out / "model_index.json", _INDEX)
+    ).save_pretrained(folder)
 
 
 def write_network(out: Path, name: str, weights: dict[str, torch.Tensor]) -> None:
@@ -108,6 +114,35 @@ def read_network(out: Path, name: str) -> torch.nn.Module:
     weights = {key: value.float() for key, value in load_file(files[0]).items()}
     network.load_state_dict(weights, strict=False)
     return network.eval().requires_grad_(False)
+
+
+def write_clip(folder: Path, weights: dict[str, dict[str, torch.Tensor]]) -> None:
+    """Both towers as one fp16 ``CLIPModel`` of transformers, with its tokenizer.
+
+    Args:
+        weights: each tower's, by Karlo's folder names.
+    """
+    from transformers import CLIPConfig, CLIPModel
+
+    write_tokenizer(folder)
+    _write_preparation(folder)
+    text = recipe.text_encoder(read_tokenizer(folder))
+    network = CLIPModel(
+        CLIPConfig(
+            text_config=text.config.to_dict(),
+            vision_config=recipe.image_encoder().config.to_dict(),
+            projection_dim=recipe.SPACE_WIDTH,
+        )
+    )
+    network.load_state_dict(
+        {
+            key: tensor
+            for tower in ("text_encoder", "image_encoder")
+            for key, tensor in weights[tower].items()
+        },
+        strict=False,
+    )
+    network.half().save_pretrained(folder, safe_serialization=True)
 
 
 def write_mindalle_settings(out: Path) -> None:

@@ -108,7 +108,22 @@ def training_batch(scenes: list[Scene], rng: np.random.Generator) -> tuple[np.nd
         ]
     )
     masks = masks[:, None].astype(np.float32) / 255
+    return coloured(scenes, masks, rng), masks
+
+
+def coloured(
+    scenes: list[Scene], masks: np.ndarray, rng: np.random.Generator | None = None
+) -> np.ndarray:
+    """Silhouettes in their scenes' colours: jittered where ``rng`` is given, else the palette's.
+
+    Args:
+        masks: float32 ``[B, 1, 64, 64]`` in 0..1.
+
+    Returns:
+        float32 ``[B, 3, 64, 64]`` in -1..1.
+    """
     both = np.array([[COLOURS[s.colour], COLOURS[s.background]] for s in scenes], np.float32)
-    both += rng.uniform(-_COLOUR_JITTER, _COLOUR_JITTER, both.shape).astype(np.float32)
+    if rng is not None:
+        both += rng.uniform(-_COLOUR_JITTER, _COLOUR_JITTER, both.shape).astype(np.float32)
     both = np.clip(both, 0, 255)[..., None, None] / 127.5 - 1
-    return both[:, 1] + (both[:, 0] - both[:, 1]) * masks, masks
+    return both[:, 1] + (both[:, 0] - both[:, 1]) * masks

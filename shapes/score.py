@@ -3,7 +3,7 @@
 Draws all-different prompts, a quarter of them of combinations that training never saw, paints them
 with the pack's own loaders and samplers at the published defaults, and lets the rules of
 ``check`` judge. Karlo paints picture i with the seed ``seed + i`` in all three stages. minDALL-E
-paints ``--candidates`` a prompt, of which the reranker, Karlo's CLIP, picks the one to be judged.
+paints ``--candidates`` a prompt, of which the reranker picks the one to be judged.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ class MinDALLEPainter:
         self.transformer = mindalle.load_transformer(source)
         self.transformer.network.to(device)
         if candidates > 1:
-            self.reranker = load_reranker(find_source("shapes-karlo", "reranker", []))
+            self.reranker = load_reranker(find_source("shapes-clip", "reranker", []))
             self.reranker.network.to(device)
 
     def paint(self, prompts: Sequence[str], seed: int) -> np.ndarray:

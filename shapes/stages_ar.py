@@ -25,13 +25,13 @@ from .loop import Draw, Plan, draw_for, train
 from .pictures import draw as draw_picture
 from .pictures import training_batch
 
-POOL = 20480
-PLAN = Plan("ar", steps=2000, batch=64, rate=1.5e-3, ema=0.995)
+POOL = 40960
+PLAN = Plan("ar", steps=4500, batch=64, rate=1.5e-3, ema=0.995)
 # The two variants, by the model card's recipe: a tiny network bears, and needs, a higher rate.
 TRANSFERS = {
-    kind: Recipe(kind, epochs=3, batch=64, rate=5e-4) for kind in ("class", "unconditional")
+    kind: Recipe(kind, epochs=4, batch=64, rate=1e-3) for kind in ("class", "unconditional")
 }
-DRAWN = 6720  # pictures that those see
+DRAWN = 13440  # pictures that those see
 _AT_ONCE = 64
 
 

@@ -62,6 +62,22 @@ def _neighbour(scene: Scene, draw: Draw) -> Scene:
             return other
 
 
+def contrast(
+    texts: torch.Tensor, images: torch.Tensor, said: list[Scene], shown: list[Scene]
+) -> torch.Tensor:
+    """Softened contrastive loss of ``[B, D]`` embeddings, both ways.
+
+    A prompt fits every picture of its words, not only its own.
+    """
+    a, b = labels_of(said).to(texts.device), labels_of(shown).to(texts.device)
+    fits = (a[:3, :, None] == b[:3, None, :]).all(0)
+    fits &= (a[3, :, None] == b[3, None, :]) | (a[3, :, None] < 0)
+    fits = fits.float()
+    logits = _SCALE * F.normalize(texts, dim=-1) @ F.normalize(images, dim=-1).T
+    loss = F.cross_entropy(logits, fits / fits.sum(1, keepdim=True))
+    return loss + F.cross_entropy(logits.T, fits.T / fits.T.sum(1, keepdim=True))
+
+
 def clip_loss(
     trainee: ClipTrainee, tokenizer: Any, draw: Draw, batch: int, device: torch.device | str
 ) -> tuple[torch.Tensor, dict[str, float]]:
@@ -84,16 +100,9 @@ def clip_loss(
         trainee.patches(seen.last_hidden_state[:, 1:]), inside
     )
 
-    # A prompt fits every picture of its words, not only its own.
+    contrasted = contrast(texts, images, said, shown)
     a, b = labels_of(said).to(device), labels_of(shown).to(device)
-    fits = (a[:3, :, None] == b[:3, None, :]).all(0)
-    fits &= (a[3, :, None] == b[3, None, :]) | (a[3, :, None] < 0)
-    fits = fits.float()
-    logits = _SCALE * F.normalize(texts, dim=-1) @ F.normalize(images, dim=-1).T
-    contrast = F.cross_entropy(logits, fits / fits.sum(1, keepdim=True))
-    contrast = contrast + F.cross_entropy(logits.T, fits.T / fits.T.sum(1, keepdim=True))
-
-    attributes = logits.new_zeros(())
+    attributes = images.new_zeros(())
     right = []
     for head, says, shows in zip(trainee.heads, a, b, strict=True):
         read = head(images)
@@ -104,7 +113,7 @@ def clip_loss(
     }  # fmt: skip
     # Lengths carry nothing; keeping them near one spares the prior a wide range.
     lengths = (images.norm(dim=-1) - 8).pow(2).mean() + (texts.norm(dim=-1) - 8).pow(2).mean()
-    return 0.5 * contrast + attributes + 4 * dense + 0.002 * lengths, figures
+    return 0.5 * contrasted + attributes + 4 * dense + 0.002 * lengths, figures
 
 
 def train_clip(
@@ -125,6 +134,11 @@ def train_clip(
         folder / "clip.pt",
         stop_after=stop_after,
     )
+    return towers_of(weights)
+
+
+def towers_of(weights: dict[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:
+    """A trainee's weights as those of both towers, by folder name."""
     return {
         name: {k.removeprefix(part): v for k, v in weights.items() if k.startswith(part)}
         for name, part in (("text_encoder", "text."), ("image_encoder", "image."))

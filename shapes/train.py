@@ -3,8 +3,9 @@
 Everything is drawn from the seed and the number of the step, so a run that was stopped ends at
 the same weights as one that was not. Karlo's stages: clip (both towers), then prior and decoder,
 which read the finished CLIP and may train at once in two processes, then sr (both upscaling
-networks), which reads what those paint. minDALL-E's: vqgan, ar (the transformer),
-transfer (its class-conditional and unconditional variants).
+networks), which reads what those paint. minDALL-E's: vqgan, ar (the transformer), reranker (a CLIP
+begun from the embedded Karlo's, in the folder clip), transfer (the class-conditional and the
+unconditional variant).
 """
 
 from __future__ import annotations
@@ -18,7 +19,10 @@ import torch
 
 from . import layout
 
-STAGES = {"karlo": ("clip", "prior", "decoder", "sr"), "mindalle": ("vqgan", "ar", "transfer")}
+STAGES = {
+    "karlo": ("clip", "prior", "decoder", "sr"),
+    "mindalle": ("vqgan", "ar", "reranker", "transfer"),
+}
 
 
 def train_stage(
@@ -79,6 +83,7 @@ def _train_mindalle(
     from ..loaders.mindalle import load_tokenizer, load_vqgan
     from ..loaders.sources import Source
     from .stages_ar import train_ar, train_variants
+    from .stages_reranker import train_reranker
     from .stages_vqgan import train_vqgan
 
     layout.write_mindalle_settings(out)
@@ -88,6 +93,10 @@ def _train_mindalle(
     if stage == "transfer":
         for kind, weights in train_variants(out, state, device, limits["steps"]).items():
             layout.write_ar(out, kind, weights)
+        return
+    if stage == "reranker":
+        weights = train_reranker(layout.WEIGHTS / "karlo", state, device, **limits)
+        layout.write_clip(out.with_name("clip"), weights)
         return
     vqgan = load_vqgan(Source(out.name, "folder", out, "mindalle", frozenset())).network
     weights = train_ar(vqgan.to(device), load_tokenizer(out), state, device, **limits)

@@ -45,13 +45,13 @@ def runner(models, tmp_path, monkeypatch):
 
 @pytest.fixture
 def template(runner):
-    """A template in API format, its loaders on the miniature or another source."""
+    """A template in API format, its loaders on the miniature or another source; None: their own."""
 
     def read(name, source=SOURCE):
         path = ROOT / "example_workflows" / f"{name}.json"
         prompt = to_api(json.loads(path.read_text()), runner.nodes)
         for node in prompt.values():
-            if "source" in node["inputs"]:
+            if source and "source" in node["inputs"]:
                 node["inputs"]["source"] = source
         return prompt
 

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from prior_art.loaders import mindalle
+from prior_art.loaders import mindalle, reranker
 from prior_art.loaders.sources import Source
 from prior_art.shapes import layout, loop, recipe, score, stages_vqgan, train
 from prior_art.shapes.check import Finding
 from prior_art.shapes.grammar import KINDS, Scene
 from prior_art.shapes.pictures import training_batch
+from prior_art.training.state import read_state
 
 
 def run(tmp_path, name, stops, steps=8):
@@ -102,6 +103,18 @@ def test_minDALLE_is_written_as_the_loaders_read_it(tmp_path):
     for kind in ("text", "class", "unconditional"):
         folder = out if kind == "text" else tmp_path / f"mindalle-{kind}"
         assert mindalle.load_transformer(source(folder)).kind == kind
+    clip = tmp_path / "clip"
+    judge = reranker.load_reranker(Source("clip", "folder", clip, "clip", frozenset()))
+    assert (judge.size, judge.mean) == (64, (0.5, 0.5, 0.5))
+
+
+@pytest.mark.slow
+def test_learning_to_draw_sharply_leaves_the_codes_alone(tmp_path):
+    weights = stages_vqgan.train_vqgan(tmp_path, "cpu", steps=1)
+    coded = read_state(tmp_path / "vqgan.pt")["average"]
+    same = {key for key, value in coded.items() if torch.equal(value, weights[key])}
+    drawing = {key for key in coded if key.startswith(("decoder.", "post_quant_conv."))}
+    assert same == coded.keys() - drawing
 
 
 def test_unused_codes_move_to_where_pictures_are():
