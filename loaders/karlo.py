@@ -1,19 +1,12 @@
 """Karlo's stages out of a source: hub folders (whole or partial) and original checkpoints.
 
-Networks are diffusers' and transformers' classes, built on the meta device; the tensors that were
-read are assigned to them, so a stage is in memory once, and memory-mapped where its dtype is the
-file's. Nothing here touches the network.
-
 Sources: kakaobrain/karlo-v1-alpha and -image-variations (hub layout), kakaobrain/karlo (original).
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,18 +16,9 @@ from ..edges import SPACES, EmbeddingSpace
 from ..networks.unclip import TextProjection, UnCLIPDecoder, UnCLIPUpscaler
 from ..samplers.schedule import UnCLIPSchedule
 from . import clip, karlo_original
-from .checkpoint import (
-    AGAIN,
-    CheckpointError,
-    cast,
-    check_inside,
-    load_strict,
-    read_component,
-    read_json,
-    read_state_dict,
-)
+from .checkpoint import AGAIN, CheckpointError, check_inside, read_json, read_state_dict
 from .clip import Preprocess
-from .libraries import require
+from .hub import build, build_diffusers, build_transformers, expect, fill, part, read_hub
 from .sources import SYSTEMS, Source
 
 __all__ = [
@@ -120,13 +104,11 @@ def load_text_encoder(
         # The original pads with 0 without making "!" a token of its own, as the hub's files do.
         tokenizer = clip.load_tokenizer(found, source.folders, pad_token="<|endoftext|>")
     else:
-        config, tensors, name = _read_hub(source, "text_encoder", dtype)
+        config, tensors, name = read_hub(source, "text_encoder", dtype)
         config = config.get("text_config", config)
-        tokenizer = clip.load_tokenizer(_part(source, "tokenizer"), source.folders)
-    network = _build_transformers(
-        "CLIPTextModelWithProjection", "CLIPTextConfig", config, name, "text_model."
-    )
-    _fill(network, tensors, dtype, name, "text_model.")
+        tokenizer = clip.load_tokenizer(part(source, "tokenizer"), source.folders)
+    network = build_transformers("CLIPTextModelWithProjection", "CLIPTextConfig", config, name)
+    fill(network, tensors, dtype, name, "text_model.")
     return TextEncoder(network, tokenizer, _space(source, network.config.projection_dim))
 
 
@@ -148,16 +130,14 @@ def load_image_encoder(
         name = str(source.path)
         preparation: dict[str, Any] | None = None
     else:
-        config, tensors, name = _read_hub(source, "image_encoder", dtype)
+        config, tensors, name = read_hub(source, "image_encoder", dtype)
         config = config.get("vision_config", config)
         file = source.path / "feature_extractor" / "preprocessor_config.json"
         if file.is_file():
             check_inside(file, source.folders)
         preparation = read_json(file) if file.is_file() else {}
-    network = _build_transformers(
-        "CLIPVisionModelWithProjection", "CLIPVisionConfig", config, name, "vision_model."
-    )
-    _fill(network, tensors, dtype, name, "vision_model.")
+    network = build_transformers("CLIPVisionModelWithProjection", "CLIPVisionConfig", config, name)
+    fill(network, tensors, dtype, name, "vision_model.")
     size = network.config.image_size
     if preparation is None:
         preprocess = Preprocess(size, size, squash=True)
@@ -186,10 +166,10 @@ def load_prior(
         config, tensors = karlo_original.convert_prior(state, stats, name, head_dim)
         schedule = _original_schedule("prior")
     else:
-        config, tensors, name = _read_hub(source, "prior", dtype)
+        config, tensors, name = read_hub(source, "prior", dtype)
         schedule = _read_schedule(source, "prior_scheduler")
-    network = _build_diffusers("PriorTransformer", config, name)
-    _fill(network, tensors, dtype, name)
+    network = build_diffusers("PriorTransformer", config, name)
+    fill(network, tensors, dtype, name)
     return LoadedPrior(network, schedule, _space(source, network.config.embedding_dim))
 
 
@@ -209,13 +189,13 @@ def load_decoder(
         )
         schedule = _original_schedule("decoder")
     else:
-        config, tensors, name = _read_hub(source, "decoder", dtype)
-        projection_config, projection, projection_name = _read_hub(source, "text_proj", dtype)
+        config, tensors, name = read_hub(source, "decoder", dtype)
+        projection_config, projection, projection_name = read_hub(source, "text_proj", dtype)
         schedule = _read_schedule(source, "decoder_scheduler")
-    unet = _build_diffusers("UNet2DConditionModel", config, name)
-    _fill(unet, tensors, dtype, name)
+    unet = build_diffusers("UNet2DConditionModel", config, name)
+    fill(unet, tensors, dtype, name)
     text_proj = _build_projection(projection_config, projection_name)
-    _fill(text_proj, projection, dtype, projection_name)
+    fill(text_proj, projection, dtype, projection_name)
     dim = text_proj.embedding_proj.in_features
     network = UnCLIPDecoder(unet, text_proj).eval().requires_grad_(False)
     return LoadedDecoder(network, schedule, _space(source, dim))
@@ -235,16 +215,16 @@ def load_upscaler(source: Source, dtype: torch.dtype = torch.float32) -> LoadedU
         )
         schedule = _original_schedule("upscaler")
     else:
-        first_config, first, first_name = _read_hub(source, "super_res_first", dtype)
-        last_config, last, last_name = _read_hub(source, "super_res_last", dtype)
+        first_config, first, first_name = read_hub(source, "super_res_first", dtype)
+        last_config, last, last_name = read_hub(source, "super_res_last", dtype)
         names = [first_name, last_name]
         schedule = _read_schedule(source, "super_res_scheduler")
     networks = []
     for config, tensors, name in zip(
         (first_config, last_config), (first, last), names, strict=True
     ):
-        networks.append(_build_diffusers("UNet2DModel", config, name))
-        _fill(networks[-1], tensors, dtype, name)
+        networks.append(build_diffusers("UNet2DModel", config, name))
+        fill(networks[-1], tensors, dtype, name)
     high = _edge(first_config) or 256
     decoder = source.path / "decoder" / "config.json"
     low = _edge(read_json(decoder)) if decoder.is_file() else None
@@ -267,29 +247,8 @@ def _read_openai_clip(source: Source) -> dict[str, torch.Tensor]:
     return state
 
 
-def _part(source: Source, component: str) -> Path:
-    folder = source.path / component
-    if not folder.is_dir():
-        raise CheckpointError(
-            f"'{source.path}' lacks the folder '{component}'. Copy it there from"
-            f" kakaobrain/karlo-v1-alpha, or get everything with `{SYSTEMS['karlo'].download}`"
-        )
-    check_inside(folder, source.folders)
-    return folder
-
-
-def _read_hub(
-    source: Source, component: str, dtype: torch.dtype
-) -> tuple[dict[str, Any], dict[str, torch.Tensor], str]:
-    folder = _part(source, component)
-    check_inside(folder / "config.json", source.folders)
-    config = read_json(folder / "config.json")
-    tensors, name = read_component(folder, dtype, source.folders)
-    return config, tensors, name
-
-
 def _read_schedule(source: Source, component: str) -> UnCLIPSchedule:
-    file = _part(source, component) / "scheduler_config.json"
+    file = part(source, component) / "scheduler_config.json"
     check_inside(file, source.folders)
     config = read_json(file)
     name = config.get("_class_name", "UnCLIPScheduler")
@@ -324,92 +283,8 @@ def _edge(config: dict[str, Any]) -> int | None:
     return int(size[0] if isinstance(size, list) else size) if size else None
 
 
-# -- building ----------------------------------------------------------------------------------
-
-
-def _build(make: Callable[[], nn.Module], name: str) -> nn.Module:
-    try:
-        with torch.device("meta"):
-            return make()
-    except Exception as error:
-        raise CheckpointError(
-            f"the config.json of '{name}' describes no network that can be built"
-            f" ({str(error).strip()[:200]}). {AGAIN}"
-        ) from error
-
-
-def _build_diffusers(class_name: str, config: dict[str, Any], name: str) -> nn.Module:
-    cls = require("diffusers", class_name)
-    _expect(config.get("_class_name", class_name), class_name, name)
-    with _quiet("diffusers"):
-        return _build(lambda: cls.from_config(dict(config)), name)
-
-
-def _build_transformers(
-    class_name: str, config_name: str, config: dict[str, Any], name: str, prefix: str
-) -> nn.Module:
-    cls, config_class = require("transformers", class_name, config_name)
-    found = config.get("architectures") or [class_name]
-    _expect(found[0], class_name, name)
-    own = {k: v for k, v in config.items() if k not in ("architectures", "torch_dtype", "dtype")}
-    return _build(lambda: cls(config_class.from_dict(own)), name)
-
-
 def _build_projection(config: dict[str, Any], name: str) -> TextProjection:
-    _expect(config.get("_class_name", "UnCLIPTextProjModel"), "UnCLIPTextProjModel", name)
+    expect(config.get("_class_name", "UnCLIPTextProjModel"), "UnCLIPTextProjModel", name)
     own = {k: v for k, v in config.items() if not k.startswith("_")}
     own.setdefault("clip_embeddings_dim", 768)
-    return _build(lambda: TextProjection(**own), name)
-
-
-def _expect(found: str, wanted: str, name: str) -> None:
-    if found != wanted:
-        raise CheckpointError(
-            f"'{name}' is a {found}, but this stage is a {wanted}. Choose another source"
-        )
-
-
-def _fill(
-    network: nn.Module,
-    tensors: dict[str, torch.Tensor],
-    dtype: torch.dtype,
-    name: str,
-    prefix: str = "",
-) -> None:
-    """Load strictly, in ``dtype``, ready for inference."""
-    load_strict(network, cast(_align(network, tensors, prefix), dtype), name)
-    network.eval().requires_grad_(False)
-
-
-def _align(
-    network: nn.Module, tensors: dict[str, torch.Tensor], prefix: str
-) -> dict[str, torch.Tensor]:
-    """Keys as the installed library spells them.
-
-    Transformers' towers carry ``text_model.`` or ``vision_model.`` in some versions and not in
-    others, and old files hold ``position_ids``, which newer versions compute.
-    """
-    wanted = network.state_dict()
-    aligned = {}
-    for key, tensor in tensors.items():
-        if key not in wanted:
-            if key.endswith("embeddings.position_ids"):
-                continue
-            if prefix and prefix + key in wanted:
-                key = prefix + key
-            elif prefix and key.removeprefix(prefix) in wanted:
-                key = key.removeprefix(prefix)
-        aligned[key] = tensor
-    return aligned
-
-
-@contextmanager
-def _quiet(name: str) -> Any:
-    """Old configs hold arguments that the installed diffusers ignores; that is no warning."""
-    logger = logging.getLogger(name)
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
+    return build(lambda: TextProjection(**own), name)

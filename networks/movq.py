@@ -1,0 +1,57 @@
+"""Kandinsky's MoVQ: latents to pictures and back, without the codebook, as its decoders use it.
+
+The network is diffusers' ``VQModel`` with spatial norms: every norm of the decoder is scaled and
+shifted by two 1x1 convolutions of the latent, which diffusers first enlarges to the size of the
+features. A 1x1 convolution and nearest enlargement change places exactly, so here both are run at
+latent size and each of their values serves a whole cell of pixels.
+
+Source: MoVQ (Zheng et al. 2022); ai-forever/Kandinsky-2, diffusers ``VQModel``.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+
+class LatentSizedNorm(nn.Module):
+    """diffusers' ``SpatialNorm``, with its parameters and names, evaluated at latent size."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.norm_layer, self.conv_y, self.conv_b = norm.norm_layer, norm.conv_y, norm.conv_b
+
+    def forward(self, features: torch.Tensor, latent: torch.Tensor) -> torch.Tensor:
+        """``[B, C, H, W]`` of features; H and W are multiples of the latent's ``[B, c, h, w]``."""
+        scale, shift = self.conv_y(latent), self.conv_b(latent)
+        high, wide = latent.shape[2:]
+        cells = self.norm_layer(features).unflatten(3, (wide, -1)).unflatten(2, (high, -1))
+        cells = cells * scale[:, :, :, None, :, None] + shift[:, :, :, None, :, None]
+        return cells.flatten(4, 5).flatten(2, 3)
+
+
+def at_latent_size(network: nn.Module) -> nn.Module:
+    """Puts :class:`LatentSizedNorm` in the place of every ``SpatialNorm``, and returns ``network``.
+
+    The network's keys stay the same.
+    """
+    for module in list(network.modules()):
+        for name, child in module.named_children():
+            if type(child).__name__ == "SpatialNorm":
+                setattr(module, name, LatentSizedNorm(child))
+    return network
+
+
+@torch.no_grad()
+def encode(network: nn.Module, pictures: torch.Tensor) -> torch.Tensor:
+    """Latents ``[B, 4, H/8, W/8]`` of pictures ``[B, 3, H, W]`` in -1..1, not quantised.
+
+    The pipelines sample between such latents, which have no scale factor.
+    """
+    return network.quant_conv(network.encoder(pictures))
+
+
+@torch.no_grad()
+def decode(network: nn.Module, latents: torch.Tensor) -> torch.Tensor:
+    """Pictures ``[B, 3, H, W]``, about -1..1, of latents ``[B, 4, H/8, W/8]`` as they are."""
+    return network.decoder(network.post_quant_conv(latents), latents)
