@@ -52,11 +52,23 @@ def _fingerprint(stage: str, source: str) -> tuple:
     return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
 
 
-def _load(loader: Callable, stage: str, source: str, dtype: str) -> Any:
+def _load(loader: Callable, stage: str, source: str, dtype: str, **options: Any) -> Any:
     found = find_source(source, stage, host.model_folders())
     if dtype == "auto" and stage in FULL:
         dtype = "fp32"
-    return loader(found, host.pick_dtype(dtype, stage))
+    return loader(found, host.pick_dtype(dtype, stage), **options)
+
+
+def _unpacking() -> Callable[[str, int, int], None]:
+    """Shows how far each file of an archive is unpacked; a click on stop ends it."""
+    bars: dict[str, Callable] = {}
+
+    def tell(name: str, done: int, total: int) -> None:
+        if name not in bars:
+            bars[name] = host.progress(total)
+        bars[name](done)
+
+    return tell
 
 
 class LoadTextEncoder(io.ComfyNode):
@@ -225,7 +237,8 @@ class LoadVQGAN(io.ComfyNode):
 
     @classmethod
     def execute(cls, source: str, dtype: str) -> io.NodeOutput:
-        return io.NodeOutput(host.wrap_vqgan(_load(mindalle.load_vqgan, "vqgan", source, dtype)))
+        loaded = _load(mindalle.load_vqgan, "vqgan", source, dtype, progress=_unpacking())
+        return io.NodeOutput(host.wrap_vqgan(loaded))
 
 
 class LoadARTransformer(io.ComfyNode):
@@ -255,7 +268,9 @@ class LoadARTransformer(io.ComfyNode):
 
     @classmethod
     def execute(cls, source: str, dtype: str) -> io.NodeOutput:
-        loaded = _load(mindalle.load_transformer, "ar_transformer", source, dtype)
+        loaded = _load(
+            mindalle.load_transformer, "ar_transformer", source, dtype, progress=_unpacking()
+        )
         managed = host.manage(loaded.network)
         return io.NodeOutput(Transformer(managed, loaded.tokenizer, loaded.config, loaded.name))
 

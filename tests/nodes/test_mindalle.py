@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import tarfile
+import threading
 import time
 
 import numpy as np
@@ -13,6 +16,7 @@ from prior_art.edges import EdgeError
 from prior_art.host import host
 from prior_art.host.core_nodes import SetLatentNoiseMask, VAEDecode, VAEDecodeTiled, VAEEncode
 from prior_art.host.embedded import Interrupted, session
+from prior_art.loaders.checkpoint import CheckpointError
 from prior_art.loaders.mindalle import tokenize
 from prior_art.networks.vqgan import codes_of, decode, embeddings, encode
 from prior_art.nodes import autoregressive
@@ -480,3 +484,25 @@ def test_a_tokenizer_of_another_size_is_refused_by_the_loader(models, tiny):
 def test_a_vqgan_is_full_precision_unless_asked(placed, choice, dtype):
     (vae,) = LoadVQGAN.execute("tiny-mindalle", choice).args
     assert str(next(host.open_vqgan(vae)[0].network.parameters()).dtype) == f"torch.{dtype}"
+
+
+def test_unpacking_an_archive_is_shown_and_can_be_stopped(tmp_path, monkeypatch):
+    monkeypatch.setenv("PRIOR_ART_MODELS", str(tmp_path))
+    archive = tmp_path / "1.3B.tar"
+    with tarfile.open(archive, "w") as out:
+        for name in ("stage1_last.ckpt", "stage2_last.ckpt"):
+            info = tarfile.TarInfo(f"1.3B/{name}")
+            info.size = 1000
+            out.addfile(info, io.BytesIO(bytes(1000)))
+    steps = []
+    monkeypatch.setattr(session, "on_progress", lambda *step: steps.append(step[:2]))
+    monkeypatch.setattr(session, "stop", threading.Event())
+    session.stop.set()
+    with pytest.raises(Interrupted):
+        LoadVQGAN.execute("1.3B.tar", "auto")
+    assert list(tmp_path.iterdir()) == [archive]
+    session.stop.clear()
+    steps.clear()
+    with pytest.raises(CheckpointError, match="stage1_last"):
+        LoadVQGAN.execute("1.3B.tar", "auto")  # unpacked, but no checkpoint
+    assert steps[:2] == [(1000, 1000)] * 2
