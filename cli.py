@@ -319,7 +319,8 @@ DEMO = (
 
 
 def _demo(options: argparse.Namespace) -> int:
-    """Text to image for a few prompts, three seeds of one, and variations of the first picture."""
+    """Karlo: a few prompts, three seeds of one, variations of the first picture. minDALL-E: the
+    best of sixteen candidates, a class."""
     from .host.runner import node_classes
     from .host.workflow import to_api
 
@@ -348,6 +349,8 @@ def _demo(options: argparse.Namespace) -> int:
     paint("karlo_three_seeds", "three seeds")
     first = sheet[0][1]
     paint("karlo_image_variation", "variation of the first", f"LoadImage.image={first.name}")
+    paint("mindalle_rerank", "minDALL-E: best of 16")
+    paint("mindalle_class_grid", "minDALL-E: a class")
     path = contact_sheet(sheet, options.out / "contact_sheet.png")
     print("\nseconds per stage, all pictures:")
     for stage, taken in seconds.items():

@@ -380,7 +380,7 @@ def test_native_image_to_image_and_mask(comfy: Any) -> None:
     assert np.abs(np.asarray(picture, dtype=int) - (0x20, 0xC0, 0x40)).max() <= 1
 
 
-TEMPLATES = ("karlo_text_to_image", "karlo_image_variation", "karlo_three_seeds")
+TEMPLATES = sorted(path.stem for path in (PACK / "example_workflows").glob("*.json"))
 FEWER_STEPS = {"PriorArtPrior": 8, "PriorArtKarloDecoder": 8, "PriorArtKarloUpscale": 3}
 
 
@@ -396,16 +396,26 @@ def test_template_gives_the_headless_runners_picture(
     for part in graph.values():
         if part["class_type"] in FEWER_STEPS:
             part["inputs"]["steps"] = FEWER_STEPS[part["class_type"]]
+    samplers = ("PriorArtARSample", "PriorArtARComplete")
+    for key in [key for key, part in graph.items() if part["class_type"] in samplers]:
+        vae = graph[key]["inputs"]["vae"]
+        graph["decode"] = node("PriorArtVQGANDecode", vae=vae, samples=[key, 0])
+        graph["codes"] = node("PreviewAny", source=["decode", 1])
     inputs = comfy.base / "input"
-    Image.linear_gradient("L").resize((96, 72)).convert("RGB").save(inputs / "example.png")
+    picture = Image.linear_gradient("L").resize((96, 72)).convert("RGB")
+    picture.putalpha(Image.new("L", (96, 36), 255).crop((0, 0, 96, 72)))
+    picture.save(inputs / "example.png")
     run = comfy.run(graph)
     assert run.error is None, run.error
     (save,) = (key for key, part in graph.items() if part["class_type"] == "SaveImage")
     ours = comfy.pictures(run, save)
     runner = Runner(node_classes(), output_folder=tmp_path, input_folder=inputs)
     with one_thread():
-        headless = [Image.open(path).convert("RGB") for path in runner.run(graph).pictures]
+        alone = runner.run(graph)
+    headless = [Image.open(path).convert("RGB") for path in alone.pictures]
     assert len(ours) == len(headless)
+    if "codes" in graph:
+        assert shown(run, "codes") == alone.texts["codes"]
     for one, other in zip(ours, headless, strict=True):
         assert is_a_picture(one)
         assert levels(one, other) <= 1
