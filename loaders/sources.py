@@ -81,6 +81,7 @@ class System:
 STAGES: dict[str, tuple[str, ...]] = {
     "karlo": ("text_encoder", "image_encoder", "prior", "decoder", "upscaler"),
     "mindalle": ("vqgan", "ar_transformer"),
+    "kandinsky-2-2": ("movq",),
     "clip": ("reranker",),
 }
 
@@ -127,6 +128,19 @@ SYSTEMS: dict[str, System] = {
             ("shapes-mindalle-unconditional", "mindalle-unconditional"),
         ),
         place="Put kakaobrain/minDALL-E's folder 1.3B, or 1.3B.tar.gz, into the model folder",
+    ),
+    "kandinsky-2-2": System(
+        pipelines=frozenset(
+            {
+                "KandinskyV22Pipeline",
+                "KandinskyV22Img2ImgPipeline",
+                "KandinskyV22InpaintPipeline",
+                "KandinskyV22ControlnetPipeline",
+            }
+        ),
+        components={"movq": ("movq", "VQModel")},
+        place="Put the files of kandinsky-community/kandinsky-2-2-decoder into a folder of the"
+        " model folder",
     ),
     "clip": System(
         components={"reranker": ("", "CLIPModel")},

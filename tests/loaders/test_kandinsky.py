@@ -1,0 +1,61 @@
+"""Kandinsky's hub folders against what diffusers itself loads from them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import VQModel
+
+from prior_art.loaders.checkpoint import CheckpointError
+from prior_art.loaders.kandinsky import load_movq
+from prior_art.loaders.sources import SourceError, find_source
+from prior_art.networks.movq import decode
+
+MOVQ = {
+    "down_block_types": ("DownEncoderBlock2D", "AttnDownEncoderBlock2D"),
+    "up_block_types": ("AttnUpDecoderBlock2D", "UpDecoderBlock2D"),
+    "block_out_channels": (32, 64),
+    "latent_channels": 4,
+    "num_vq_embeddings": 16,
+    "vq_embed_dim": 4,
+    "norm_type": "spatial",
+}
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Path:
+    folder = tmp_path / "kandinsky-2-2-decoder"
+    torch.manual_seed(0)
+    VQModel(**MOVQ).save_pretrained(folder / "movq")
+    index = {"_class_name": "KandinskyV22Pipeline", "movq": ["diffusers", "VQModel"]}
+    (folder / "model_index.json").write_text(json.dumps(index))
+    return tmp_path
+
+
+def test_movq_decodes_as_the_library_does(models: Path) -> None:
+    loaded = load_movq(find_source("kandinsky-2-2-decoder", "movq", [models]))
+    assert (loaded.factor, loaded.channels) == (2, 4)
+    latents = torch.randn(1, 4, 4, 6, generator=torch.Generator().manual_seed(1))
+    theirs = VQModel.from_pretrained(models / "kandinsky-2-2-decoder" / "movq")
+    with torch.no_grad():
+        expected = theirs.decode(latents, force_not_quantize=True).sample
+    torch.testing.assert_close(decode(loaded.network, latents), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_vqgan_is_no_movq(models: Path) -> None:
+    VQModel(**MOVQ | {"norm_type": "group"}).save_pretrained(
+        models / "kandinsky-2-2-decoder" / "movq"
+    )
+    with pytest.raises(CheckpointError, match="without spatial norms"):
+        load_movq(find_source("kandinsky-2-2-decoder", "movq", [models]))
+
+
+def test_what_is_missing_is_named(models: Path) -> None:
+    (models / "kandinsky-2-2-decoder" / "movq" / "diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="movq"):
+        load_movq(find_source("kandinsky-2-2-decoder", "movq", [models]))
+    with pytest.raises(SourceError, match="kandinsky-community/kandinsky-2-2-decoder"):
+        find_source("nowhere", "movq", [models])
