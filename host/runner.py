@@ -36,7 +36,7 @@ class Run:
     """What a run did.
 
     Attributes:
-        pictures: files that SaveImage wrote, in order.
+        pictures: files that SaveImage and PreviewImage wrote, in order.
         texts: what nodes show as text, by id.
         values: outputs of every node, by id; without a cache, of those that no node waits for.
         seconds: wall time of each executed node, by id.
