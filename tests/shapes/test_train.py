@@ -55,15 +55,21 @@ def test_timesteps_cover_the_range():
     assert sorted((steps // 20).tolist()) == list(range(50))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """So small networks gain nothing from more, and on a busy machine these would only spin."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A family trained for three steps a stage."""
     out = tmp_path_factory.mktemp("karlo")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(2)
     for stage in train.STAGES["karlo"]:
         train.train_stage("karlo", stage, out, out / ".state", steps=3)
-    torch.set_num_threads(threads)
     return out
 
 
