@@ -81,14 +81,18 @@ def _write_preparation(folder: Path) -> None:
     ).save_pretrained(folder)
 
 
-def write_network(out: Path, name: str, weights: dict[str, torch.Tensor]) -> None:
-    """One network's weights as fp16 in its folder, with its configuration."""
-    tokenizer = read_tokenizer(out / "tokenizer") if name == "text_encoder" else None
-    network = fresh(name, tokenizer)
+def _fill(network: torch.nn.Module, weights: dict[str, torch.Tensor], name: str) -> None:
     missing, unexpected = network.load_state_dict(weights, strict=False)
     buffers = {key for key, _ in network.named_buffers()}
     if unexpected or set(missing) - buffers:
         raise ValueError(f"{name}: missing {sorted(missing)}, unexpected {sorted(unexpected)}")
+
+
+def write_network(out: Path, name: str, weights: dict[str, torch.Tensor]) -> None:
+    """One network's weights as fp16 in its folder, with its configuration."""
+    tokenizer = read_tokenizer(out / "tokenizer") if name == "text_encoder" else None
+    network = fresh(name, tokenizer)
+    _fill(network, weights, name)
     network = network.half()
     if name == "text_proj":
         from safetensors.torch import save_file
@@ -134,14 +138,8 @@ def write_clip(folder: Path, weights: dict[str, dict[str, torch.Tensor]]) -> Non
             projection_dim=recipe.SPACE_WIDTH,
         )
     )
-    network.load_state_dict(
-        {
-            key: tensor
-            for tower in ("text_encoder", "image_encoder")
-            for key, tensor in weights[tower].items()
-        },
-        strict=False,
-    )
+    towers = {key: tensor for tower in weights.values() for key, tensor in tower.items()}
+    _fill(network, towers | {"logit_scale": network.logit_scale}, folder.name)
     network.half().save_pretrained(folder, safe_serialization=True)
 
 
