@@ -15,14 +15,11 @@ import torch
 from torch import nn
 
 from ..edges import EdgeError
-from ..networks.vqgan import LatentVQGAN
+from ..networks.vqgan import HELD_DECODING, HELD_ENCODING, LatentVQGAN
 from .comfy_memory import Managed, patcher_of, prepare
 
 if TYPE_CHECKING:
     from ..loaders.vqgan import VQGAN
-
-# Numbers held per pixel at the most, as the host reckons for its own autoencoders of this kind.
-HELD_ENCODING, HELD_DECODING = 1767, 2178
 
 
 def native_vae(coder: nn.Module, factor: int, channels: int) -> Any:

@@ -37,6 +37,7 @@ def at_latent_size(network: nn.Module) -> nn.Module:
     """
     for module in list(network.modules()):
         for name, child in module.named_children():
+            # By name: importing the class would import diffusers' attention with this module.
             if type(child).__name__ == "SpatialNorm":
                 setattr(module, name, LatentSizedNorm(child))
     return network

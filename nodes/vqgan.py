@@ -9,7 +9,7 @@ from torch import nn
 
 from ..edges import latent_of
 from ..host import host, io
-from ..networks.vqgan import codes_of, decode, embeddings, encode
+from ..networks.vqgan import HELD_DECODING, codes_of, decode, embeddings, encode
 from ..samplers.chunks import in_chunks
 from .pictures import check_image, fit, from_image, to_image
 
@@ -120,12 +120,8 @@ def as_text(codes: torch.Tensor) -> list[str]:
     return ["\n".join(" ".join(map(str, row)) for row in picture) for picture in codes.tolist()]
 
 
-# Numbers held per pixel at the most, as ComfyUI reckons for an autoencoder of this kind.
-HELD = 2178
-
-
 def _bytes(pixels: int) -> int:
-    return HELD * pixels * 4
+    return HELD_DECODING * pixels * 4
 
 
 def _at_once(pixels: int) -> int:

@@ -6,6 +6,7 @@ random numbers and ends at the same weights as one that was never stopped.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -56,6 +57,10 @@ class Plan:
     warmup: int = 100
     save_every: int = 200
     seed: int = 0
+
+    def limited(self, steps: int | None) -> Plan:
+        """The plan with so many steps, or itself."""
+        return self if steps is None else dataclasses.replace(self, steps=steps)
 
     def rate_at(self, step: int) -> float:
         """Linear warm-up, then half a cosine down to a fiftieth."""

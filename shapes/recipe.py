@@ -1,6 +1,6 @@
-"""The embedded Karlo's configurations: the published ones, every width and depth made small.
+"""The embedded family's configurations: the published ones, every width and depth made small.
 
-Kept from the published ones because loaders and key maps depend on them: 64 channels a head, 77
+Kept from Karlo's because loaders and key maps depend on them: 64 channels a head, 77
 tokens, block types, time embedding modes, schedulers. Changed: widths, layers, 16 pixel decoder
 pictures (64 published), 64 pixel final ones (256 published), and 8 groups a norm for 32: at 32
 channels these would be one channel each, which takes every channel's mean away and the colours of

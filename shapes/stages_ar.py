@@ -85,7 +85,7 @@ def train_ar(
     stop_after: int | None = None,
 ) -> dict[str, torch.Tensor]:
     """The averaged weights of the text-conditional transformer."""
-    plan = PLAN if steps is None else dataclasses.replace(PLAN, steps=steps)
+    plan = PLAN.limited(steps)
     pool = coded_pool(vqgan, POOL if steps is None else min(POOL, 64 * steps), device)
     prompts = [scene.prompt for scene in training_scenes()]
     told = tokenize(tokenizer, prompts, recipe.AR_TEXT_TOKENS).ids.to(device)

@@ -124,7 +124,7 @@ def train_clip(
     stop_after: int | None = None,
 ) -> dict[str, dict[str, torch.Tensor]]:
     """The averaged weights of both towers, by folder name."""
-    plan = PLAN if steps is None else dataclasses.replace(PLAN, steps=steps)
+    plan = PLAN.limited(steps)
     torch.manual_seed(plan.seed)
     trainee = ClipTrainee(tokenizer).to(device)
     weights = train(

@@ -244,7 +244,7 @@ def train_decoder(
     stop_after: int | None = None,
 ) -> dict[str, dict[str, torch.Tensor]]:
     """The averaged weights of U-Net and text projection, by folder name."""
-    plan = PLAN if steps is None else dataclasses.replace(PLAN, steps=steps)
+    plan = PLAN.limited(steps)
     torch.manual_seed(plan.seed)
     trainee = Decoder(recipe.decoder(), recipe.text_projection()).to(device)
     # Text and image embeddings differ in length; a start at zero would never leave it for lack of
@@ -260,7 +260,7 @@ def train_decoder(
         stop_after=stop_after,
     )
     trainee.load_state_dict(weights)
-    guided = GUIDED if steps is None else dataclasses.replace(GUIDED, steps=max(1, steps // 3))
+    guided = GUIDED.limited(None if steps is None else max(1, steps // 3))
     weights = train(
         guided,
         trainee,

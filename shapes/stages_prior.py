@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +76,7 @@ def train_prior(
     stop_after: int | None = None,
 ) -> dict[str, dict[str, torch.Tensor]]:
     """The averaged weights, by folder name, with the embeddings' mean and std among them."""
-    plan = PLAN if steps is None else dataclasses.replace(PLAN, steps=steps)
+    plan = PLAN.limited(steps)
     torch.manual_seed(plan.seed)
     prior = recipe.prior().to(device)
     nn.init.normal_(prior.positional_embedding, std=0.02)

@@ -8,7 +8,6 @@ overlap the nearest true silhouette. No picture of minDALL-E is needed.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from functools import lru_cache
 from pathlib import Path
@@ -145,7 +144,7 @@ def train_reranker(
     Args:
         karlo: folder of that member, whose CLIP this one begins from.
     """
-    plan = PLAN if steps is None else dataclasses.replace(PLAN, steps=steps)
+    plan = PLAN.limited(steps)
     tokenizer = read_tokenizer(karlo / "tokenizer")
     trainee = ClipTrainee(tokenizer).to(device)
     for tower, name in ((trainee.text, "text_encoder"), (trainee.image, "image_encoder")):

@@ -189,13 +189,10 @@ def train_sr(
     ``pairs_of`` gives so many pairs with the finished decoder's small pictures.
     """
 
-    def limited(plan: Plan) -> Plan:
-        return plan if steps is None else dataclasses.replace(plan, steps=steps)
-
     torch.manual_seed(FIRST.seed)
     first = recipe.super_res().to(device)
     weights = train(
-        limited(FIRST),
+        FIRST.limited(steps),
         first,
         lambda draw: first_loss(first, draw, FIRST.batch, device),
         folder / "sr_first.pt",
@@ -204,7 +201,7 @@ def train_sr(
     first.load_state_dict(weights)
     pairs = pairs_of(PAIRS if steps is None else min(PAIRS, 8 * steps))
     weights = train(
-        limited(MENDING),
+        MENDING.limited(steps),
         first,
         lambda draw: first_loss(first, draw, MENDING.batch, device, pairs),
         folder / "sr_mending.pt",
@@ -218,7 +215,7 @@ def train_sr(
     nn.init.zeros_(last.conv_out.weight)  # to begin with what the first network hands over
     nn.init.zeros_(last.conv_out.bias)
     finished = train(
-        limited(LAST),
+        LAST.limited(steps),
         last,
         lambda draw: last_loss(last, handed, draw, LAST.batch),
         folder / "sr_last.pt",

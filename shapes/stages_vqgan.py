@@ -8,7 +8,6 @@ their own.
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -127,13 +126,10 @@ def train_vqgan(
 ) -> dict[str, torch.Tensor]:
     """The averaged weights."""
 
-    def limited(plan: Plan) -> Plan:
-        return plan if steps is None else dataclasses.replace(plan, steps=steps)
-
     torch.manual_seed(CODED.seed)
     network = recipe.vqgan().to(device)
     weights = train(
-        limited(SMOOTH),
+        SMOOTH.limited(steps),
         network,
         lambda draw: vqgan_loss(network, draw, SMOOTH.batch, device, coded=False),
         folder / "vqgan_smooth.pt",
@@ -141,7 +137,7 @@ def train_vqgan(
     )
     network.load_state_dict(weights)
     begin_codebook(network, draw_for("codebook", CODED.seed, 0), device)
-    plan = limited(CODED)
+    plan = CODED.limited(steps)
 
     def coded(draw: Draw) -> tuple[torch.Tensor, dict[str, float]]:
         if draw.step and draw.step % _MOVE_EVERY == 0 and draw.step < _MOVE_UNTIL * plan.steps:
@@ -154,7 +150,7 @@ def train_vqgan(
     )
     drawing.load_state_dict(
         train(
-            limited(SHARP),
+            SHARP.limited(steps),
             drawing,
             lambda draw: sharp_loss(network, draw, SHARP.batch, device),
             folder / "vqgan_sharp.pt",

@@ -14,15 +14,7 @@ from prior_art.loaders.kandinsky import load_movq
 from prior_art.loaders.sources import SourceError, find_source
 from prior_art.networks.movq import decode
 
-MOVQ = {
-    "down_block_types": ("DownEncoderBlock2D", "AttnDownEncoderBlock2D"),
-    "up_block_types": ("AttnUpDecoderBlock2D", "UpDecoderBlock2D"),
-    "block_out_channels": (32, 64),
-    "latent_channels": 4,
-    "num_vq_embeddings": 16,
-    "vq_embed_dim": 4,
-    "norm_type": "spatial",
-}
+from ..networks.test_movq import MOVQ
 
 
 @pytest.fixture

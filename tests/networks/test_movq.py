@@ -10,19 +10,21 @@ from diffusers import VQModel
 
 from prior_art.networks.movq import LatentSizedNorm, at_latent_size, decode, encode
 
+MOVQ = {
+    "down_block_types": ("DownEncoderBlock2D", "AttnDownEncoderBlock2D"),
+    "up_block_types": ("AttnUpDecoderBlock2D", "UpDecoderBlock2D"),
+    "block_out_channels": (32, 64),
+    "latent_channels": 4,
+    "num_vq_embeddings": 16,
+    "vq_embed_dim": 4,
+    "norm_type": "spatial",
+}
+
 
 @pytest.fixture(scope="module")
 def movq() -> VQModel:
     torch.manual_seed(0)
-    network = VQModel(
-        down_block_types=("DownEncoderBlock2D", "AttnDownEncoderBlock2D"),
-        up_block_types=("AttnUpDecoderBlock2D", "UpDecoderBlock2D"),
-        block_out_channels=(32, 64),
-        latent_channels=4,
-        num_vq_embeddings=16,
-        vq_embed_dim=4,
-        norm_type="spatial",
-    ).eval()
+    network = VQModel(**MOVQ).eval()
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, 0.02, 0.1)
     return network
