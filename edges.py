@@ -43,6 +43,7 @@ SPACES: dict[str, EmbeddingSpace] = {
         EmbeddingSpace("openai-vit-b-32", 512, "OpenAI CLIP ViT-B/32 (minDALL-E's reranker)", 768),
         EmbeddingSpace("laion-vit-h-14", 1024, "OpenCLIP ViT-H/14 (Stable Diffusion 2.1)", 1280),
         EmbeddingSpace("shapes-vit-l", 64, "the embedded family's CLIP (shapes-karlo)"),
+        EmbeddingSpace("shapes-vit-g", 96, "the embedded family's wider CLIP (shapes-kandinsky)"),
     )
 }
 
@@ -66,11 +67,16 @@ class TextEncoding:
 
 @dataclass(frozen=True)
 class Prior:
-    """UNCLIP_PRIOR: a prior in the host's care, its published ``UnCLIPSchedule``, its space."""
+    """UNCLIP_PRIOR: a prior in the host's care, its published ``UnCLIPSchedule``, its space.
+
+    ``zero_image``, for a prior of Kandinsky, is the image encoder's embedding ``[1, D]`` of a
+    picture of zeros, which its decoders take for the negative side.
+    """
 
     managed: Any
     schedule: Any
     space: EmbeddingSpace
+    zero_image: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)

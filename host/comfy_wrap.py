@@ -29,7 +29,8 @@ from .comfy_memory import Holder, Managed, patcher_of, prepare, use, weight_dtyp
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ..loaders.karlo import ImageEncoder, LoadedDecoder, TextEncoder
+    from ..loaders.karlo import LoadedDecoder
+    from ..loaders.unclip import ImageEncoder, TextEncoder
     from ..samplers.schedule import UnCLIPSchedule
 
 MADE_BY_NATIVE = "CLIP Vision Encode on a PriorArt image encoder"

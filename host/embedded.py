@@ -26,7 +26,8 @@ from .embedded_io import ComfyExtension
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from ..loaders.karlo import ImageEncoder, LoadedDecoder, TextEncoder
+    from ..loaders.karlo import LoadedDecoder
+    from ..loaders.unclip import ImageEncoder, TextEncoder
     from ..loaders.vqgan import VQGAN
     from ..samplers.schedule import UnCLIPSchedule
 

@@ -1,19 +1,31 @@
 """Kandinsky's stages out of hub folders.
 
-Sources: kandinsky-community/kandinsky-2-2-decoder, -decoder-inpaint and -controlnet-depth.
+Sources: kandinsky-community/kandinsky-2-2-prior, -2-2-decoder, -2-2-decoder-inpaint and
+-2-2-controlnet-depth. Text encoder, image encoder and prior are loaded by ``unclip.py``.
 """
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
+from ..edges import EdgeError, EmbeddingSpace
 from ..networks.movq import at_latent_size
-from .checkpoint import CheckpointError
-from .hub import build_diffusers, fill, read_hub
+from ..samplers.schedule import LatentSchedule
+from .checkpoint import AGAIN, CheckpointError, check_inside, read_json, read_state_dict
+from .hub import build_diffusers, fill, part, read_hub
 from .sources import Source
+from .unclip import load_image_encoder, space_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+ZERO_IMAGE = "zero_image_embeds.safetensors"
+"""Our own file in a prior's folder: what the image encoder makes of a picture of zeros."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +42,16 @@ class MoVQ:
     network: nn.Module
     factor: int
     channels: int
+    name: str
+
+
+@dataclass(frozen=True)
+class LatentDecoder:
+    """A decoder's U-Net, its schedule, the space of the image embeddings it reads, its name."""
+
+    network: nn.Module
+    schedule: LatentSchedule
+    space: EmbeddingSpace
     name: str
 
 
@@ -54,3 +76,79 @@ def load_movq(source: Source, dtype: torch.dtype = torch.float32) -> MoVQ:
     fill(network, tensors, dtype, name)
     factor = 2 ** (len(network.config.block_out_channels) - 1)
     return MoVQ(at_latent_size(network), factor, network.config.latent_channels, name)
+
+
+def load_latent_decoder(source: Source, dtype: torch.dtype = torch.float32) -> LatentDecoder:
+    """Load a decoder's U-Net and its scheduler's constants: text-to-image, inpainting or depth.
+
+    Args:
+        source: from :func:`~.sources.find_source` for the stage ``latent_decoder``.
+        dtype: storage dtype.
+
+    Raises:
+        CheckpointError: a file is missing, damaged or foreign.
+        LibraryError: diffusers cannot be imported.
+    """
+    config, tensors, name = read_hub(source, "unet", dtype)
+    network = build_diffusers("UNet2DConditionModel", config, name)
+    if network.config.encoder_hid_dim_type != "image_proj":
+        raise CheckpointError(
+            f"'{name}' does not read image embeddings (encoder_hid_dim_type is"
+            f" {network.config.encoder_hid_dim_type!r}), so it is no decoder of Kandinsky 2.2."
+            " Choose the folder of one"
+        )
+    fill(network, tensors, dtype, name)
+    space = space_of(source, network.config.encoder_hid_dim)
+    return LatentDecoder(network, _read_schedule(source), space, name)
+
+
+def zero_image(source: Source) -> torch.Tensor | None:
+    """The image encoder's embedding ``[1, D]`` of a picture of zeros (after preparation), fp32.
+
+    It is a constant of the published model. Where the prior's folder does not hold it yet, the
+    image encoder beside the prior is run once and its answer kept in :data:`ZERO_IMAGE`; ``None``
+    where there is no image encoder.
+
+    Raises:
+        CheckpointError: a file is damaged or foreign.
+        LibraryError: transformers cannot be imported.
+    """
+    file = source.path / ZERO_IMAGE
+    if file.is_file():
+        check_inside(file, source.folders)
+        tensors = read_state_dict(file)
+        if set(tensors) != {"zero_image_embeds"} or tensors["zero_image_embeds"].ndim != 2:
+            raise CheckpointError(f"'{file}' is none of PriorArt's; delete it, it is made again")
+        return tensors["zero_image_embeds"].float()
+    if not (source.path / "image_encoder").is_dir():
+        return None
+    encoder = load_image_encoder(source, torch.float32).network
+    side = encoder.config.image_size
+    with torch.no_grad():
+        embeds = encoder(torch.zeros(1, 3, side, side)).image_embeds
+    # A folder that cannot be written only means that this is done again.
+    with contextlib.suppress(OSError):
+        write_zero_image(source.path, embeds)
+    return embeds
+
+
+def write_zero_image(folder: Path, embeds: torch.Tensor) -> None:
+    """Keep the embedding of a picture of zeros ``[1, D]`` in a prior's folder.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    from safetensors.torch import save
+
+    scratch = folder / f"{ZERO_IMAGE}.part"
+    scratch.write_bytes(save({"zero_image_embeds": embeds.contiguous()}, {"format": "pt"}))
+    scratch.replace(folder / ZERO_IMAGE)
+
+
+def _read_schedule(source: Source) -> LatentSchedule:
+    file = part(source, "scheduler") / "scheduler_config.json"
+    check_inside(file, source.folders)
+    try:
+        return LatentSchedule.from_config(read_json(file))
+    except (EdgeError, ValueError, TypeError) as error:
+        raise CheckpointError(f"'{file}': {error}. {AGAIN}") from error

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from ..edges import SPACES, EmbeddingSpace
-from . import clip, karlo
+from . import clip, unclip
 from .checkpoint import (
     AGAIN,
     CheckpointError,
@@ -65,8 +65,8 @@ def load_reranker(source: Source, dtype: torch.dtype = torch.float32) -> Reranke
     if source.system == "clip" and source.path.is_dir():
         return _load_folder(source, dtype)
     # A Karlo source or a file of OpenAI's; both hold the towers apart.
-    text = karlo.load_text_encoder(source, dtype)
-    image = karlo.load_image_encoder(source, dtype)
+    text = unclip.load_text_encoder(source, dtype)
+    image = unclip.load_image_encoder(source, dtype)
     network = nn.ModuleDict({"text": text.network, "vision": image.network})
     prepare = image.preprocess
     return Reranker(

@@ -57,6 +57,8 @@ class System:
             folder itself.
         checkpoints: original file name pattern to the stages in that file.
         originals: stage to a file of an original folder, which alone makes it a source.
+        indexed: only a folder with a ``model_index.json`` is one: another system has components of
+            the same names.
         own: stage to a weight file of our own layout, and the class in the ``config.json`` there.
         embedded: name of each embedded member and its folder under ``shapes/weights``.
         download: the command that fetches it; empty where there is none.
@@ -67,6 +69,7 @@ class System:
     components: dict[str, tuple[str, str]] = field(default_factory=dict)
     checkpoints: tuple[tuple[re.Pattern[str], frozenset[str]], ...] = ()
     originals: dict[str, str] = field(default_factory=dict)
+    indexed: bool = False
     own: dict[str, tuple[str, str]] = field(default_factory=dict)
     embedded: tuple[tuple[str, str], ...] = ()
     download: str = ""
@@ -81,7 +84,8 @@ class System:
 STAGES: dict[str, tuple[str, ...]] = {
     "karlo": ("text_encoder", "image_encoder", "prior", "decoder", "upscaler"),
     "mindalle": ("vqgan", "ar_transformer"),
-    "kandinsky-2-2": ("movq",),
+    "kandinsky-prior": ("text_encoder", "image_encoder", "prior"),
+    "kandinsky": ("latent_decoder", "movq"),
     "clip": ("reranker",),
 }
 
@@ -129,18 +133,43 @@ SYSTEMS: dict[str, System] = {
         ),
         place="Put kakaobrain/minDALL-E's folder 1.3B, or 1.3B.tar.gz, into the model folder",
     ),
-    "kandinsky-2-2": System(
+    "kandinsky-prior": System(
+        pipelines=frozenset(
+            {
+                "KandinskyV22PriorPipeline",
+                "KandinskyV22PriorEmb2EmbPipeline",
+                "KandinskyPriorPipeline",
+            }
+        ),
+        components={
+            "text_encoder": ("text_encoder", "CLIPTextModelWithProjection"),
+            "image_encoder": ("image_encoder", "CLIPVisionModelWithProjection"),
+            "prior": ("prior", "PriorTransformer"),
+        },
+        indexed=True,
+        embedded=(("shapes-kandinsky-prior", "kandinsky/prior"),),
+        download="prior-art download kandinsky-2-2-prior",
+    ),
+    "kandinsky": System(
         pipelines=frozenset(
             {
                 "KandinskyV22Pipeline",
                 "KandinskyV22Img2ImgPipeline",
                 "KandinskyV22InpaintPipeline",
                 "KandinskyV22ControlnetPipeline",
+                "KandinskyV22ControlnetImg2ImgPipeline",
             }
         ),
-        components={"movq": ("movq", "VQModel")},
-        place="Put the files of kandinsky-community/kandinsky-2-2-decoder into a folder of the"
-        " model folder",
+        components={
+            "latent_decoder": ("unet", "UNet2DConditionModel"),
+            "movq": ("movq", "VQModel"),
+        },
+        embedded=(
+            ("shapes-kandinsky", "kandinsky/decoder"),
+            ("shapes-kandinsky-inpaint", "kandinsky/inpaint"),
+            ("shapes-kandinsky-depth", "kandinsky/depth"),
+        ),
+        download="prior-art download kandinsky-2-2-decoder",
     ),
     "clip": System(
         components={"reranker": ("", "CLIPModel")},
@@ -302,6 +331,8 @@ def _stages_of(folder: Path, system: str) -> frozenset[str]:
         name = _class_name(index)
         if name is not None and name not in table.pipelines:
             return frozenset()
+    elif table.indexed:
+        return frozenset()
     found = _loose_stages(folder, table)
     for stage, (component, wanted) in table.components.items():
         part = folder / component

@@ -32,6 +32,11 @@ class Prefix:
     values: list[torch.Tensor]
     valid: torch.Tensor  # [R, L] bool, false where a shorter prompt was padded
 
+    def rows(self, chosen: list[int]) -> Prefix:
+        """These rows, in this order."""
+        keys, values = ([part[chosen] for part in parts] for parts in (self.keys, self.values))
+        return Prefix(keys, values, self.valid[chosen])
+
 
 def text_length(network: nn.Module) -> int:
     """How many text tokens the prior reads: all positions but text embedding, time and

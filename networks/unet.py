@@ -34,6 +34,9 @@ _BLOCKS = {
     "ResnetUpsampleBlock2D",
     "SimpleCrossAttnUpBlock2D",
 }
+# What Kandinsky's decoders have beside: an embedding added to the time's, and image tokens.
+_ADDED = (None, "image", "image_hint", "text_image")
+_PROJECTED = (None, "image_proj", "text_image_proj")
 # Below these sizes the direct convolution is as fast. For a few pixels most of its time goes into
 # reordering the weights, and a plain matrix product is faster.
 _LEAST_TILES, _LEAST_CHANNELS, _FEW_PIXELS = 32, 128, 256
@@ -57,7 +60,8 @@ def prepare_decoder(
         ``predict(x [R, 3, S, S], step index) -> [R, 6, S, S]``.
     """
     if _is_known(unet):
-        return _Run(unet, timesteps, context, class_labels, mask)
+        extra = None if unet.class_embedding is None else unet.class_embedding(class_labels)
+        return _Run(unet, timesteps, context, extra, mask)
 
     def predict(x: Tensor, index: int) -> Tensor:
         return unet(
@@ -67,6 +71,39 @@ def prepare_decoder(
             class_labels=class_labels,
             attention_mask=mask,
         ).sample
+
+    return predict
+
+
+@torch.no_grad()
+def prepare_latent_decoder(
+    unet: nn.Module, conditions: dict[str, Tensor], timesteps: list[int], hidden: Tensor | None
+) -> Callable[[Tensor, int], Tensor]:
+    """A Kandinsky decoder's U-Net with its conditioning held fixed.
+
+    Args:
+        unet: diffusers' ``UNet2DConditionModel``.
+        conditions: its ``added_cond_kwargs``: ``image_embeds`` ``[R, D]`` and, where the decoder
+            has them, ``hint`` ``[R, 3, H, W]`` or ``text_embeds`` ``[R, D]``.
+        timesteps: the schedule, first step first.
+        hidden: text hidden states ``[R, L, W]`` of Kandinsky 2.1; ``None`` for 2.2.
+
+    Returns:
+        ``predict(x [R, C, h, w], step index) -> [R, C', h, w]``.
+    """
+    if _is_known(unet):
+        extra = unet.get_aug_embed(None, hidden, conditions)
+        hint = None
+        if unet.config.addition_embed_type == "image_hint":
+            extra, hint = extra
+        context = unet.process_encoder_hidden_states(hidden, conditions)
+        run = _Run(unet, timesteps, context, extra, None)
+        if hint is None:
+            return run
+        return lambda x, index: run(torch.cat([x, hint], dim=1), index)
+
+    def predict(x: Tensor, index: int) -> Tensor:
+        return unet(x, timesteps[index], hidden, added_cond_kwargs=conditions).sample
 
     return predict
 
@@ -129,8 +166,8 @@ def _is_known(unet: nn.Module) -> bool:
         and config.time_embedding_type == "positional"
         and config.class_embed_type in (None, "identity")
         and not getattr(config, "class_embeddings_concat", False)
-        and getattr(config, "addition_embed_type", None) is None
-        and getattr(config, "encoder_hid_dim_type", None) is None
+        and getattr(config, "addition_embed_type", None) in _ADDED
+        and getattr(config, "encoder_hid_dim_type", None) in _PROJECTED
         and getattr(unet, "time_embed_act", None) is None
         and unet.conv_norm_out is not None
         and not unet.training
@@ -161,11 +198,12 @@ class _Run:
         unet: nn.Module,
         timesteps: list[int],
         context: Tensor | None = None,
-        class_labels: Tensor | None = None,
+        extra: Tensor | None = None,
         mask: Tensor | None = None,
     ) -> None:
         self.unet, self.timesteps = unet, timesteps
-        self.context, self.class_labels, self.mask = context, class_labels, mask
+        # Tokens to attend to [R, L, C], what is added to the time embedding [R, T], mask [R, L].
+        self.context, self.extra, self.mask = context, extra, mask
         self.times: dict[nn.Module, Tensor] = {}  # of each residual block [steps, R or 1, C]
         self.added: dict[nn.Module, tuple[Tensor, Tensor]] = {}  # keys and values of the context
         self.biases: dict[int, Tensor] = {}  # attention mask by number of pixels
@@ -177,8 +215,8 @@ class _Run:
         unet = self.unet
         steps = torch.tensor(self.timesteps, device=x.device)
         embedding = unet.time_embedding(unet.time_proj(steps).to(x.dtype))[:, None]
-        if self.class_labels is not None and unet.class_embedding is not None:
-            embedding = embedding + unet.class_embedding(self.class_labels).to(x.dtype)[None]
+        if self.extra is not None:
+            embedding = embedding + self.extra.to(x.dtype)[None]
         self.times = {
             r: r.time_emb_proj(embedding if r.skip_time_act else r.nonlinearity(embedding))
             for r in _resnets(unet)
@@ -306,14 +344,14 @@ class _Run:
         )
         added_key, added_value = self.added[attention]
         pixels = tokens.shape[1]
-        if pixels not in self.biases:
+        if self.mask is not None and pixels not in self.biases:
             bias = (1 - self.mask.to(x.dtype)) * -10000.0
             self.biases[pixels] = F.pad(bias, (0, pixels))[:, None, None]
         out = F.scaled_dot_product_attention(
             query,
             torch.cat([added_key, key], dim=2),
             torch.cat([added_value, value], dim=2),
-            attn_mask=self.biases[pixels],
+            attn_mask=self.biases.get(pixels),
         )
         out = attention.to_out[0](out.transpose(1, 2).flatten(2)) + tokens
         return out.transpose(1, 2).unflatten(2, x.shape[2:])

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..edges import Prior, Transformer, Upscaler
 from ..host import host, io
-from ..loaders import karlo, mindalle
+from ..loaders import karlo, mindalle, unclip
 from ..loaders.reranker import load_reranker
 from ..loaders.sources import find_source, list_sources
 from ..samplers.rerank import preprocess
@@ -92,7 +92,7 @@ class LoadTextEncoder(io.ComfyNode):
 
     @classmethod
     def execute(cls, source: str, dtype: str) -> io.NodeOutput:
-        loaded = _load(karlo.load_text_encoder, "text_encoder", source, dtype)
+        loaded = _load(unclip.load_text_encoder, "text_encoder", source, dtype)
         return io.NodeOutput(host.wrap_text_encoder(loaded))
 
 
@@ -121,7 +121,7 @@ class LoadImageEncoder(io.ComfyNode):
 
     @classmethod
     def execute(cls, source: str, dtype: str) -> io.NodeOutput:
-        loaded = _load(karlo.load_image_encoder, "image_encoder", source, dtype)
+        loaded = _load(unclip.load_image_encoder, "image_encoder", source, dtype)
         return io.NodeOutput(host.wrap_image_encoder(loaded))
 
 
@@ -150,7 +150,7 @@ class LoadPrior(io.ComfyNode):
 
     @classmethod
     def execute(cls, source: str, dtype: str) -> io.NodeOutput:
-        loaded = _load(karlo.load_prior, "prior", source, dtype)
+        loaded = _load(unclip.load_prior, "prior", source, dtype)
         return io.NodeOutput(Prior(host.manage(loaded.network), loaded.schedule, loaded.space))
 
 

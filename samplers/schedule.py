@@ -1,15 +1,21 @@
-"""unCLIP's diffusion schedule: cosine betas, respaced, as numbers known before the loop starts.
+"""Diffusion schedules, respaced, as numbers known before the loop starts.
 
-Source: Karlo's sampler as diffusers' ``UnCLIPScheduler`` publishes it; DDPM (Ho et al. 2020)
-equations 6, 7 and 15; improved DDPM (Nichol & Dhariwal 2021) for the learned variance range.
+unCLIP's (cosine betas) for Karlo and every prior, and the one of Kandinsky's latent decoders
+(linear betas; DDPM or DDIM).
+
+Source: diffusers' ``UnCLIPScheduler``, ``DDPMScheduler`` and ``DDIMScheduler``; DDPM (Ho et al.
+2020) equations 6, 7 and 15; improved DDPM (Nichol & Dhariwal 2021) for the learned variance range;
+DDIM (Song et al. 2020) equation 12.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from ..edges import EdgeError
@@ -120,34 +126,213 @@ class UnCLIPSchedule:
         """The coefficients of every step, equal to the published scheduler's bit for bit."""
         timesteps = self.timesteps(num_inference_steps)
         betas = self.betas()
-        alphas = 1.0 - betas
-        alphas_cumprod = torch.cumprod(alphas, dim=0)
-        one = torch.ones((), dtype=betas.dtype)
+        alphas_cumprod = torch.cumprod(1.0 - betas, dim=0)
         steps = []
         for t, following in zip(timesteps, [*timesteps[1:], -1], strict=True):
-            alpha_bar = alphas_cumprod[t]
-            alpha_bar_prev = alphas_cumprod[following] if following >= 0 else one
-            if following == t - 1:
-                beta, alpha = betas[t], alphas[t]
-            else:
-                beta = 1 - alpha_bar / alpha_bar_prev
-                alpha = 1 - beta
-            rest, rest_prev = 1 - alpha_bar, 1 - alpha_bar_prev
-            variance = rest_prev / rest * beta
-            steps.append(
-                Step(
-                    timestep=t,
-                    last=t == 0,
-                    sqrt_alpha=float(alpha_bar**0.5),
-                    sqrt_beta=float(rest**0.5),
-                    x0_weight=float((alpha_bar_prev**0.5 * beta) / rest),
-                    sample_weight=float(alpha**0.5 * rest_prev / rest),
-                    deviation=float(torch.exp(0.5 * torch.log(variance.clamp(min=1e-20)))),
-                    min_log=float(variance.clamp(min=1e-20).log()),
-                    max_log=float(beta.log()),
-                )
-            )
+            beta = betas[t] if following == t - 1 else None
+            steps.append(_step(alphas_cumprod, t, following, beta))
         return steps
+
+    def noised(
+        self, num_inference_steps: int, strength: float
+    ) -> tuple[list[Step], Callable[[torch.Tensor, torch.Tensor], torch.Tensor]]:
+        """The last ``strength`` of the steps, and what noises a clean sample for the first."""
+        steps = part_of(self.steps(num_inference_steps), strength)
+        return steps, noising(torch.cumprod(1.0 - self.betas(), dim=0), steps)
+
+
+@dataclass(frozen=True)
+class LatentSchedule:
+    """The published constants of a Kandinsky decoder's diffusion.
+
+    Attributes:
+        sampler: "ddpm", or "ddim" without its noise (eta 0).
+        learned_range: the network's second half of channels interpolates between the bounds of
+            the variance.
+        beta_start, beta_end, beta_schedule: "linear" or "scaled_linear" betas.
+        spacing: of the timesteps, "leading", "trailing" or "linspace"; offset: added to "leading".
+        clip_range: x0 is clamped to ± this; ``None`` leaves it alone.
+        thresholding: instead, x0 is clamped to ± its quantile ``ratio`` and divided by that, where
+            it is between 1 and ``largest`` (Imagen's dynamic thresholding).
+        final_one: DDIM ends at alphas_cumprod 1, else at the first of the table.
+        num_train_timesteps: length of the training schedule.
+    """
+
+    sampler: str = "ddpm"
+    learned_range: bool = True
+    beta_start: float = 0.00085
+    beta_end: float = 0.012
+    beta_schedule: str = "linear"
+    spacing: str = "leading"
+    offset: int = 0
+    clip_range: float | None = None
+    thresholding: bool = True
+    ratio: float = 0.995
+    largest: float = 2.0
+    final_one: bool = True
+    num_train_timesteps: int = 1000
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> LatentSchedule:
+        """Read a hub folder's ``scheduler_config.json``, of diffusers' DDPM or DDIM.
+
+        Raises:
+            EdgeError: another scheduler, or constants that no Kandinsky decoder has.
+        """
+        name = config.get("_class_name", "DDPMScheduler")
+        if name not in ("DDPMScheduler", "DDIMScheduler"):
+            raise EdgeError(f"the scheduler is a {name}, but Kandinsky's decoders use DDPM or DDIM")
+        if config.get("prediction_type", "epsilon") != "epsilon":
+            raise EdgeError(
+                f"the scheduler's prediction_type '{config['prediction_type']}' is not Kandinsky's"
+            )
+        betas = config.get("beta_schedule", "linear")
+        spacing = config.get("timestep_spacing", "leading")
+        if betas not in ("linear", "scaled_linear") or config.get("trained_betas") is not None:
+            raise EdgeError(f"the scheduler's beta_schedule '{betas}' is not Kandinsky's")
+        if spacing not in ("leading", "trailing", "linspace"):
+            raise EdgeError(f"the scheduler's timestep_spacing '{spacing}' is not known")
+        ddim = name == "DDIMScheduler"
+        clip = config.get("clip_sample_range", 1.0) if config.get("clip_sample", True) else None
+        return cls(
+            sampler="ddim" if ddim else "ddpm",
+            learned_range=not ddim and config.get("variance_type") == "learned_range",
+            beta_start=float(config.get("beta_start", 0.0001)),
+            beta_end=float(config.get("beta_end", 0.02)),
+            beta_schedule=betas,
+            spacing=spacing,
+            offset=int(config.get("steps_offset", 0)),
+            clip_range=clip,
+            thresholding=bool(config.get("thresholding", False)),
+            ratio=float(config.get("dynamic_thresholding_ratio", 0.995)),
+            largest=float(config.get("sample_max_value", 1.0)),
+            final_one=bool(config.get("set_alpha_to_one", True)),
+            num_train_timesteps=int(config.get("num_train_timesteps", 1000)),
+        )
+
+    def timesteps(self, num_inference_steps: int) -> list[int]:
+        """The respaced timesteps, descending.
+
+        Raises:
+            EdgeError: fewer steps than 1, or more than the training schedule has.
+        """
+        total, count = self.num_train_timesteps, num_inference_steps
+        if not 1 <= count <= total:
+            raise EdgeError(f"'steps' is {count}; this schedule takes 1 to {total} steps")
+        if self.spacing == "linspace":
+            return [int(t) for t in np.linspace(0, total - 1, count).round()[::-1]]
+        if self.spacing == "trailing":
+            return [int(t) - 1 for t in np.round(np.arange(total, 0, -total / count))]
+        return [t * (total // count) + self.offset for t in reversed(range(count))]
+
+    def alphas_cumprod(self) -> torch.Tensor:
+        """``[T]`` in fp32, as published."""
+        total = self.num_train_timesteps
+        if self.beta_schedule == "scaled_linear":
+            ends = self.beta_start**0.5, self.beta_end**0.5
+            betas = torch.linspace(*ends, total, dtype=torch.float32) ** 2
+        else:
+            betas = torch.linspace(self.beta_start, self.beta_end, total, dtype=torch.float32)
+        return torch.cumprod(1.0 - betas, dim=0)
+
+    def steps(self, num_inference_steps: int) -> list[Step]:
+        """The coefficients of every step, equal to the published scheduler's bit for bit."""
+        timesteps, table = self.timesteps(num_inference_steps), self.alphas_cumprod()
+        if self.sampler == "ddpm":
+            return [
+                _step(table, t, following)
+                for t, following in zip(timesteps, [*timesteps[1:], -1], strict=True)
+            ]
+        stride = self.num_train_timesteps // num_inference_steps
+        final = torch.ones(()) if self.final_one else table[0]
+        return [_ddim_step(table, t, t - stride, final) for t in timesteps]
+
+    def noised(
+        self, num_inference_steps: int, strength: float
+    ) -> tuple[list[Step], Callable[[torch.Tensor, torch.Tensor], torch.Tensor]]:
+        """The last ``strength`` of the steps, and what noises a clean sample for the first."""
+        steps = part_of(self.steps(num_inference_steps), strength)
+        return steps, noising(self.alphas_cumprod(), steps)
+
+
+def part_of(steps: list[Step], strength: float) -> list[Step]:
+    """The last ``strength`` (0..1) of the steps, rounded down as published; none at 0.
+
+    Raises:
+        EdgeError: ``strength`` outside 0..1.
+    """
+    if not 0 <= strength <= 1:
+        raise EdgeError(f"'strength' is {strength}; it goes from 0 (as it was) to 1 (all anew)")
+    return steps[len(steps) - int(len(steps) * strength) :]
+
+
+def noising(
+    alphas_cumprod: torch.Tensor, steps: list[Step]
+) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """``add(clean, noise)``, the noisy sample that the first of these steps expects."""
+    if not steps:
+        return lambda clean, noise: clean
+    alpha = alphas_cumprod[steps[0].timestep]
+    signal, rest = float(alpha**0.5), float((1 - alpha) ** 0.5)
+    return lambda clean, noise: signal * clean + rest * noise
+
+
+def _step(
+    alphas_cumprod: torch.Tensor, t: int, following: int, beta: torch.Tensor | None = None
+) -> Step:
+    """An ancestral step from ``t`` to ``following`` (-1: to the end). ``beta`` is what the
+    schedule itself has between the two, where they are neighbours."""
+    alpha_bar = alphas_cumprod[t]
+    one = torch.ones((), dtype=alphas_cumprod.dtype)
+    alpha_bar_prev = alphas_cumprod[following] if following >= 0 else one
+    if beta is None:
+        beta = 1 - alpha_bar / alpha_bar_prev
+    alpha = 1 - beta
+    rest, rest_prev = 1 - alpha_bar, 1 - alpha_bar_prev
+    variance = rest_prev / rest * beta
+    return Step(
+        timestep=t,
+        last=t == 0,
+        sqrt_alpha=float(alpha_bar**0.5),
+        sqrt_beta=float(rest**0.5),
+        x0_weight=float((alpha_bar_prev**0.5 * beta) / rest),
+        sample_weight=float(alpha**0.5 * rest_prev / rest),
+        deviation=float(torch.exp(0.5 * torch.log(variance.clamp(min=1e-20)))),
+        min_log=float(variance.clamp(min=1e-20).log()),
+        max_log=float(beta.log()),
+    )
+
+
+def _ddim_step(alphas_cumprod: torch.Tensor, t: int, following: int, final: torch.Tensor) -> Step:
+    """A step without noise; its weights are x0's and the predicted noise's."""
+    alpha_bar = alphas_cumprod[t]
+    alpha_bar_prev = alphas_cumprod[following] if following >= 0 else final
+    return Step(
+        timestep=t,
+        last=True,
+        sqrt_alpha=float(alpha_bar**0.5),
+        sqrt_beta=float((1 - alpha_bar) ** 0.5),
+        x0_weight=float(alpha_bar_prev**0.5),
+        sample_weight=float((1 - alpha_bar_prev) ** 0.5),
+        deviation=0.0,
+        min_log=0.0,
+        max_log=0.0,
+    )
+
+
+def predict_latent(
+    schedule: LatentSchedule, step: Step, x: torch.Tensor, eps: torch.Tensor
+) -> torch.Tensor:
+    """The clean latent ``[B, ...]`` that the predicted noise implies at ``x``, pressed into its
+    range as published."""
+    x0 = (x - step.sqrt_beta * eps) / step.sqrt_alpha
+    if schedule.thresholding:
+        limit = torch.quantile(x0.flatten(1).abs(), schedule.ratio, dim=1)
+        limit = limit.clamp(1, schedule.largest).view(-1, *[1] * (x0.ndim - 1))
+        return x0.clamp(-limit, limit) / limit
+    if schedule.clip_range is None:
+        return x0
+    return x0.clamp(-schedule.clip_range, schedule.clip_range)
 
 
 def predict_x0(

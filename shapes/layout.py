@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,19 @@ KARLO = {
 }
 """Folders of the Karlo member by the stage of training that writes them."""
 
+KANDINSKY = {
+    "movq": ("decoder/movq",),
+    "clip": tuple(
+        f"prior/{name}"
+        for name in ("tokenizer", "text_encoder", "image_encoder", "image_processor")
+    ),
+    "prior": ("prior/prior", "prior/scheduler"),
+    "decoder": ("decoder/unet", "decoder/scheduler"),
+    "inpaint": ("inpaint/unet", "inpaint/scheduler"),
+    "depth": ("depth/unet", "depth/scheduler"),
+}
+"""Folders of the Kandinsky 2.2 member by the stage of training that writes them."""
+
 _INDEX = {
     "_class_name": "UnCLIPPipeline",
     "_diffusers_version": "0.12.0.dev0",
@@ -37,10 +51,38 @@ _INDEX = {
 }
 
 
+_KANDINSKY_INDEX = {
+    "prior": {
+        "_class_name": "KandinskyV22PriorPipeline",
+        "image_encoder": ["transformers", "CLIPVisionModelWithProjection"],
+        "image_processor": ["transformers", "CLIPImageProcessor"],
+        "prior": ["diffusers", "PriorTransformer"],
+        "scheduler": ["diffusers", "UnCLIPScheduler"],
+        "text_encoder": ["transformers", "CLIPTextModelWithProjection"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+    },
+    **{
+        folder: {
+            "_class_name": f"KandinskyV22{pipeline}",
+            "movq": ["diffusers", "VQModel"],
+            "scheduler": ["diffusers", "DDPMScheduler"],
+            "unet": ["diffusers", "UNet2DConditionModel"],
+        }
+        for folder, pipeline in (
+            ("decoder", "Pipeline"),
+            ("inpaint", "InpaintPipeline"),
+            ("depth", "ControlnetPipeline"),
+        )
+    },
+}
+
+
 def fresh(name: str, tokenizer: Any = None) -> torch.nn.Module:
     """A network with random weights, by its folder's name."""
     if name == "text_encoder":
         return recipe.text_encoder(tokenizer)
+    if name == "prior/text_encoder":
+        return recipe.text_encoder(tokenizer, recipe.WIDER)
     return {
         "image_encoder": recipe.image_encoder,
         "prior": recipe.prior,
@@ -48,6 +90,12 @@ def fresh(name: str, tokenizer: Any = None) -> torch.nn.Module:
         "text_proj": recipe.text_projection,
         "super_res_first": recipe.super_res,
         "super_res_last": recipe.super_res,
+        "prior/image_encoder": partial(recipe.image_encoder, recipe.WIDER),
+        "prior/prior": partial(recipe.prior, recipe.WIDER),
+        "decoder/movq": recipe.movq,
+        "decoder/unet": partial(recipe.latent_decoder, "decoder"),
+        "inpaint/unet": partial(recipe.latent_decoder, "inpaint"),
+        "depth/unet": partial(recipe.latent_decoder, "depth"),
     }[name]()
 
 
@@ -65,6 +113,19 @@ def write_settings(out: Path) -> None:
     for name, settings in recipe.SCHEDULERS.items():
         UnCLIPScheduler(**settings).save_pretrained(out / name)
     _write_json(out / "model_index.json", _INDEX)
+
+
+def write_kandinsky_settings(out: Path) -> None:
+    """The same for Kandinsky 2.2, whose hub folders are ``out``'s: prior, decoder and others."""
+    from diffusers import DDPMScheduler, UnCLIPScheduler
+
+    write_tokenizer(out / "prior/tokenizer")
+    _write_preparation(out / "prior/image_processor")
+    UnCLIPScheduler(**recipe.WIDER_PRIOR_SCHEDULER).save_pretrained(out / "prior/scheduler")
+    for mode in recipe.LATENT_MODES:
+        DDPMScheduler(**recipe.LATENT_SCHEDULER).save_pretrained(out / mode / "scheduler")
+    for folder, index in _KANDINSKY_INDEX.items():
+        _write_json(out / folder / "model_index.json", index)
 
 
 def _write_preparation(folder: Path) -> None:
@@ -88,10 +149,14 @@ def _fill(network: torch.nn.Module, weights: dict[str, torch.Tensor], name: str)
         raise ValueError(f"{name}: missing {sorted(missing)}, unexpected {sorted(unexpected)}")
 
 
+def _tokenizer_beside(folder: Path) -> Any:
+    """A text encoder's tokenizer; None for other networks."""
+    return read_tokenizer(folder.parent / "tokenizer") if folder.name == "text_encoder" else None
+
+
 def write_network(out: Path, name: str, weights: dict[str, torch.Tensor]) -> None:
     """One network's weights as fp16 in its folder, with its configuration."""
-    tokenizer = read_tokenizer(out / "tokenizer") if name == "text_encoder" else None
-    network = fresh(name, tokenizer)
+    network = fresh(name, _tokenizer_beside(out / name))
     _fill(network, weights, name)
     network = network.half()
     if name == "text_proj":
@@ -110,8 +175,7 @@ def read_network(out: Path, name: str) -> torch.nn.Module:
     """One network from its folder, fp32, ready to use and without gradients."""
     from safetensors.torch import load_file
 
-    tokenizer = read_tokenizer(out / "tokenizer") if name == "text_encoder" else None
-    network = fresh(name, tokenizer)
+    network = fresh(name, _tokenizer_beside(out / name))
     files = sorted((out / name).glob("*.safetensors"))
     if len(files) != 1:
         raise FileNotFoundError(f"no weights in {out / name}: train that stage first")

@@ -52,6 +52,7 @@ def mended_pairs(karlo: Path, count: int, device: torch.device | str) -> Pairs:
         karlo: folder of the member, whose text encoder, prior and decoder are finished.
     """
     from ..loaders import karlo as loaders
+    from ..loaders import unclip
     from ..loaders.clip import tokenize
     from ..loaders.sources import Source
     from ..samplers.clip import encode_text
@@ -63,7 +64,7 @@ def mended_pairs(karlo: Path, count: int, device: torch.device | str) -> Pairs:
     place = {"device": torch.device(device), "dtype": torch.float32}
     text, prior, decoder = (
         load(source, torch.float32)
-        for load in (loaders.load_text_encoder, loaders.load_prior, loaders.load_decoder)
+        for load in (unclip.load_text_encoder, unclip.load_prior, loaders.load_decoder)
     )
     for part in (text, prior, decoder):
         part.network.to(device)

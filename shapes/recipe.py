@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ..networks.mindalle import ARTransformer
 
 SPACE_WIDTH = 64  # of the CLIP's joint space; text hidden states must be as wide
+WIDER = 96  # of Kandinsky 2.2's own CLIP, as bigG's is wider than ViT-L's
 DECODER_SIDE, FINAL_SIDE = 16, 64
 
 TEXT: dict[str, Any] = {
@@ -100,6 +101,39 @@ VQGAN: dict[str, Any] = {
     "lookup_from_codebook": True,
     "sample_size": FINAL_SIDE,
 }
+# diffusers' spatial norms have 32 groups whatever is asked for, so widths are multiples of 32.
+MOVQ: dict[str, Any] = {
+    "in_channels": 3,
+    "out_channels": 3,
+    "down_block_types": (*("DownEncoderBlock2D",) * 3, "AttnDownEncoderBlock2D"),
+    "up_block_types": ("AttnUpDecoderBlock2D", *("UpDecoderBlock2D",) * 3),
+    "block_out_channels": (32, 32, 32, 64),
+    "layers_per_block": 1,
+    "latent_channels": 4,
+    "vq_embed_dim": 4,
+    "num_vq_embeddings": 256,
+    "norm_num_groups": 4,
+    "norm_type": "spatial",
+    "sample_size": FINAL_SIDE,
+}
+# Published: (384, 768, 1152, 1536), 3 layers a block, over latents of 64x64.
+LATENT_DECODER: dict[str, Any] = {
+    "sample_size": FINAL_SIDE // 8,
+    "in_channels": 4,
+    "out_channels": 8,
+    "layers_per_block": 1,
+    "block_out_channels": (48, 64),
+    "down_block_types": ("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
+    "mid_block_type": "UNetMidBlock2DSimpleCrossAttn",
+    "up_block_types": ("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
+    "attention_head_dim": 64,
+    "cross_attention_dim": 32,
+    "encoder_hid_dim": WIDER,
+    "encoder_hid_dim_type": "image_proj",
+    "addition_embed_type": "image",
+    "resnet_time_scale_shift": "scale_shift",
+    "norm_num_groups": 8,
+}
 # Published: 42 layers of 1536, 64 text tokens, 16x16 of 16384 codes.
 AR: dict[str, Any] = {
     "layers": 6,
@@ -109,6 +143,29 @@ AR: dict[str, Any] = {
     "image_tokens": 64,
 }
 AR_TEXT_TOKENS = 16
+# What of it is another in the published decoders for inpainting and for depth.
+LATENT_MODES: dict[str, dict[str, Any]] = {
+    "decoder": {},
+    "inpaint": {"in_channels": 9},
+    "depth": {"in_channels": 8, "addition_embed_type": "image_hint"},
+}
+# As published. Dynamic thresholding presses x0 into ±1.
+LATENT_SCHEDULER: dict[str, Any] = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "linear",
+    "prediction_type": "epsilon",
+    "variance_type": "learned_range",
+    "thresholding": True,
+    "dynamic_thresholding_ratio": 0.995,
+    "sample_max_value": 2.0,
+    "clip_sample_range": 2.0,
+}
+WIDER_PRIOR_SCHEDULER: dict[str, Any] = {
+    "prediction_type": "sample",
+    "variance_type": "fixed_small_log",
+    "clip_sample_range": 10.0,
+}
 SCHEDULERS: dict[str, dict[str, Any]] = {
     "prior_scheduler": {
         "prediction_type": "sample",
@@ -120,13 +177,14 @@ SCHEDULERS: dict[str, dict[str, Any]] = {
 }
 
 
-def text_encoder(tokenizer: Any) -> torch.nn.Module:
+def text_encoder(tokenizer: Any, width: int = SPACE_WIDTH) -> torch.nn.Module:
     """A fresh CLIPTextModelWithProjection that finds this tokenizer's end token."""
     from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
+    wide = {"hidden_size": width, "intermediate_size": 4 * width, "projection_dim": width}
     return CLIPTextModelWithProjection(
         CLIPTextConfig(
-            **TEXT,
+            **TEXT | wide,
             vocab_size=len(tokenizer),
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
@@ -135,18 +193,18 @@ def text_encoder(tokenizer: Any) -> torch.nn.Module:
     )
 
 
-def image_encoder() -> torch.nn.Module:
+def image_encoder(width: int = SPACE_WIDTH) -> torch.nn.Module:
     """A fresh CLIPVisionModelWithProjection."""
     from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-    return CLIPVisionModelWithProjection(CLIPVisionConfig(**VISION))
+    return CLIPVisionModelWithProjection(CLIPVisionConfig(**VISION | {"projection_dim": width}))
 
 
-def prior() -> torch.nn.Module:
+def prior(width: int = SPACE_WIDTH) -> torch.nn.Module:
     """A fresh PriorTransformer."""
     from diffusers import PriorTransformer
 
-    return PriorTransformer(**PRIOR)
+    return PriorTransformer(**PRIOR | {"embedding_dim": width})
 
 
 def decoder() -> torch.nn.Module:
@@ -175,6 +233,20 @@ def vqgan() -> torch.nn.Module:
     from diffusers import VQModel
 
     return VQModel(**VQGAN)
+
+
+def movq() -> torch.nn.Module:
+    """A fresh VQModel with spatial norms: 64 pixel pictures as 4x8x8 latents."""
+    from diffusers import VQModel
+
+    return VQModel(**MOVQ)
+
+
+def latent_decoder(mode: str = "decoder") -> torch.nn.Module:
+    """A fresh UNet2DConditionModel of Kandinsky's kind: "decoder", "inpaint" or "depth"."""
+    from diffusers import UNet2DConditionModel
+
+    return UNet2DConditionModel(**LATENT_DECODER | LATENT_MODES[mode])
 
 
 def ar_transformer(text_vocab: int) -> ARTransformer:

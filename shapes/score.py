@@ -64,7 +64,7 @@ class KarloPainter:
     """Karlo's whole chain, from loaded weights to pictures."""
 
     def __init__(self, weights: Path | None = None, device: str = "cpu"):
-        from ..loaders import karlo
+        from ..loaders import karlo, unclip
         from ..loaders.sources import Source, find_source
 
         if weights is None:
@@ -74,8 +74,8 @@ class KarloPainter:
             one = Source(here.name, "folder", here, "karlo", frozenset(_STAGES), (here,))
             sources = dict.fromkeys(_STAGES, one)
         self.device, self.dtype = torch.device(device), torch.float32
-        self.text = karlo.load_text_encoder(sources["text_encoder"], self.dtype)
-        self.prior = karlo.load_prior(sources["prior"], self.dtype)
+        self.text = unclip.load_text_encoder(sources["text_encoder"], self.dtype)
+        self.prior = unclip.load_prior(sources["prior"], self.dtype)
         self.decoder = karlo.load_decoder(sources["decoder"], self.dtype)
         self.upscaler = karlo.load_upscaler(sources["upscaler"], self.dtype)
         for part in (self.text, self.prior, self.decoder, self.upscaler):

@@ -29,12 +29,12 @@ class ClipTrainee(nn.Module):
     small a vision transformer knows the colours within a minute and the kinds not within ten.
     """
 
-    def __init__(self, tokenizer: Any):
+    def __init__(self, tokenizer: Any, width: int = recipe.SPACE_WIDTH):
         super().__init__()
-        self.text = recipe.text_encoder(tokenizer)
-        self.image = recipe.image_encoder()
+        self.text = recipe.text_encoder(tokenizer, width)
+        self.image = recipe.image_encoder(width)
         classes = (len(COLOURS), len(KINDS), len(COLOURS), len(SIZES))
-        self.heads = nn.ModuleList([nn.Linear(recipe.SPACE_WIDTH, n) for n in classes])
+        self.heads = nn.ModuleList([nn.Linear(width, n) for n in classes])
         self.patches = nn.Linear(recipe.VISION["hidden_size"], _CELLS * _CELLS)
 
 
@@ -122,11 +122,12 @@ def train_clip(
     device: torch.device | str,
     steps: int | None = None,
     stop_after: int | None = None,
+    width: int = recipe.SPACE_WIDTH,
 ) -> dict[str, dict[str, torch.Tensor]]:
-    """The averaged weights of both towers, by folder name."""
+    """The averaged weights of both towers, by folder name; ``width`` is the joint space's."""
     plan = PLAN.limited(steps)
     torch.manual_seed(plan.seed)
-    trainee = ClipTrainee(tokenizer).to(device)
+    trainee = ClipTrainee(tokenizer, width).to(device)
     weights = train(
         plan,
         trainee,

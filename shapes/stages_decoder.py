@@ -73,11 +73,15 @@ class Decoder(nn.Module):
 
 @lru_cache(maxsize=1)
 def _chain() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Per step, float64: log of the smallest and largest variance, x0's weight in the mean."""
     from diffusers import UnCLIPScheduler
 
-    scheduler = UnCLIPScheduler()
-    betas, products = scheduler.betas.double(), scheduler.alphas_cumprod.double()
+    return chain_of(UnCLIPScheduler().betas)
+
+
+def chain_of(betas: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Per step, float64: log of the smallest and largest variance, x0's weight in the mean."""
+    betas = betas.double()
+    products = torch.cumprod(1 - betas, dim=0)
     before = torch.cat([torch.ones(1, dtype=torch.double), products[:-1]])
     smallest = betas * (1 - before) / (1 - products)
     smallest[0] = smallest[1]
@@ -90,20 +94,20 @@ def _chain() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 def variance_loss(
     variance: torch.Tensor,
-    predicted: torch.Tensor,
-    noisy: torch.Tensor,
+    guess: torch.Tensor,
     pictures: torch.Tensor,
     steps: torch.Tensor,
+    chain: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
 ) -> torch.Tensor:
     """Mean KL of the reverse step in nats, for its variance only (Nichol and Dhariwal 2021).
 
-    ``predicted`` is the noise, without gradient. Step 0 adds no noise and has no say.
+    ``guess`` is the predicted picture, without gradient; ``chain`` holds the logs of smallest and
+    largest variance and the picture's weight in the mean, by step. Step 0 adds no noise and has no
+    say.
     """
     smallest, largest, of_picture = (
-        table[steps.cpu()].float().view(-1, 1, 1, 1).to(noisy.device) for table in _chain()
+        table[steps.cpu()].float().view(-1, 1, 1, 1).to(guess.device) for table in chain
     )
-    signal, noise_part = signal_and_noise(steps, noisy.device)
-    guess = ((noisy - noise_part * predicted) / signal).clamp(-1, 1)
     gap = of_picture * (guess - pictures)
     part = (variance + 1) / 2
     log_variance = part * largest + (1 - part) * smallest
@@ -230,7 +234,8 @@ def decoder_loss(
         unguided = (lot < _DROP_BOTH).view(-1, 1, 1, 1)
         predicted = torch.where(unguided, predicted, base + guidance * (predicted - base))
     error = (picture_weight(signal, noise_part) * (predicted - noise).pow(2)).mean()
-    bound = variance_loss(variance, predicted.detach(), noisy, small, steps)
+    guess = ((noisy - noise_part * predicted.detach()) / signal).clamp(-1, 1)
+    bound = variance_loss(variance, guess, small, steps, _chain())
     return error + _VARIANCE_WEIGHT * bound, {"error": error.item(), "vb": bound.item()}
 
 

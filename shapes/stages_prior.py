@@ -10,12 +10,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from . import recipe
+from .grammar import training_scenes
 from .loop import Draw, Plan, train
 from .stages_decoder import POOL, TextTable, embedded_pool
 from .stages_sr import signal_and_noise
 
 PLAN = Plan("prior", steps=3000, batch=128, rate=1e-3, ema=0.995)
 _DROP_TEXT = 0.1
+_AT_ONCE = 64
 
 
 def short_forward(
@@ -78,7 +80,7 @@ def train_prior(
     """The averaged weights, by folder name, with the embeddings' mean and std among them."""
     plan = PLAN.limited(steps)
     torch.manual_seed(plan.seed)
-    prior = recipe.prior().to(device)
+    prior = recipe.prior(image_encoder.config.projection_dim).to(device)
     nn.init.normal_(prior.positional_embedding, std=0.02)
     nn.init.normal_(prior.prd_embedding, std=0.02)
     table = TextTable(text_encoder, tokenizer, device)
@@ -97,3 +99,38 @@ def train_prior(
         stop_after=stop_after,
     )
     return {"prior": weights}
+
+
+@torch.no_grad()
+def said_by(
+    prior: nn.Module,
+    text_encoder: nn.Module,
+    tokenizer: Any,
+    device: torch.device | str,
+    times: int = 8,
+) -> torch.Tensor:
+    """What the finished prior of Kandinsky 2.2 makes of every training prompt, so many times.
+
+    Sampled as published: 25 steps, guidance 4. ``[scenes, times, D]``, unnormalised.
+    """
+    from ..edges import SPACES, TextEncoding
+    from ..loaders.clip import tokenize
+    from ..samplers.clip import encode_text
+    from ..samplers.noise import generators
+    from ..samplers.prior import sample_prior
+    from ..samplers.schedule import UnCLIPSchedule
+
+    place = {"device": torch.device(device), "dtype": torch.float32}
+    schedule = UnCLIPSchedule.from_config(recipe.WIDER_PRIOR_SCHEDULER)
+
+    def encode(prompts: list[str]) -> TextEncoding:
+        ids, mask, _ = tokenize(tokenizer, prompts)
+        return encode_text(text_encoder, ids, mask, SPACES["shapes-vit-g"], **place)
+
+    said, empty, scenes = [], encode([""]), training_scenes()
+    for start in range(0, len(scenes), _AT_ONCE):
+        text = encode([scene.prompt for scene in scenes[start : start + _AT_ONCE]])
+        streams = generators(start * times, len(text.pooled) * times)
+        embeds = sample_prior(prior, schedule, text, empty, generators=streams, **place)
+        said.append(embeds.unflatten(0, (-1, times)))
+    return torch.cat(said)

@@ -5,7 +5,8 @@ the same weights as one that was not. Karlo's stages: clip (both towers), then p
 which read the finished CLIP and may train at once in two processes, then sr (both upscaling
 networks), which reads what those paint. minDALL-E's: vqgan, ar (the transformer), reranker (a CLIP
 begun from the embedded Karlo's, in the folder clip), transfer (the class-conditional and the
-unconditional variant).
+unconditional variant). Kandinsky 2.2's: movq and clip, prior (reads clip), decoder (reads them
+all), then inpaint and depth, which begin as the decoder.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ from typing import Any
 
 import torch
 
-from . import layout
+from . import layout, recipe
 
 STAGES = {
     "karlo": ("clip", "prior", "decoder", "sr"),
     "mindalle": ("vqgan", "ar", "reranker", "transfer"),
+    "kandinsky": ("movq", "clip", "prior", "decoder", "inpaint", "depth"),
 }
 
 
@@ -46,8 +48,12 @@ def train_stage(
         Unfinished: ``stop_after`` came before the end; no weights were written.
     """
     limits = {"steps": steps, "stop_after": stop_after}
-    train_one = _train_karlo if system == "karlo" else _train_mindalle
-    train_one(stage, out, state, device, limits)
+    train_one = {
+        "karlo": _train_karlo,
+        "mindalle": _train_mindalle,
+        "kandinsky": _train_kandinsky,
+    }
+    train_one[system](stage, out, state, device, limits)
 
 
 def _train_karlo(
@@ -101,6 +107,44 @@ def _train_mindalle(
     vqgan = load_vqgan(Source(out.name, "folder", out, "mindalle", frozenset())).network
     weights = train_ar(vqgan.to(device), load_tokenizer(out), state, device, **limits)
     layout.write_ar(out, "text", weights)
+
+
+def _train_kandinsky(
+    stage: str, out: Path, state: Path, device: torch.device | str, limits: dict[str, Any]
+) -> None:
+    from .stages_clip import train_clip
+    from .stages_latent import Latents, latent_pool, train_latent_decoder, train_latent_mode
+    from .stages_movq import train_movq
+    from .stages_prior import said_by, train_prior
+    from .words import read_tokenizer
+
+    layout.write_kandinsky_settings(out)
+    tokenizer = read_tokenizer(out / "prior" / "tokenizer")
+
+    def finished(name: str) -> torch.nn.Module:
+        return layout.read_network(out, name).to(device)
+
+    def pool(count: int) -> Latents:
+        text, image = finished("prior/text_encoder"), finished("prior/image_encoder")
+        said = said_by(finished("prior/prior"), text, tokenizer, device)
+        return latent_pool(finished("decoder/movq"), image, said, count, device)
+
+    if stage == "movq":
+        weights = {"decoder/movq": train_movq(state, device, **limits)}
+    elif stage == "clip":
+        towers = train_clip(tokenizer, state, device, **limits, width=recipe.WIDER)
+        weights = {f"prior/{name}": tensors for name, tensors in towers.items()}
+    elif stage == "prior":
+        towers = finished("prior/text_encoder"), finished("prior/image_encoder")
+        weights = {"prior/prior": train_prior(*towers, tokenizer, state, device, **limits)["prior"]}
+    elif stage == "decoder":
+        weights = {"decoder/unet": train_latent_decoder(pool, state, device, **limits)}
+    else:
+        decoder = finished("decoder/unet")
+        trained = train_latent_mode(stage, decoder, pool, state, device, **limits)
+        weights = {f"{stage}/unet": trained}
+    for name, tensors in weights.items():
+        layout.write_network(out, name, tensors)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

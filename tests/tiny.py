@@ -1,4 +1,4 @@
-"""A Karlo and a minDALL-E of random weights and very small widths, in their layouts, for tests.
+"""A Karlo, a minDALL-E and a Kandinsky 2.2 of random weights and very small widths, for tests.
 
 Every parameter is drawn, also those that a fresh network starts at zero or one, so that a picture
 depends on all of them. Each draw of noise is a multiple of 16 numbers, as in the published sizes.
@@ -168,24 +168,15 @@ def tiny_karlo(folder: str | Path, seed: int = 0) -> Path:
     """Write every stage of a tiny Karlo, text-to-image and variation, into ``folder``."""
     from diffusers import PriorTransformer, UnCLIPScheduler, UNet2DConditionModel, UNet2DModel
     from diffusers.pipelines.deprecated.unclip import UnCLIPTextProjModel
-    from transformers import (
-        CLIPImageProcessorPil,
-        CLIPTextConfig,
-        CLIPTextModelWithProjection,
-        CLIPVisionConfig,
-        CLIPVisionModelWithProjection,
-    )
+    from transformers import CLIPImageProcessorPil
 
     folder = Path(folder)
     start, end = write_tokenizer(folder / "tokenizer")
-    text = CLIPTextConfig(
-        **TEXT, vocab_size=end + 1, bos_token_id=start, eos_token_id=end, pad_token_id=0
-    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         networks = {
-            "text_encoder": CLIPTextModelWithProjection(text),
-            "image_encoder": CLIPVisionModelWithProjection(CLIPVisionConfig(**VISION)),
+            "text_encoder": _text_tower(start, end),
+            "image_encoder": _image_tower(),
             "prior": PriorTransformer(**PRIOR),
             "decoder": UNet2DConditionModel(**DECODER),
             "text_proj": UnCLIPTextProjModel(**TEXT_PROJ),
@@ -207,6 +198,146 @@ def tiny_karlo(folder: str | Path, seed: int = 0) -> Path:
         UnCLIPScheduler(**config).save_pretrained(folder / name)
     (folder / "model_index.json").write_text(json.dumps(_INDEX, indent=2), encoding="utf-8")
     return folder
+
+
+LATENT_DECODER: dict[str, Any] = {
+    "sample_size": 8,
+    "in_channels": 4,
+    "out_channels": 8,
+    "layers_per_block": 1,
+    "block_out_channels": (32, 64),
+    "down_block_types": ("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
+    "mid_block_type": "UNetMidBlock2DSimpleCrossAttn",
+    "up_block_types": ("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
+    "norm_num_groups": 8,
+    "attention_head_dim": 16,
+    "cross_attention_dim": 24,
+    "resnet_time_scale_shift": "scale_shift",
+    "encoder_hid_dim": DIM,
+    "encoder_hid_dim_type": "image_proj",
+    "addition_embed_type": "image",
+}
+MOVQ: dict[str, Any] = {
+    "block_out_channels": (32, 32, 32, 64),
+    "down_block_types": ("DownEncoderBlock2D",) * 3 + ("AttnDownEncoderBlock2D",),
+    "up_block_types": ("AttnUpDecoderBlock2D",) + ("UpDecoderBlock2D",) * 3,
+    "layers_per_block": 1,
+    "latent_channels": 4,
+    "vq_embed_dim": 4,
+    "num_vq_embeddings": 16,
+    "norm_num_groups": 8,
+    "norm_type": "spatial",
+}
+LATENT_MODES: dict[str, dict[str, Any]] = {
+    "decoder": {},
+    "inpaint": {"in_channels": 9},
+    "depth": {"in_channels": 8, "addition_embed_type": "image_hint"},
+}
+LATENT_SCHEDULER: dict[str, Any] = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "linear",
+    "prediction_type": "epsilon",
+    "variance_type": "learned_range",
+    "thresholding": True,
+    "dynamic_thresholding_ratio": 0.995,
+    "sample_max_value": 2.0,
+    "clip_sample_range": 2.0,
+}
+PIPELINES = {
+    "prior": "KandinskyV22PriorPipeline",
+    "decoder": "KandinskyV22Pipeline",
+    "inpaint": "KandinskyV22InpaintPipeline",
+    "depth": "KandinskyV22ControlnetPipeline",
+}
+
+
+def tiny_kandinsky(folder: str | Path, seed: int = 0) -> Path:
+    """Write a tiny Kandinsky 2.2 into ``folder``: prior, decoder, inpaint and depth, each as the
+    hub's folder of its own, with one MoVQ."""
+    import diffusers
+    from transformers import CLIPImageProcessorPil
+
+    folder = Path(folder)
+    start, end = write_tokenizer(folder / "prior" / "tokenizer")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        networks = {
+            "prior/text_encoder": _text_tower(start, end),
+            "prior/image_encoder": _image_tower(),
+            "prior/prior": diffusers.PriorTransformer(**PRIOR),
+        }
+        movq = diffusers.VQModel(**MOVQ)
+        for mode, other in LATENT_MODES.items():
+            unet = diffusers.UNet2DConditionModel(**LATENT_DECODER | other)
+            networks |= {f"{mode}/unet": unet, f"{mode}/movq": movq}
+        for network in networks.values():
+            randomise(network)
+        for name, network in networks.items():
+            network.save_pretrained(folder / name, safe_serialization=True)
+    side = VISION["image_size"]
+    CLIPImageProcessorPil(
+        size={"shortest_edge": side}, crop_size={"height": side, "width": side}
+    ).save_pretrained(folder / "prior" / "image_processor")
+    scheduler = SCHEDULERS["prior_scheduler"] | {"clip_sample_range": 10.0}
+    diffusers.UnCLIPScheduler(**scheduler).save_pretrained(folder / "prior" / "scheduler")
+    for mode in LATENT_MODES:
+        diffusers.DDPMScheduler(**LATENT_SCHEDULER).save_pretrained(folder / mode / "scheduler")
+    for part, pipeline_class in PIPELINES.items():
+        parts = sorted(path.name for path in (folder / part).iterdir())
+        index = {"_class_name": pipeline_class} | {
+            name: list(_KANDINSKY_PARTS[name]) for name in parts
+        }
+        if part == "prior":
+            index["scheduler"] = ["diffusers", "UnCLIPScheduler"]
+        (folder / part / "model_index.json").write_text(json.dumps(index), encoding="utf-8")
+    return folder
+
+
+_KANDINSKY_PARTS = {
+    "image_encoder": ("transformers", "CLIPVisionModelWithProjection"),
+    "image_processor": ("transformers", "CLIPImageProcessorPil"),
+    "movq": ("diffusers", "VQModel"),
+    "prior": ("diffusers", "PriorTransformer"),
+    "scheduler": ("diffusers", "DDPMScheduler"),
+    "text_encoder": ("transformers", "CLIPTextModelWithProjection"),
+    "tokenizer": ("transformers", "CLIPTokenizer"),
+    "unet": ("diffusers", "UNet2DConditionModel"),
+}
+
+
+def kandinsky_pipeline(folder: str | Path, part: str, class_name: str = "") -> Any:
+    """diffusers' pipeline of one of the four folders."""
+    import diffusers
+    import transformers
+
+    folder = Path(folder) / part
+    libraries = {"diffusers": diffusers, "transformers": transformers}
+    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    parts = {}
+    for name, (library, loader) in ((k, v) for k, v in index.items() if not k.startswith("_")):
+        cls = getattr(libraries[library], loader)
+        options = {"low_cpu_mem_usage": False} if issubclass(cls, diffusers.ModelMixin) else {}
+        parts[name] = cls.from_pretrained(folder / name, **options)
+    pipe = getattr(diffusers, class_name or index["_class_name"])(**parts)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def _text_tower(start: int, end: int) -> torch.nn.Module:
+    from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+
+    return CLIPTextModelWithProjection(
+        CLIPTextConfig(
+            **TEXT, vocab_size=end + 1, bos_token_id=start, eos_token_id=end, pad_token_id=0
+        )
+    )
+
+
+def _image_tower() -> torch.nn.Module:
+    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    return CLIPVisionModelWithProjection(CLIPVisionConfig(**VISION))
 
 
 @torch.no_grad()

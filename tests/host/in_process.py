@@ -55,7 +55,7 @@ import torch  # noqa: E402
 import nodes  # noqa: E402
 from prior_art.edges import EdgeError, conditioning_to_text  # noqa: E402
 from prior_art.host import comfy_memory, host  # noqa: E402
-from prior_art.loaders import karlo, mindalle  # noqa: E402
+from prior_art.loaders import karlo, mindalle, unclip  # noqa: E402
 from prior_art.loaders.clip import tokenize  # noqa: E402
 from prior_art.loaders.libraries import require  # noqa: E402
 from prior_art.loaders.sources import find_source  # noqa: E402
@@ -71,9 +71,9 @@ require("transformers", "CLIPTextModelWithProjection", "CLIPVisionModelWithProje
 
 FOLDER = WORK / "models" / "prior_art"
 LOADERS = {
-    "text_encoder": karlo.load_text_encoder,
-    "image_encoder": karlo.load_image_encoder,
-    "prior": karlo.load_prior,
+    "text_encoder": unclip.load_text_encoder,
+    "image_encoder": unclip.load_image_encoder,
+    "prior": unclip.load_prior,
     "decoder": karlo.load_decoder,
     "upscaler": karlo.load_upscaler,
     "vqgan": mindalle.load_vqgan,

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from prior_art.edges import SPACES, EdgeError
-from prior_art.loaders import clip, karlo, sources
+from prior_art.loaders import clip, karlo, sources, unclip
 from prior_art.loaders.checkpoint import CheckpointError
 from prior_art.loaders.sources import Source, find_source
 
@@ -21,9 +21,9 @@ from ..tiny import DIM
 from .draw import random
 
 LOADERS = {
-    "text_encoder": karlo.load_text_encoder,
-    "image_encoder": karlo.load_image_encoder,
-    "prior": karlo.load_prior,
+    "text_encoder": unclip.load_text_encoder,
+    "image_encoder": unclip.load_image_encoder,
+    "prior": unclip.load_prior,
     "decoder": karlo.load_decoder,
     "upscaler": karlo.load_upscaler,
 }

@@ -62,12 +62,12 @@ def test_anything_else(package) -> None:
 
 
 def test_loader_names_the_broken_library(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from prior_art.loaders import karlo
+    from prior_art.loaders import unclip
     from prior_art.loaders.sources import find_source
 
     monkeypatch.setitem(sys.modules, "diffusers", None)
     with pytest.raises(LibraryError, match="diffusers"):
-        karlo.load_prior(find_source("karlo", "prior", [hub.parent]))
+        unclip.load_prior(find_source("karlo", "prior", [hub.parent]))
 
 
 def test_goes_on_without_a_companion_that_is_broken(package, tmp_path, monkeypatch, caplog) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from prior_art.loaders import karlo
+from prior_art.loaders import karlo, unclip
 from prior_art.loaders.checkpoint import CheckpointError, read_state_dict
 from prior_art.loaders.clip import tokenize
 from prior_art.loaders.sources import find_source
@@ -44,7 +44,7 @@ def source(root: Path, name: str, stage: str):
 
 
 def test_prior(root: Path) -> None:
-    loaded = karlo.load_prior(source(root, PRIOR, "prior"), head_dim=8)
+    loaded = unclip.load_prior(source(root, PRIOR, "prior"), head_dim=8)
     original = originals.scramble(originals.OriginalPrior(), 0)
     x, pooled, hidden = random(2, 24), random(2, 24, seed=1), random(2, 7, 24, seed=2)
     mask = torch.tensor([[True] * 7, [True] * 3 + [False] * 4])
@@ -92,7 +92,7 @@ def test_upscaler(root: Path) -> None:
 
 
 def test_text_tower_and_tokenizer(root: Path) -> None:
-    loaded = karlo.load_text_encoder(source(root, "ViT-L-14.pt", "text_encoder"), head_dim=HEAD)
+    loaded = unclip.load_text_encoder(source(root, "ViT-L-14.pt", "text_encoder"), head_dim=HEAD)
     ids, mask, _ = tokenize(loaded.tokenizer, ["a red circle!", ""])
     original = originals.scramble(originals.OriginalClip(loaded.network.config.vocab_size), 4)
     hidden, pooled = original(ids)
@@ -105,7 +105,7 @@ def test_text_tower_and_tokenizer(root: Path) -> None:
 
 def test_image_tower(root: Path) -> None:
     found = source(root, "ViT-L-14.pt", "image_encoder")
-    loaded = karlo.load_image_encoder(found, head_dim=HEAD)
+    loaded = unclip.load_image_encoder(found, head_dim=HEAD)
     size = loaded.network.config.image_size
     original = originals.scramble(originals.OriginalClip(read_vocabulary(root)), 4)
     pixels = loaded.preprocess(torch.rand(2, 20, 40, 3))
@@ -121,19 +121,19 @@ def read_vocabulary(root: Path) -> int:
 def test_missing_statistics(root: Path, tmp_path: Path) -> None:
     (tmp_path / PRIOR).write_bytes((root / PRIOR).read_bytes())
     with pytest.raises(CheckpointError, match=r"ViT-L-14_stats\.th.*missing.*Download"):
-        karlo.load_prior(source(tmp_path, PRIOR, "prior"), head_dim=8)
+        unclip.load_prior(source(tmp_path, PRIOR, "prior"), head_dim=8)
 
 
 def test_missing_tokenizer(root: Path, tmp_path: Path) -> None:
     (tmp_path / "ViT-L-14.pt").write_bytes((root / "ViT-L-14.pt").read_bytes())
     with pytest.raises(CheckpointError, match=r"no tokenizer along.*Put"):
-        karlo.load_text_encoder(source(tmp_path, "ViT-L-14.pt", "text_encoder"), head_dim=HEAD)
+        unclip.load_text_encoder(source(tmp_path, "ViT-L-14.pt", "text_encoder"), head_dim=HEAD)
 
 
 @pytest.mark.parametrize(
     ("name", "load"),
     [
-        (PRIOR, karlo.load_prior),
+        (PRIOR, unclip.load_prior),
         (DECODER, karlo.load_decoder),
         (UPSCALER, karlo.load_upscaler),
     ],
@@ -159,4 +159,4 @@ def test_leftover_and_missing_keys_are_named(root: Path, tmp_path: Path) -> None
 
 def test_wrong_head_width_is_named(root: Path) -> None:
     with pytest.raises(CheckpointError, match="heads"):
-        karlo.load_prior(source(root, PRIOR, "prior"))
+        unclip.load_prior(source(root, PRIOR, "prior"))

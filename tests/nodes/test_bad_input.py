@@ -26,16 +26,16 @@ FAST = {"seed": 0, "steps": 2}
 def stages(models):
     """The loaded stages of the miniature, as the loader nodes hand them out."""
     from prior_art.edges import Prior, Upscaler
-    from prior_art.loaders import karlo
+    from prior_art.loaders import karlo, unclip
     from prior_art.loaders.sources import find_source
 
     def source(stage):
         return find_source("tiny-karlo", stage, [models])
 
-    prior = karlo.load_prior(source("prior"))
+    prior = unclip.load_prior(source("prior"))
     upscaler = karlo.load_upscaler(source("upscaler"))
     return {
-        "clip": host.wrap_text_encoder(karlo.load_text_encoder(source("text_encoder"))),
+        "clip": host.wrap_text_encoder(unclip.load_text_encoder(source("text_encoder"))),
         "prior": Prior(host.manage(prior.network), prior.schedule, prior.space),
         "model": host.wrap_decoder(karlo.load_decoder(source("decoder"))),
         "upscaler": Upscaler(

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from prior_art.edges import TextEncoding
-from prior_art.loaders import karlo
+from prior_art.loaders import karlo, unclip
 from prior_art.loaders.clip import tokenize
 from prior_art.loaders.sources import find_source
 from prior_art.samplers.clip import encode_image, encode_text
@@ -30,9 +30,9 @@ class Stages:
             return loader(find_source(folder.name, stage, [folder.parent]), torch.float32)
 
         self.folder = folder
-        self.text_encoder = load(karlo.load_text_encoder, "text_encoder")
-        self.image_encoder = load(karlo.load_image_encoder, "image_encoder")
-        self.loaded_prior = load(karlo.load_prior, "prior")
+        self.text_encoder = load(unclip.load_text_encoder, "text_encoder")
+        self.image_encoder = load(unclip.load_image_encoder, "image_encoder")
+        self.loaded_prior = load(unclip.load_prior, "prior")
         self.loaded_decoder = load(karlo.load_decoder, "decoder")
         self.loaded_upscaler = load(karlo.load_upscaler, "upscaler")
 

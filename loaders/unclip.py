@@ -1,0 +1,198 @@
+"""CLIP towers and priors, which Karlo and Kandinsky share: hub folders and original checkpoints.
+
+Sources: kakaobrain/karlo-v1-alpha and -image-variations, kandinsky-community/kandinsky-2-2-prior
+and -2-1-prior (hub layout), kakaobrain/karlo (original).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..edges import SPACES, EmbeddingSpace
+from ..samplers.schedule import UnCLIPSchedule
+from . import clip, karlo_original
+from .checkpoint import AGAIN, CheckpointError, check_inside, read_json, read_state_dict
+from .clip import Preprocess
+from .hub import build_diffusers, build_transformers, fill, part, read_hub
+from .sources import SYSTEMS, Source
+
+# Where a system's hub folder keeps what prepares pictures, and the prior's schedule.
+FOLDERS = {
+    "karlo": ("feature_extractor", "prior_scheduler"),
+    "kandinsky-prior": ("image_processor", "scheduler"),
+}
+
+
+@dataclass(frozen=True)
+class TextEncoder:
+    """A CLIP text tower (transformers' CLIPTextModelWithProjection) and its tokenizer."""
+
+    network: nn.Module
+    tokenizer: Any
+    space: EmbeddingSpace
+
+
+@dataclass(frozen=True)
+class ImageEncoder:
+    """A CLIP image tower (CLIPVisionModelWithProjection) and what prepares its pictures."""
+
+    network: nn.Module
+    preprocess: Preprocess | Callable[[torch.Tensor], torch.Tensor]
+    space: EmbeddingSpace
+
+
+@dataclass(frozen=True)
+class LoadedPrior:
+    """A diffusers PriorTransformer and the schedule it was published with."""
+
+    network: nn.Module
+    schedule: UnCLIPSchedule
+    space: EmbeddingSpace
+
+
+def load_text_encoder(
+    source: Source, dtype: torch.dtype = torch.float32, head_dim: int = karlo_original.HEAD_DIM
+) -> TextEncoder:
+    """Load the text tower and its tokenizer.
+
+    Args:
+        source: from :func:`~.sources.find_source`.
+        dtype: storage dtype.
+        head_dim: width of an attention head; only original checkpoints need it.
+
+    Raises:
+        CheckpointError: a file is missing, damaged or foreign, or an original checkpoint finds no
+            tokenizer; the message names file and cure.
+        LibraryError: transformers cannot be imported.
+    """
+    if source.kind == "checkpoint":
+        state = _read_openai_clip(source)
+        config, tensors = clip.openai_text(state, str(source.path), head_dim)
+        name = str(source.path)
+        found = clip.find_tokenizer(source.path, config["vocab_size"], source.folders)
+        # The original pads with 0 without making "!" a token of its own, as the hub's files do.
+        tokenizer = clip.load_tokenizer(found, source.folders, pad_token="<|endoftext|>")
+    else:
+        config, tensors, name = read_hub(source, "text_encoder", dtype)
+        config = config.get("text_config", config)
+        tokenizer = clip.load_tokenizer(part(source, "tokenizer"), source.folders)
+    network = build_transformers("CLIPTextModelWithProjection", "CLIPTextConfig", config, name)
+    fill(network, tensors, dtype, name, "text_model.")
+    return TextEncoder(network, tokenizer, space_of(source, network.config.projection_dim))
+
+
+def load_image_encoder(
+    source: Source, dtype: torch.dtype = torch.float32, head_dim: int = karlo_original.HEAD_DIM
+) -> ImageEncoder:
+    """Load the image tower and its picture preparation.
+
+    A hub folder's ``feature_extractor`` or ``image_processor`` decides the preparation; without one
+    it is CLIP's own. The original squashes pictures to a square where the hub's crops: each as
+    published.
+
+    Raises:
+        CheckpointError: a file is missing, damaged or foreign.
+        LibraryError: transformers cannot be imported.
+    """
+    if source.kind == "checkpoint":
+        state = _read_openai_clip(source)
+        config, tensors = clip.openai_vision(state, str(source.path), head_dim)
+        name = str(source.path)
+        preparation: dict[str, Any] | None = None
+    else:
+        config, tensors, name = read_hub(source, "image_encoder", dtype)
+        config = config.get("vision_config", config)
+        file = source.path / FOLDERS[source.system][0] / "preprocessor_config.json"
+        if file.is_file():
+            check_inside(file, source.folders)
+        preparation = read_json(file) if file.is_file() else {}
+    network = build_transformers("CLIPVisionModelWithProjection", "CLIPVisionConfig", config, name)
+    fill(network, tensors, dtype, name, "vision_model.")
+    size = network.config.image_size
+    if preparation is None:
+        preprocess = Preprocess(size, size, squash=True)
+    else:
+        preprocess = clip.preprocess_from_config(preparation, size)
+    return ImageEncoder(network, preprocess, space_of(source, network.config.projection_dim))
+
+
+def load_prior(
+    source: Source, dtype: torch.dtype = torch.float32, head_dim: int = karlo_original.HEAD_DIM
+) -> LoadedPrior:
+    """Load the prior.
+
+    Its x0 clip is the scheduler JSON's (±5) for a hub folder and ±10 for an original checkpoint,
+    whose tables are computed in float64 as the original repository does.
+
+    Raises:
+        CheckpointError: a file is missing (also ``ViT-L-14_stats.th`` beside an original prior),
+            damaged or foreign.
+        LibraryError: diffusers cannot be imported.
+    """
+    if source.kind == "checkpoint":
+        stats = karlo_original.read_stats(source.path, source.folders)
+        name = str(source.path)
+        state = read_state_dict(source.path)
+        config, tensors = karlo_original.convert_prior(state, stats, name, head_dim)
+        schedule = original_schedule("prior")
+    else:
+        config, tensors, name = read_hub(source, "prior", dtype)
+        schedule = read_schedule(source, FOLDERS[source.system][1])
+    network = build_diffusers("PriorTransformer", config, name)
+    fill(network, tensors, dtype, name)
+    return LoadedPrior(network, schedule, space_of(source, network.config.embedding_dim))
+
+
+# -- reading -----------------------------------------------------------------------------------
+
+
+def _read_openai_clip(source: Source) -> dict[str, torch.Tensor]:
+    state = read_state_dict(source.path)
+    if not clip.is_openai_clip(state):
+        shown = ", ".join(list(state)[:4])
+        raise CheckpointError(
+            f"'{source.path}' is not in OpenAI's CLIP layout: it holds {shown}, ... Use the"
+            " ViT-L-14.pt that kakaobrain/karlo's README links to, or"
+            f" `{SYSTEMS['karlo'].download}`"
+        )
+    return state
+
+
+def read_schedule(source: Source, component: str) -> UnCLIPSchedule:
+    """The schedule in a hub folder's component.
+
+    Raises:
+        CheckpointError: there is none, it is damaged, or another system's.
+    """
+    file = part(source, component) / "scheduler_config.json"
+    check_inside(file, source.folders)
+    config = read_json(file)
+    name = config.get("_class_name", "UnCLIPScheduler")
+    if name != "UnCLIPScheduler":
+        raise CheckpointError(f"'{file}' is a {name}; this stage needs an UnCLIPScheduler")
+    try:
+        return UnCLIPSchedule.from_config(config)
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"'{file}': {error}. {AGAIN}") from error
+
+
+def original_schedule(stage: str) -> UnCLIPSchedule:
+    """The original repository's schedule of a stage, its tables in float64."""
+    config = karlo_original.SCHEDULES[stage]
+    return replace(UnCLIPSchedule.from_config(config), double_tables=True)
+
+
+def space_of(source: Source, dim: int) -> EmbeddingSpace:
+    """The embedding space that a network of this width speaks.
+
+    The width names the published CLIPs; only the embedded family is known by its source.
+    """
+    for space in SPACES.values():
+        if space.dim == dim and space.name.startswith("shapes") == (source.kind == "embedded"):
+            return space
+    return EmbeddingSpace(f"custom-{dim}d", dim, f"a {dim}-dimensional CLIP")

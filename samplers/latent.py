@@ -1,0 +1,203 @@
+"""Kandinsky's latent decoders: text to image, image to image, inpainting, depth.
+
+Source: ai-forever/Kandinsky-2; diffusers' ``KandinskyV22Pipeline``, ``-Img2ImgPipeline``,
+``-InpaintPipeline`` and ``-ControlnetPipeline``. Latents are a MoVQ's, as they are, an eighth of
+the picture's size.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ..edges import EdgeError
+from ..networks.unet import prepare_latent_decoder
+from .guidance import guide, refuse_nan, spread
+from .noise import randn
+from .schedule import LatentSchedule, predict_latent, previous_sample
+
+# The neighbours that a repainted place draws in: left, right, above, below, and one diagonal.
+_GROWTH = torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 1.0], [0.0, 1.0, 1.0]])
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What an inpainting decoder leaves alone.
+
+    Attributes:
+        latents: of the picture ``[R, 4, h, w]``.
+        keep: ``[R, 1, h, w]``, 1 where it stays and 0 where it is painted anew.
+    """
+
+    latents: torch.Tensor
+    keep: torch.Tensor
+
+
+def latent_size(height: int, width: int, factor: int = 8) -> tuple[int, int]:
+    """Height and width of the latents for a picture of so many pixels, rounded up as published
+    to whole cells of ``factor`` squared pixels."""
+    cell = factor * factor
+    return -(-height // cell) * factor, -(-width // cell) * factor
+
+
+def keep_mask(repaint: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """The decoder's mask ``[B, 1, h, w]`` of a host's ``[B, H, W]``, in which 1 is repainted.
+
+    As published: binary from one half on, nearest to the size of the latents, then what is
+    repainted grows by its neighbours left, right, above, below and on one diagonal.
+    """
+    binary = (repaint >= 0.5).float()[:, None]
+    small = F.interpolate(binary, size, mode="nearest")
+    grown = F.conv2d(small, _GROWTH.to(small.device)[None, None], padding=1)
+    return (grown == 0).float()
+
+
+def latent_numbers_drawn(shape: tuple[int, ...], steps: int) -> int:
+    """Random numbers per image that :func:`sample_latents` draws for latents of this shape, where
+    ``steps`` of them add noise."""
+    return math.prod(shape) * steps
+
+
+@torch.no_grad()
+def sample_latents(
+    unet: nn.Module,
+    schedule: LatentSchedule,
+    image_embeds: torch.Tensor,
+    negative_embeds: torch.Tensor | None,
+    *,
+    size: tuple[int, int],
+    num_inference_steps: int = 100,
+    guidance_scale: float = 4.0,
+    generators: list[torch.Generator],
+    device: torch.device,
+    dtype: torch.dtype,
+    start: torch.Tensor | None = None,
+    strength: float = 1.0,
+    kept: Kept | None = None,
+    hint: torch.Tensor | None = None,
+    text: tuple[torch.Tensor, torch.Tensor] | None = None,
+    negative_text: tuple[torch.Tensor, torch.Tensor] | None = None,
+    callback: Callable[[int, int, torch.Tensor], None] | None = None,
+) -> torch.Tensor:
+    """Sample latents from image embeddings.
+
+    Guidance acts on the noise prediction; the learned variance is the conditional branch's.
+
+    Args:
+        unet: diffusers' ``UNet2DConditionModel`` of 4 input channels, 8 for depth, 9 to inpaint.
+        image_embeds: ``[R, D]``, unnormalised; negative_embeds: as many or others, unused at
+            ``guidance_scale`` ≤ 1.
+        size: height and width of the latents.
+        generators: one per picture, B in all, a multiple of every R; the copies of a row are
+            neighbours.
+        device, dtype: where and in what the network runs. The state stays fp32.
+        start: latents ``[R, 4, h, w]`` to begin from; ``strength``: how much of the schedule is
+            run on them, 0 (none, they come back) to 1.
+        kept: what an inpainting decoder leaves alone.
+        hint: depth ``[R, 3, H, W]`` in 0..1, 8 times the size of the latents.
+        text: hidden states ``[R, L, W]`` and text embedding ``[R, D]`` of Kandinsky 2.1;
+            negative_text: the same for guidance.
+        callback: called with (step from 1, steps, x0 ``[B, 4, h, w]``) after each step; may raise.
+
+    Returns:
+        ``[B, 4, h, w]``, fp32.
+
+    Raises:
+        EdgeError: steps or strength out of range, rows that do not divide into B, a decoder that
+            needs something else than it got, no finite result.
+    """
+    count, guided = len(generators), guidance_scale > 1
+    if not math.isfinite(guidance_scale):
+        raise EdgeError(f"'cfg' is {guidance_scale}; guidance needs a finite number")
+    _check_mode(unet, kept, hint)
+    embeds = [spread(image_embeds, count, "image_embeds")]
+    texts = [text]
+    if guided:
+        if negative_embeds is None:
+            raise EdgeError(
+                f"'cfg' is {guidance_scale}, which needs 'negative_image_embeds'; wire the prior's,"
+                " or set 'cfg' to 1"
+            )
+        embeds.insert(0, spread(negative_embeds, count, "negative_image_embeds"))
+        texts.insert(0, negative_text)
+    rows = len(embeds)
+    conditions = {"image_embeds": torch.cat(embeds).to(device, dtype)}
+    if hint is not None:
+        hints = spread(hint, count, "hint").to(device, dtype)
+        conditions["hint"] = torch.cat([hints] * rows)
+    hidden = None
+    if text is not None:
+        hidden = torch.cat([spread(part[0], count, "text").to(device, dtype) for part in texts])
+        pooled = torch.cat([spread(part[1], count, "text").to(device, dtype) for part in texts])
+        conditions["text_embeds"] = pooled
+
+    shape = (unet.config.out_channels // 2, *size)
+    steps, add_noise = schedule.noised(num_inference_steps, 1.0 if start is None else strength)
+    if not steps:
+        return spread(start, count, "latent").float()
+    first = randn(shape, generators, device)
+    x = first
+    if start is not None:
+        x = add_noise(spread(start, count, "latent").to(device, torch.float32), first)
+    beside = []
+    if kept is not None:
+        clean = spread(kept.latents, count, "latent").to(device, torch.float32)
+        keep = spread(kept.keep, count, "mask").to(device, torch.float32)
+        beside = [torch.cat([clean * keep] * rows), torch.cat([keep] * rows)]
+    predict = prepare_latent_decoder(unet, conditions, [s.timestep for s in steps], hidden)
+    for i, step in enumerate(steps):
+        seen = torch.cat([torch.cat([x] * rows), *beside], dim=1)
+        out = predict(seen.to(dtype), i).float()
+        eps, variance = out[:, : shape[0]], out[-count:, shape[0] :]
+        if guided:
+            eps = guide(*eps.chunk(2), guidance_scale)
+        x0 = predict_latent(schedule, step, x, eps)
+        if schedule.sampler == "ddim":
+            x = step.x0_weight * x0 + step.sample_weight * eps
+        else:
+            noise = None if step.last else randn(shape, generators, device)
+            x = previous_sample(step, x, x0, noise, variance if schedule.learned_range else None)
+        if kept is not None:
+            # Noised as far as the next step expects, and at the end not at all.
+            known = clean
+            if i + 1 < len(steps):
+                known = steps[i + 1].sqrt_alpha * clean + steps[i + 1].sqrt_beta * first
+            x = keep * known + (1 - keep) * x
+        if callback is not None:
+            callback(i + 1, len(steps), x0)
+    return refuse_nan(x, "decoder", dtype)
+
+
+def _check_mode(unet: nn.Module, kept: Kept | None, hint: torch.Tensor | None) -> None:
+    """Refuse a decoder of another mode than the inputs.
+
+    Raises:
+        EdgeError: names both.
+    """
+    mode = mode_of(unet)
+    wanted = "inpainting" if kept is not None else "depth" if hint is not None else "text-to-image"
+    if mode != wanted:
+        raise EdgeError(
+            f"'model' is a {mode} decoder, but this node needs one for {wanted}; load"
+            f" {_FOLDERS[wanted]} with 'Load Decoder (Kandinsky)'"
+        )
+
+
+_FOLDERS = {
+    "text-to-image": "kandinsky-2-2-decoder",
+    "inpainting": "kandinsky-2-2-decoder-inpaint",
+    "depth": "kandinsky-2-2-controlnet-depth",
+}
+
+
+def mode_of(unet: nn.Module) -> str:
+    """What a decoder is for, told by its input channels."""
+    channels = unet.config.in_channels - unet.config.out_channels // 2
+    return {0: "text-to-image", 4: "depth", 5: "inpainting"}.get(
+        channels, f"{unet.config.in_channels}-channel"
+    )

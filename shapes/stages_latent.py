@@ -1,0 +1,219 @@
+"""Training of Kandinsky's latent decoders: 4x8x8 latents from an image embedding alone.
+
+The text-to-image decoder first; the one that inpaints and the one that follows a depth map begin
+as it, with further input channels that start at nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ..networks.movq import encode
+from . import recipe
+from .grammar import training_scenes
+from .loop import Draw, Plan, draw_for, train
+from .pictures import training_batch
+from .stages_decoder import chain_of, variance_loss
+from .stages_sr import picture_weight
+
+POOL = 20480
+PLAN = Plan("latent", steps=6000, batch=48, rate=1.5e-3, ema=0.997)
+# Then under the published guidance, and told by the prior, as it will be; see stages_decoder.
+GUIDED = Plan("latent_guided", steps=4000, batch=48, rate=1e-3, ema=0.995, warmup=50)
+MODES = {
+    "inpaint": Plan("latent_inpaint", steps=3000, batch=48, rate=1e-3, ema=0.995, warmup=50),
+    "depth": Plan("latent_depth", steps=2000, batch=32, rate=1e-3, ema=0.995, warmup=50),
+}
+_GUIDANCE = 4.0
+_DROP = 0.1
+_VARIANCE_WEIGHT = 0.05
+_AT_ONCE = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Latents:
+    """Training pictures as the finished MoVQ and CLIP see them.
+
+    Attributes:
+        latents: ``[N, 4, 8, 8]``; embeds: ``[N, D]``; rows: int64 ``[N]``, the scene of each in
+            ``training_scenes()``; masks: uint8 ``[N, 1, 64, 64]``, the silhouettes.
+        said: ``[scenes, n, D]``, what the prior makes of each scene's prompt.
+        nothing: ``[1, D]``, the embedding of a picture of zeros, which guidance subtracts.
+    """
+
+    latents: torch.Tensor
+    embeds: torch.Tensor
+    rows: torch.Tensor
+    masks: torch.Tensor
+    said: torch.Tensor
+    nothing: torch.Tensor
+
+
+@torch.no_grad()
+def latent_pool(
+    movq: nn.Module,
+    image_encoder: nn.Module,
+    said: torch.Tensor,
+    count: int,
+    device: torch.device | str,
+) -> Latents:
+    """``count`` training pictures; equal counts give equal pools."""
+    scenes = training_scenes()
+    parts: list[tuple[torch.Tensor, ...]] = []
+    for start in range(0, count, _AT_ONCE):
+        draw = draw_for("latents", 0, start)
+        rows = draw.numpy.integers(len(scenes), size=min(_AT_ONCE, count - start))
+        pictures, masks = training_batch([scenes[i] for i in rows], draw.numpy)
+        shown = torch.from_numpy(pictures).to(device)
+        silhouettes = torch.from_numpy((masks * 255).round().astype("uint8"))
+        embeds = image_encoder(shown).image_embeds
+        parts.append((encode(movq, shown), embeds, torch.from_numpy(rows), silhouettes))
+    side = recipe.FINAL_SIDE
+    nothing = image_encoder(torch.zeros(1, 3, side, side, device=device)).image_embeds
+    latents, embeds, rows, masks = (torch.cat(kind) for kind in zip(*parts, strict=True))
+    return Latents(latents, embeds, rows, masks, said, nothing)
+
+
+@lru_cache(maxsize=1)
+def _schedule() -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """alphas_cumprod, and the chain of reverse steps."""
+    from diffusers import DDPMScheduler
+
+    scheduler = DDPMScheduler(**recipe.LATENT_SCHEDULER)
+    return scheduler.alphas_cumprod.double(), chain_of(scheduler.betas)
+
+
+def keep_masks(draw: Draw, count: int, side: int) -> torch.Tensor:
+    """Masks of what stays ``[count, 1, side, side]``: 0 in a box, anywhere, of any size; in a
+    tenth of them everywhere."""
+    ends = torch.rand(count, 2, 2, generator=draw.torch)
+    # Twice as often near the full width: a shape fills most of a picture.
+    first = (ends.amin(2) ** 1.5 * side).floor()
+    last = side - ((1 - ends.amax(2)) ** 1.5 * side).floor()
+    all_of_it = torch.rand(count, 1, generator=draw.torch) < 0.1
+    first, last = first.masked_fill(all_of_it, 0), last.masked_fill(all_of_it, side)
+    place = torch.arange(side)
+    inside = (place >= first[..., None]) & (place < last[..., None])  # [count, 2, side]
+    return 1 - (inside[:, 0, :, None] & inside[:, 1, None, :]).float()[:, None]
+
+
+def latent_loss(
+    unet: nn.Module,
+    pool: Latents,
+    draw: Draw,
+    batch: int,
+    device: torch.device | str,
+    mode: str = "decoder",
+    guidance: float = 1.0,
+) -> tuple[torch.Tensor, dict[str, float]]:
+    """Noise prediction, under this much guidance, and the variance's bound."""
+    chosen = torch.from_numpy(draw.numpy.integers(len(pool.rows), size=batch))
+    latents, image = pool.latents[chosen].to(device), pool.embeds[chosen].to(device)
+    if guidance > 1:
+        told = torch.rand(batch, 1, generator=draw.torch) < 0.6
+        which = torch.randint(pool.said.shape[1], (batch,), generator=draw.torch)
+        image = torch.where(told, pool.said[pool.rows[chosen], which], image)
+    dropped = torch.rand(batch, 1, generator=draw.torch) < _DROP
+    image = torch.where(dropped, pool.nothing, image)
+
+    steps = draw.timesteps(batch)
+    products, chain = _schedule()
+    signal = products[steps].sqrt().float().view(-1, 1, 1, 1).to(device)
+    noise_part = (1 - products[steps]).sqrt().float().view(-1, 1, 1, 1).to(device)
+    noise = draw.randn(*latents.shape).to(device)
+    noisy = signal * latents + noise_part * noise
+    shown, hint = [noisy], None
+    if mode == "inpaint":
+        keep = keep_masks(draw, batch, latents.shape[-1]).to(device)
+        shown += [latents * keep, keep]
+    elif mode == "depth":
+        hint = (pool.masks[chosen].float() / 255).expand(-1, 3, -1, -1).to(device)
+
+    def predict(embeds: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        conditions = {"image_embeds": embeds} | ({} if hint is None else {"hint": hint})
+        x = torch.cat(shown, dim=1)
+        out = unet(x, steps.to(device), None, added_cond_kwargs=conditions).sample
+        return out.chunk(2, dim=1)
+
+    predicted, variance = predict(image)
+    if guidance > 1:
+        with torch.no_grad():
+            base = predict(pool.nothing.expand(batch, -1))[0]
+        guided = base + guidance * (predicted - base)
+        predicted = torch.where(dropped[..., None, None], predicted, guided)
+    error = (picture_weight(signal, noise_part) * (predicted - noise).pow(2)).mean()
+    guess = ((noisy - noise_part * predicted.detach()) / signal).clamp(-1, 1)
+    bound = variance_loss(variance, guess, latents, steps, chain)
+    return error + _VARIANCE_WEIGHT * bound, {"error": error.item(), "vb": bound.item()}
+
+
+def train_latent_decoder(
+    pool: Callable[[int], Latents],
+    folder: Path,
+    device: torch.device | str,
+    steps: int | None = None,
+    stop_after: int | None = None,
+) -> dict[str, torch.Tensor]:
+    """The averaged weights of the text-to-image decoder."""
+    plan = PLAN.limited(steps)
+    torch.manual_seed(plan.seed)
+    unet = recipe.latent_decoder().to(device)
+    known = pool(POOL if steps is None else min(POOL, 8 * steps))
+    weights = train(
+        plan,
+        unet,
+        lambda draw: latent_loss(unet, known, draw, plan.batch, device),
+        folder / "latent.pt",
+        stop_after=stop_after,
+    )
+    unet.load_state_dict(weights)
+    guided = GUIDED.limited(steps)
+    return train(
+        guided,
+        unet,
+        lambda draw: latent_loss(unet, known, draw, guided.batch, device, guidance=_GUIDANCE),
+        folder / "latent_guided.pt",
+        stop_after=stop_after,
+    )
+
+
+def train_latent_mode(
+    mode: str,
+    decoder: nn.Module,
+    pool: Callable[[int], Latents],
+    folder: Path,
+    device: torch.device | str,
+    steps: int | None = None,
+    stop_after: int | None = None,
+) -> dict[str, torch.Tensor]:
+    """The averaged weights of the decoder taught to inpaint or to follow depth."""
+    plan = MODES[mode].limited(steps)
+    torch.manual_seed(plan.seed)
+    unet = recipe.latent_decoder(mode).to(device)
+    begin_as(unet, decoder)
+    known = pool(POOL if steps is None else min(POOL, 8 * steps))
+    return train(
+        plan,
+        unet,
+        lambda draw: latent_loss(unet, known, draw, plan.batch, device, mode, _GUIDANCE),
+        folder / f"latent_{mode}.pt",
+        stop_after=stop_after,
+    )
+
+
+@torch.no_grad()
+def begin_as(unet: nn.Module, decoder: nn.Module) -> None:
+    """Gives ``unet`` the decoder's weights; further input channels begin at zero."""
+    mine = dict(unet.named_parameters())
+    for name, tensor in decoder.named_parameters():
+        if name == "conv_in.weight":
+            more = mine[name].shape[1] - tensor.shape[1]
+            tensor = F.pad(tensor, (0, 0, 0, 0, 0, more))
+        mine[name].copy_(tensor)

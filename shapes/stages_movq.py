@@ -1,0 +1,62 @@
+"""Training of Kandinsky's miniature MoVQ: 64 pixel pictures as 4x8x8 latents, and back.
+
+Its decoders use the latents as they are, without the codebook, so the network is trained without
+it, and the codebook is what k-means makes of the finished latents. The published sampler's dynamic
+thresholding presses x0 into ±1, so that is where latents are kept; a little noise on them while
+training makes the decoder forgive what a sampler leaves.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from . import recipe
+from .loop import Draw, Plan, draw_for, train
+from .stages_sr import edge_loss, pictures_of
+from .stages_vqgan import begin_codebook
+
+PLAN = Plan("movq", steps=2600, batch=8, rate=1e-3, ema=0.99, warmup=20)
+_NOISE = 0.05
+_DEVIATION = 0.5  # of every channel of the latents
+
+
+def movq_loss(
+    network: torch.nn.Module, draw: Draw, batch: int, device: torch.device | str
+) -> tuple[torch.Tensor, dict[str, float]]:
+    """The picture and its edges again, from latents that fill ±1 and hardly leave it."""
+    pictures = pictures_of(draw, batch, device)
+    found = network.quant_conv(network.encoder(pictures))
+    spread, mean = torch.std_mean(found, dim=(0, 2, 3))
+    bounds = (spread - _DEVIATION).square().mean() + mean.square().mean()
+    bounds = bounds + F.relu(found.abs() - 1).square().mean() * 10
+    noisy = found + _NOISE * draw.randn(*found.shape).to(device)
+    made = network.decoder(network.post_quant_conv(noisy), noisy)
+    plain = F.mse_loss(made, pictures) + F.l1_loss(made, pictures)
+    loss = plain + 2 * edge_loss(made, pictures) + bounds
+    return loss, {"plain": plain.item(), "far": found.abs().max().item()}
+
+
+def train_movq(
+    folder: Path,
+    device: torch.device | str,
+    steps: int | None = None,
+    stop_after: int | None = None,
+) -> dict[str, torch.Tensor]:
+    """The averaged weights, with a codebook of the latents' centres."""
+    plan = PLAN.limited(steps)
+    torch.manual_seed(plan.seed)
+    network = recipe.movq().to(device)
+    network.quantize.requires_grad_(False)
+    weights = train(
+        plan,
+        network,
+        lambda draw: movq_loss(network, draw, plan.batch, device),
+        folder / "movq.pt",
+        stop_after=stop_after,
+    )
+    network.load_state_dict(weights)
+    begin_codebook(network, draw_for("movq codebook", plan.seed, 0), device)
+    return {name: value.detach().cpu() for name, value in network.state_dict().items()}
