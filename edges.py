@@ -162,6 +162,38 @@ def conditioning_to_text(conditioning: list, wanted: EmbeddingSpace, name: str) 
     return TextEncoding(hidden, pooled, mask.bool(), wanted)
 
 
+def embeds_to_conditioning(
+    embeds: torch.Tensor, space: str, depth: torch.Tensor | None = None
+) -> list:
+    """Image embeddings ``[B, D]`` as CONDITIONING ``[B, 1, D]`` for a native sampler, so that
+    native nodes combine and average them; ``depth`` ``[B, 3, H, W]`` in 0..1 goes beside."""
+    extra = {"embedding_space": space, "prior_art": "image_embeds"}
+    return [[embeds[:, None], extra | ({} if depth is None else {"depth_hint": depth})]]
+
+
+def conditioning_to_embeds(conditioning: list, wanted: EmbeddingSpace, name: str) -> torch.Tensor:
+    """The image embeddings ``[B, D]`` in a CONDITIONING for a decoder that speaks ``wanted``.
+
+    Raises:
+        EdgeError: a text prompt, another space, NaN.
+    """
+    embeds, extra = conditioning[0]
+    if embeds is None or extra.get("prior_art") != "image_embeds" or embeds.shape[1] != 1:
+        raise EdgeError(
+            f"'{name}' is a text prompt, but this decoder reads image embeddings; wire a prior's"
+            " or an image encoder's output through 'Kandinsky Conditioning'"
+        )
+    if extra["embedding_space"] != wanted.name or embeds.shape[2] != wanted.dim:
+        raise EdgeError(
+            f"'{name}' is an image embedding in the space '{extra['embedding_space']}',"
+            f" {embeds.shape[2]} dimensions, but this decoder needs '{wanted.name}'"
+            f" ({wanted.encoder}). No conversion exists: sample its own prior, or encode the"
+            " picture again"
+        )
+    _refuse_nan(embeds, name)
+    return embeds[:, 0]
+
+
 def image_embeds_of(output: Any, wanted: EmbeddingSpace, name: str) -> torch.Tensor:
     """The unnormalised ``image_embeds`` ``[B, D]`` of a CLIP_VISION_OUTPUT, checked for a stage.
 
@@ -177,7 +209,7 @@ def image_embeds_of(output: Any, wanted: EmbeddingSpace, name: str) -> torch.Ten
             f"'{name}' got a CLIP_VISION_OUTPUT without image_embeds; encode a picture with"
             f" {wanted.encoder}, or sample a prior"
         )
-    space = getattr(output, "embedding_space", None) or _infer_space(output, embeds)
+    space = space_of_output(output)
     if space != wanted.name or embeds.shape[-1] != wanted.dim:
         other = SPACES.get(space)
         made_by = getattr(output, "made_by", None) or "native CLIP Vision Encode"
@@ -204,6 +236,17 @@ def latent_of(latent: Any, name: str) -> torch.Tensor:
         raise EdgeError(f"'{name}' got a LATENT without samples; wire 'VQGAN Encode' into it")
     _refuse_nan(samples, name)
     return samples
+
+
+def space_of_output(output: Any) -> str:
+    """The name of the space of a CLIP_VISION_OUTPUT's ``image_embeds``; a foreign one's is told by
+    its widths."""
+    return getattr(output, "embedding_space", None) or _infer_space(output, output.image_embeds)
+
+
+def space_named(name: str, dim: int) -> EmbeddingSpace:
+    """The space of this name; one that no table lists is taken at its word."""
+    return SPACES.get(name) or EmbeddingSpace(name, dim, f"a {dim}-dimensional CLIP")
 
 
 def _infer_space(output: Any, embeds: torch.Tensor) -> str:

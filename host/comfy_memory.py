@@ -182,3 +182,12 @@ def use(
     patchers = [managed.patcher, *(other.patcher for other in beside)]
     memory.load_models_gpu(patchers, memory_required=memory_required)
     return managed.patcher.model.network, managed.patcher.load_device, managed.compute_dtype
+
+
+def kind_of(inner: Any, outer: Any) -> str:
+    """What a foreign object of the host is, in words for a message."""
+    if inner is None:
+        return f"no model of the host ({type(outer).__name__})"
+    config = getattr(inner, "model_config", None)
+    name = type(config).__name__ if config is not None else type(inner).__name__
+    return f"another model ({name})"

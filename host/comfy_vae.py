@@ -15,10 +15,12 @@ import torch
 from torch import nn
 
 from ..edges import EdgeError
+from ..networks.movq import LatentMoVQ
 from ..networks.vqgan import HELD_DECODING, HELD_ENCODING, LatentVQGAN
 from .comfy_memory import Managed, patcher_of, prepare
 
 if TYPE_CHECKING:
+    from ..loaders.kandinsky import MoVQ
     from ..loaders.vqgan import VQGAN
 
 
@@ -58,6 +60,28 @@ class VQGANCoder(LatentVQGAN):
         self.facts = loaded
 
 
+class MoVQCoder(LatentMoVQ):
+    """A MoVQ in the host's VAE, with what its loader knows about it."""
+
+    def __init__(self, loaded: MoVQ) -> None:
+        super().__init__(loaded.network)
+        self.facts = loaded
+
+
+def wrap_movq(loaded: MoVQ) -> Any:
+    """A MoVQ as the host's VAE, which VAEEncode, VAEDecode and VAEDecodeTiled run."""
+    return native_vae(MoVQCoder(loaded), loaded.factor, loaded.channels)
+
+
+def open_movq(vae: Any) -> tuple[Managed, MoVQ]:
+    """The MoVQ in a VAE, and what its loader knows about it.
+
+    Raises:
+        EdgeError: another kind of VAE.
+    """
+    return _open(vae, MoVQCoder, "Load MoVQ")
+
+
 def wrap_vqgan(loaded: VQGAN) -> Any:
     """A VQGAN as the host's VAE, which VAEEncode, VAEDecode and VAEDecodeTiled run."""
     return native_vae(VQGANCoder(loaded), loaded.factor, loaded.channels)
@@ -69,10 +93,14 @@ def open_vqgan(vae: Any) -> tuple[Managed, VQGAN]:
     Raises:
         EdgeError: another kind of VAE.
     """
+    return _open(vae, VQGANCoder, "Load VQGAN")
+
+
+def _open(vae: Any, wanted: type, loader: str) -> tuple[Managed, Any]:
     coder = getattr(vae, "first_stage_model", None)
-    if not isinstance(coder, VQGANCoder):
+    if not isinstance(coder, wanted):
         raise EdgeError(
-            f"'vae' is another kind of VAE ({type(coder).__name__}); this node needs one from 'Load"
-            " VQGAN'"
+            f"'vae' is another kind of VAE ({type(coder).__name__}); this node needs one from"
+            f" '{loader}'"
         )
     return Managed(vae.patcher, vae.vae_dtype), coder.facts

@@ -24,7 +24,7 @@ from torch import nn
 
 from ..edges import EdgeError, EmbeddingSpace, conditioning_to_text, image_embeds_of
 from .comfy_compat import warn
-from .comfy_memory import Holder, Managed, patcher_of, prepare, use, weight_dtype
+from .comfy_memory import Holder, Managed, kind_of, patcher_of, prepare, use, weight_dtype
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -237,20 +237,11 @@ def open_decoder(model: Any) -> tuple[Managed, UnCLIPSchedule, EmbeddingSpace]:
     inner = getattr(model, "model", None)
     if not isinstance(inner, KarloModel):
         raise EdgeError(
-            f"'model' is {_kind(inner, model)}, but this stage samples Karlo's decoder; load it"
+            f"'model' is {kind_of(inner, model)}, but this stage samples Karlo's decoder; load it"
             " with 'Load Decoder (unCLIP)'"
         )
     compute = inner.manual_cast_dtype or inner.get_dtype()
     return Managed(model, compute), inner.schedule, inner.space
-
-
-def _kind(inner: Any, outer: Any) -> str:
-    """What a foreign object of the host is, in words for a message."""
-    if inner is None:
-        return f"no model of the host ({type(outer).__name__})"
-    config = getattr(inner, "model_config", None)
-    name = type(config).__name__ if config is not None else type(inner).__name__
-    return f"another model ({name})"
 
 
 # -- the text tower as a CLIP ----------------------------------------------------------------

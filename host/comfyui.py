@@ -1,9 +1,9 @@
 """The door into the real ComfyUI: devices, memory, folders, progress and the host's own types.
 
 The same names as :mod:`.embedded`. The wrappers that make our networks the host's MODEL, CLIP
-and CLIP_VISION are in :mod:`.comfy_wrap`, those for its VAE in :mod:`.comfy_vae`, the memory
-management behind them in :mod:`.comfy_memory`, and what older and newer hosts call differently in
-:mod:`.comfy_compat`.
+and CLIP_VISION are in :mod:`.comfy_wrap`, Kandinsky's MODEL and SAMPLER in :mod:`.comfy_latent`,
+those for its VAE in :mod:`.comfy_vae`, the memory management behind them in :mod:`.comfy_memory`,
+and what older and newer hosts call differently in :mod:`.comfy_compat`.
 """
 
 from __future__ import annotations
@@ -20,8 +20,14 @@ import torch
 from comfy_api.latest import ComfyExtension
 
 from .comfy_compat import io, warn
+from .comfy_latent import (
+    latent_sampler,
+    latent_sigmas,
+    open_latent_decoder,
+    wrap_latent_decoder,
+)
 from .comfy_memory import Managed, manage, use
-from .comfy_vae import open_vqgan, wrap_vqgan
+from .comfy_vae import open_movq, open_vqgan, wrap_movq, wrap_vqgan
 from .comfy_wrap import (
     clip_vision_output,
     open_decoder,
@@ -123,11 +129,15 @@ __all__ = [
     "clip_vision_output",
     "free_memory",
     "io",
+    "latent_sampler",
+    "latent_sigmas",
     "manage",
     "model_folders",
     "offload",
     "open_decoder",
     "open_image_encoder",
+    "open_latent_decoder",
+    "open_movq",
     "open_text_encoder",
     "open_vqgan",
     "pick_dtype",
@@ -136,6 +146,8 @@ __all__ = [
     "warn",
     "wrap_decoder",
     "wrap_image_encoder",
+    "wrap_latent_decoder",
+    "wrap_movq",
     "wrap_text_encoder",
     "wrap_vqgan",
 ]

@@ -19,13 +19,16 @@ import torch
 from torch import nn
 
 from ..edges import EdgeError, EmbeddingSpace, text_to_conditioning
+from ..networks.movq import LatentMoVQ
 from ..networks.vqgan import LatentVQGAN
+from ..samplers.schedule import published_sigmas
 from . import embedded_io as io
 from .embedded_io import ComfyExtension
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from ..loaders.kandinsky import LatentDecoder, MoVQ
     from ..loaders.karlo import LoadedDecoder
     from ..loaders.unclip import ImageEncoder, TextEncoder
     from ..loaders.vqgan import VQGAN
@@ -75,6 +78,14 @@ class Model:
     managed: Managed
     schedule: UnCLIPSchedule
     space: EmbeddingSpace
+
+
+@dataclass(frozen=True)
+class LatentModel:
+    """MODEL: a Kandinsky decoder."""
+
+    managed: Managed
+    loaded: LatentDecoder
 
 
 @dataclass(frozen=True)
@@ -139,7 +150,7 @@ class Vae:
     managed: Managed
     coder: Any
     factor: int
-    facts: VQGAN
+    facts: VQGAN | MoVQ
 
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
         """IMAGE ``[B, H, W, 3]`` → latent, cut to multiples of the factor as native VAEs do."""
@@ -244,6 +255,40 @@ def open_decoder(model: Any) -> tuple[Managed, UnCLIPSchedule, EmbeddingSpace]:
     return model.managed, model.schedule, model.space
 
 
+def wrap_latent_decoder(loaded: LatentDecoder) -> LatentModel:
+    """A Kandinsky decoder as MODEL."""
+    return LatentModel(manage(loaded.network), loaded)
+
+
+def open_latent_decoder(model: Any) -> tuple[Managed, LatentDecoder]:
+    """The decoder in a MODEL, and its loader's facts.
+
+    Raises:
+        EdgeError: another kind of MODEL.
+    """
+    if not isinstance(model, LatentModel):
+        raise EdgeError(
+            f"'model' is another kind of MODEL ({type(model).__name__}); this node needs a"
+            " Kandinsky decoder from 'Load Decoder (Kandinsky)'"
+        )
+    return model.managed, model.loaded
+
+
+def latent_sampler() -> str:
+    """The published learned-range DDPM as SAMPLER: the name that the runner's SamplerCustom
+    knows."""
+    return "kandinsky_ddpm"
+
+
+def latent_sigmas(model: Any, steps: int, denoise: float) -> torch.Tensor:
+    """The published timesteps' noise levels, and 0, as SIGMAS.
+
+    Raises:
+        EdgeError: another kind of MODEL, steps or denoise out of range.
+    """
+    return published_sigmas(open_latent_decoder(model)[1].schedule, steps, denoise)
+
+
 def wrap_text_encoder(loaded: TextEncoder) -> Clip:
     """A text tower as CLIP."""
     return Clip(manage(loaded.network), loaded.tokenizer, loaded.space)
@@ -282,6 +327,20 @@ def open_image_encoder(clip_vision: Any) -> tuple[Managed, Any, EmbeddingSpace]:
     return clip_vision.managed, clip_vision.preprocess, clip_vision.space
 
 
+def wrap_movq(loaded: MoVQ) -> Vae:
+    """A MoVQ as VAE."""
+    return Vae(manage(loaded.network), LatentMoVQ(loaded.network), loaded.factor, loaded)
+
+
+def open_movq(vae: Any) -> tuple[Managed, MoVQ]:
+    """The MoVQ in a VAE, and what its loader knows about it.
+
+    Raises:
+        EdgeError: another kind of VAE.
+    """
+    return _open(vae, LatentMoVQ, "Load MoVQ")
+
+
 def wrap_vqgan(loaded: VQGAN) -> Vae:
     """A VQGAN as VAE."""
     return Vae(manage(loaded.network), LatentVQGAN(loaded.network), loaded.factor, loaded)
@@ -293,10 +352,14 @@ def open_vqgan(vae: Any) -> tuple[Managed, VQGAN]:
     Raises:
         EdgeError: another kind of VAE.
     """
-    if not isinstance(vae, Vae):
+    return _open(vae, LatentVQGAN, "Load VQGAN")
+
+
+def _open(vae: Any, coder: type, loader: str) -> tuple[Managed, Any]:
+    if not isinstance(getattr(vae, "coder", None), coder):
         raise EdgeError(
-            f"'vae' is another kind of VAE ({type(vae).__name__}); this node needs one from 'Load"
-            " VQGAN'"
+            f"'vae' is another kind of VAE ({type(vae).__name__}); this node needs one from"
+            f" '{loader}'"
         )
     return vae.managed, vae.facts
 
@@ -337,17 +400,22 @@ __all__ = [
     "ClipVision",
     "ComfyExtension",
     "Interrupted",
+    "LatentModel",
     "Managed",
     "Model",
     "Vae",
     "clip_vision_output",
     "free_memory",
     "io",
+    "latent_sampler",
+    "latent_sigmas",
     "manage",
     "model_folders",
     "offload",
     "open_decoder",
     "open_image_encoder",
+    "open_latent_decoder",
+    "open_movq",
     "open_text_encoder",
     "open_vqgan",
     "pick_dtype",
@@ -356,6 +424,8 @@ __all__ = [
     "warn",
     "wrap_decoder",
     "wrap_image_encoder",
+    "wrap_latent_decoder",
+    "wrap_movq",
     "wrap_text_encoder",
     "wrap_vqgan",
 ]

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from ..edges import EdgeError, EmbeddingSpace
-from ..networks.movq import at_latent_size
+from ..networks.movq import at_latent_size, colours_of
 from ..samplers.schedule import LatentSchedule
 from .checkpoint import AGAIN, CheckpointError, check_inside, read_json, read_state_dict
 from .hub import build_diffusers, fill, part, read_hub
@@ -47,11 +47,21 @@ class MoVQ:
 
 @dataclass(frozen=True)
 class LatentDecoder:
-    """A decoder's U-Net, its schedule, the space of the image embeddings it reads, its name."""
+    """A decoder ready to use.
+
+    Attributes:
+        network: diffusers' ``UNet2DConditionModel``.
+        schedule: its published constants.
+        space: of the image embeddings that it reads.
+        colours: of its latents, for previews: see ``networks.movq.colours_of``; ``None`` where no
+            MoVQ lies beside it.
+        name: where it came from, for messages.
+    """
 
     network: nn.Module
     schedule: LatentSchedule
     space: EmbeddingSpace
+    colours: torch.Tensor | None
     name: str
 
 
@@ -99,7 +109,8 @@ def load_latent_decoder(source: Source, dtype: torch.dtype = torch.float32) -> L
         )
     fill(network, tensors, dtype, name)
     space = space_of(source, network.config.encoder_hid_dim)
-    return LatentDecoder(network, _read_schedule(source), space, name)
+    colours = colours_of(load_movq(source).network) if "movq" in source.stages else None
+    return LatentDecoder(network, _read_schedule(source), space, colours, name)
 
 
 def zero_image(source: Source) -> torch.Tensor | None:

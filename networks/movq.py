@@ -56,3 +56,35 @@ def encode(network: nn.Module, pictures: torch.Tensor) -> torch.Tensor:
 def decode(network: nn.Module, latents: torch.Tensor) -> torch.Tensor:
     """Pictures ``[B, 3, H, W]``, about -1..1, of latents ``[B, 4, H/8, W/8]`` as they are."""
     return network.decoder(network.post_quant_conv(latents), latents)
+
+
+class LatentMoVQ(nn.Module):
+    """A MoVQ with the two methods that a host's VAE calls."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def encode(self, pictures: torch.Tensor) -> torch.Tensor:
+        """:func:`encode`."""
+        return encode(self.network, pictures)
+
+    def decode(self, latent: torch.Tensor) -> torch.Tensor:
+        """:func:`decode`."""
+        return decode(self.network, latent)
+
+
+@torch.no_grad()
+def colours_of(network: nn.Module) -> torch.Tensor:
+    """The colour of a latent, roughly, for previews: ``[c + 1, 3]``, rows that the channels are
+    multiplied by and one that is added; the sum is in -1..1.
+
+    Fitted to what the network makes of plain latents of many values.
+    """
+    channels = network.config.latent_channels
+    values = torch.randn(96, channels, generator=torch.Generator().manual_seed(0))
+    weight = next(network.parameters())
+    plain = values.to(weight)[:, :, None, None].expand(-1, -1, 4, 4)
+    made = torch.cat([decode(network, part) for part in plain.split(8)]).float().mean(dim=(2, 3))
+    known = torch.cat([values, torch.ones(len(values), 1)], dim=1)
+    return torch.linalg.lstsq(known, made.clamp(-1, 1).cpu()).solution

@@ -6,17 +6,29 @@ from ..host import host
 from .autoregressive import ARComplete, ARSample, ARScore, ARVariations
 from .decoder import KarloDecoder
 from .image import ImageEncode
+from .latent import (
+    KandinskyConditioning,
+    KandinskyDecoder,
+    KandinskyDepth,
+    KandinskyImage,
+    KandinskyInpaint,
+    KandinskySampler,
+    KandinskySchedule,
+)
 from .load import (
     LoadARTransformer,
     LoadDecoder,
     LoadImageEncoder,
+    LoadLatentDecoder,
+    LoadMoVQ,
     LoadPrior,
     LoadReranker,
     LoadTextEncoder,
     LoadUpscaler,
     LoadVQGAN,
 )
-from .prior import PriorSample
+from .mix import MixEmbeddings
+from .prior import KandinskyPrior, KandinskyPriorImage, PriorSample
 from .rerank import CLIPRerank, ImageGrid
 from .text import TextEncode
 from .upscale import KarloUpscale
@@ -33,6 +45,18 @@ NODES = [
     PriorSample,
     KarloDecoder,
     KarloUpscale,
+    LoadLatentDecoder,
+    LoadMoVQ,
+    KandinskyPrior,
+    KandinskyPriorImage,
+    KandinskyDecoder,
+    KandinskyImage,
+    KandinskyInpaint,
+    KandinskyDepth,
+    KandinskyConditioning,
+    KandinskySampler,
+    KandinskySchedule,
+    MixEmbeddings,
     LoadVQGAN,
     LoadARTransformer,
     LoadReranker,

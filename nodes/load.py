@@ -8,7 +8,7 @@ from typing import Any
 
 from ..edges import Prior, Transformer, Upscaler
 from ..host import host, io
-from ..loaders import karlo, mindalle, unclip
+from ..loaders import kandinsky, karlo, mindalle, unclip
 from ..loaders.reranker import load_reranker
 from ..loaders.sources import find_source, list_sources
 from ..samplers.rerank import preprocess
@@ -16,8 +16,9 @@ from ..samplers.rerank import preprocess
 CATEGORY = "PriorArt/load"
 DTYPES = ["auto", "fp32", "fp16", "bf16"]
 
-FULL = frozenset({"vqgan", "reranker"})
-"""Stages that are small and that half precision changes: 4% of the codes, the order of scores."""
+FULL = frozenset({"vqgan", "reranker", "movq"})
+"""Stages that are small and that half precision changes: 4% of the codes, the order of scores,
+flat colours."""
 
 
 def _inputs(stage: str) -> list:
@@ -48,7 +49,8 @@ def _fingerprint(stage: str, source: str) -> tuple:
     """Changes when the files behind a source change, so that the host loads them again."""
     path = find_source(source, stage, host.model_folders()).path
     files = sorted(path.rglob("*")) if path.is_dir() else [path]
-    stats = [(file.name, file.stat()) for file in files if file.is_file()]
+    # What a loader itself leaves there is no change.
+    stats = [(f.name, f.stat()) for f in files if f.is_file() and f.name != kandinsky.ZERO_IMAGE]
     return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
 
 
@@ -80,8 +82,8 @@ class LoadTextEncoder(io.ComfyNode):
             node_id="PriorArtLoadTextEncoder",
             display_name="Load Text Encoder (unCLIP)",
             category=CATEGORY,
-            description="Loads the CLIP text tower of Karlo, with its tokenizer. Native CLIP Text"
-            " Encode works on it too.",
+            description="Loads the CLIP text tower of Karlo or Kandinsky, with its tokenizer."
+            " Native CLIP Text Encode works on it too.",
             inputs=_inputs("text_encoder"),
             outputs=[io.Clip.Output(display_name="clip", tooltip="For Text Encode (unCLIP).")],
         )
@@ -105,8 +107,8 @@ class LoadImageEncoder(io.ComfyNode):
             node_id="PriorArtLoadImageEncoder",
             display_name="Load Image Encoder (unCLIP)",
             category=CATEGORY,
-            description="Loads the CLIP image tower of Karlo, for image variations. Native CLIP"
-            " Vision Encode works on it too.",
+            description="Loads the CLIP image tower of Karlo or Kandinsky, to vary and mix"
+            " pictures. Native CLIP Vision Encode works on it too.",
             inputs=_inputs("image_encoder"),
             outputs=[
                 io.ClipVision.Output(
@@ -139,7 +141,7 @@ class LoadPrior(io.ComfyNode):
             inputs=_inputs("prior"),
             outputs=[
                 io.Custom("UNCLIP_PRIOR").Output(
-                    display_name="prior", tooltip="For Prior Sample (unCLIP)."
+                    display_name="prior", tooltip="For Prior Sample (unCLIP) or (Kandinsky)."
                 )
             ],
         )
@@ -151,7 +153,10 @@ class LoadPrior(io.ComfyNode):
     @classmethod
     def execute(cls, source: str, dtype: str) -> io.NodeOutput:
         loaded = _load(unclip.load_prior, "prior", source, dtype)
-        return io.NodeOutput(Prior(host.manage(loaded.network), loaded.schedule, loaded.space))
+        found = find_source(source, "prior", host.model_folders())
+        zero = kandinsky.zero_image(found) if found.system == "kandinsky-prior" else None
+        managed = host.manage(loaded.network)
+        return io.NodeOutput(Prior(managed, loaded.schedule, loaded.space, zero))
 
 
 class LoadDecoder(io.ComfyNode):
@@ -180,6 +185,65 @@ class LoadDecoder(io.ComfyNode):
     @classmethod
     def execute(cls, source: str, dtype: str) -> io.NodeOutput:
         return io.NodeOutput(host.wrap_decoder(_load(karlo.load_decoder, "decoder", source, dtype)))
+
+
+class LoadLatentDecoder(io.ComfyNode):
+    """Kandinsky's decoder as a native MODEL over MoVQ's latents."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PriorArtLoadLatentDecoder",
+            display_name="Load Decoder (Kandinsky)",
+            category=CATEGORY,
+            description="Loads a decoder of Kandinsky 2.2 as a native MODEL: text-to-image,"
+            " inpainting (9 channels) or depth (8 channels). Kandinsky Decoder samples it as"
+            " published; native KSampler runs it too, with image embeddings through Kandinsky"
+            " Conditioning.",
+            inputs=_inputs("latent_decoder"),
+            outputs=[
+                io.Model.Output(
+                    display_name="model", tooltip="For the Kandinsky Decoder nodes or KSampler."
+                )
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, source: str, dtype: str) -> tuple:
+        return _fingerprint("latent_decoder", source)
+
+    @classmethod
+    def execute(cls, source: str, dtype: str) -> io.NodeOutput:
+        loaded = _load(kandinsky.load_latent_decoder, "latent_decoder", source, dtype)
+        return io.NodeOutput(host.wrap_latent_decoder(loaded))
+
+
+class LoadMoVQ(io.ComfyNode):
+    """Kandinsky's MoVQ as the host's VAE."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PriorArtLoadMoVQ",
+            display_name="Load MoVQ",
+            category=CATEGORY,
+            description="Loads Kandinsky's MoVQ, which turns latents into pictures and back, as a"
+            " native VAE: VAE Encode, VAE Decode and their tiled forms work on it.",
+            inputs=_inputs("movq"),
+            outputs=[
+                io.Vae.Output(
+                    display_name="vae", tooltip="For VAE Decode and the Kandinsky Decoder nodes."
+                )
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, source: str, dtype: str) -> tuple:
+        return _fingerprint("movq", source)
+
+    @classmethod
+    def execute(cls, source: str, dtype: str) -> io.NodeOutput:
+        return io.NodeOutput(host.wrap_movq(_load(kandinsky.load_movq, "movq", source, dtype)))
 
 
 class LoadUpscaler(io.ComfyNode):
@@ -304,6 +368,6 @@ class LoadReranker(io.ComfyNode):
     def execute(cls, source: str, dtype: str) -> io.NodeOutput:
         loaded = _load(load_reranker, "reranker", source, dtype)
         prepare = partial(preprocess, size=loaded.size, mean=loaded.mean, std=loaded.std)
-        text = karlo.TextEncoder(loaded.network["text"], loaded.tokenizer, loaded.space)
-        image = karlo.ImageEncoder(loaded.network["vision"], prepare, loaded.space)
+        text = unclip.TextEncoder(loaded.network["text"], loaded.tokenizer, loaded.space)
+        image = unclip.ImageEncoder(loaded.network["vision"], prepare, loaded.space)
         return io.NodeOutput(host.wrap_text_encoder(text), host.wrap_image_encoder(image))

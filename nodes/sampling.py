@@ -21,14 +21,15 @@ def seed_input() -> Any:
     )
 
 
-def sampling_inputs(steps: int, cfg: float | None) -> list[Any]:
-    """``seed``, ``steps`` and, for a guided stage, ``cfg``, with the published defaults."""
+def sampling_inputs(steps: int, cfg: float | None, least: int = 2) -> list[Any]:
+    """``seed``, ``steps`` (at ``least`` so many) and, for a guided stage, ``cfg``, with the
+    published defaults."""
     inputs = [
         seed_input(),
         io.Int.Input(
             "steps",
             default=steps,
-            min=2,
+            min=least,
             max=1000,
             tooltip=f"Denoising steps; published with {steps}.",
         ),

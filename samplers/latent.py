@@ -19,7 +19,13 @@ from ..edges import EdgeError
 from ..networks.unet import prepare_latent_decoder
 from .guidance import guide, refuse_nan, spread
 from .noise import randn
-from .schedule import LatentSchedule, predict_latent, previous_sample
+from .schedule import (
+    LatentSchedule,
+    ancestral_steps,
+    predict_latent,
+    press,
+    previous_sample,
+)
 
 # The neighbours that a repainted place draws in: left, right, above, below, and one diagonal.
 _GROWTH = torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 1.0], [0.0, 1.0, 1.0]])
@@ -171,6 +177,39 @@ def sample_latents(
         if callback is not None:
             callback(i + 1, len(steps), x0)
     return refuse_nan(x, "decoder", dtype)
+
+
+@torch.no_grad()
+def sample_from_sigmas(
+    denoise: Callable[[torch.Tensor, float], tuple[torch.Tensor, torch.Tensor | None]],
+    schedule: LatentSchedule,
+    x: torch.Tensor,
+    sigmas: list[float],
+    draw: Callable[[], torch.Tensor],
+    callback: Callable[[int, torch.Tensor, torch.Tensor], None] | None = None,
+) -> torch.Tensor:
+    """The published ancestral sampler for a host that keeps signal at 1 and lets noise grow.
+
+    Args:
+        denoise: ``(x [B, 4, h, w], sigma) -> (x0, learned variance)``, after guidance; without a
+            variance the smaller bound is used.
+        schedule: for the range of x0.
+        x: at ``sigmas[0]``; sigmas: descending, as a rule to 0.
+        draw: noise like ``x``.
+        callback: called with (step from 0, x0, x) in each step; may raise.
+
+    Returns:
+        ``[B, 4, h, w]`` at ``sigmas[-1]``.
+    """
+    for i, step in enumerate(ancestral_steps(sigmas)):
+        x0, variance = denoise(x, sigmas[i])
+        x0 = press(schedule, x0)
+        if callback is not None:
+            callback(i, x0, x)
+        scaled = x / (1 + sigmas[i] ** 2) ** 0.5
+        scaled = previous_sample(step, scaled, x0, None if step.last else draw(), variance)
+        x = scaled * (1 + sigmas[i + 1] ** 2) ** 0.5
+    return x
 
 
 def _check_mode(unet: nn.Module, kept: Kept | None, hint: torch.Tensor | None) -> None:

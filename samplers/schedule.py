@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -255,6 +255,24 @@ class LatentSchedule:
         return steps, noising(self.alphas_cumprod(), steps)
 
 
+def published_sigmas(schedule: LatentSchedule, steps: int, strength: float) -> torch.Tensor:
+    """Noise over signal at the last ``strength`` of the published timesteps, and 0; empty at 0.
+
+    Raises:
+        EdgeError: steps or strength out of range.
+    """
+    chosen, _ = schedule.noised(steps, strength)
+    levels = [step.sqrt_beta / step.sqrt_alpha for step in chosen]
+    return torch.tensor([*levels, 0.0] if levels else [])
+
+
+def ancestral_steps(sigmas: list[float]) -> list[Step]:
+    """The same steps for a host's noise levels, descending to 0: each is noise over signal."""
+    alphas = 1 / (1 + torch.tensor(sigmas, dtype=torch.float64).square())
+    steps = [_step(alphas, i, i + 1) for i in range(len(sigmas) - 1)]
+    return [replace(step, last=sigma == 0) for step, sigma in zip(steps, sigmas[1:], strict=True)]
+
+
 def part_of(steps: list[Step], strength: float) -> list[Step]:
     """The last ``strength`` (0..1) of the steps, rounded down as published; none at 0.
 
@@ -325,7 +343,11 @@ def predict_latent(
 ) -> torch.Tensor:
     """The clean latent ``[B, ...]`` that the predicted noise implies at ``x``, pressed into its
     range as published."""
-    x0 = (x - step.sqrt_beta * eps) / step.sqrt_alpha
+    return press(schedule, (x - step.sqrt_beta * eps) / step.sqrt_alpha)
+
+
+def press(schedule: LatentSchedule, x0: torch.Tensor) -> torch.Tensor:
+    """Clean latents ``[B, ...]`` in their range: thresholded, or clamped."""
     if schedule.thresholding:
         limit = torch.quantile(x0.flatten(1).abs(), schedule.ratio, dim=1)
         limit = limit.clamp(1, schedule.largest).view(-1, *[1] * (x0.ndim - 1))

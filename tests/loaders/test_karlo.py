@@ -114,9 +114,9 @@ def test_spaces(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         space = load(hub, stage).space
         assert (space.name, space.dim) == (f"custom-{DIM}d", DIM)
     for dim, name in ((768, "openai-vit-l-14"), (1280, "laion-vit-bigg-14"), (64, "custom-64d")):
-        assert karlo._space(Source("x", "folder", hub, "karlo", frozenset()), dim).name == name
+        assert unclip.space_of(Source("x", "folder", hub, "karlo", frozenset()), dim).name == name
     embedded = Source("x", "embedded", hub, "karlo", frozenset())
-    assert karlo._space(embedded, 64) is SPACES["shapes-vit-l"]
+    assert unclip.space_of(embedded, 64) is SPACES["shapes-vit-l"]
 
 
 def classical(folder: Path, stage: str) -> None:

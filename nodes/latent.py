@@ -1,0 +1,484 @@
+"""Kandinsky's decoder: image embeddings become latents, alone or beside a picture, mask or depth.
+
+Native samplers run the same MODEL: what they need beside it is here too.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..edges import EdgeError, embeds_to_conditioning, image_embeds_of, space_of_output
+from ..host import host, io
+from ..networks.movq import encode
+from ..networks.vqgan import HELD_ENCODING
+from ..samplers.latent import Kept, keep_mask, latent_size, sample_latents
+from ..samplers.noise import generators
+from .pictures import check_image, from_image, preview
+from .sampling import noise_offset_input, noise_offset_output, sampling_inputs
+
+LARGEST = 4096
+# Activations of one guided latent place in fp32 at published size, an upper estimate for the
+# host's memory management: 2 rows, 384 to 1536 channels, skips kept for the way up.
+BYTES_PER_PLACE = 2 * 2**17
+
+
+def _embeds_inputs() -> list:
+    return [
+        io.ClipVisionOutput.Input(
+            "image_embeds", tooltip="From a Kandinsky prior, Image Encode or Mix Image Embeddings."
+        ),
+        io.ClipVisionOutput.Input(
+            "negative_image_embeds",
+            tooltip="What to steer away from: the prior's second output.",
+        ),
+    ]
+
+
+def _size_inputs(default: int, tooltip: str) -> list:
+    return [
+        io.Int.Input(name, default=default, min=0, max=LARGEST, step=8, tooltip=tooltip)
+        for name in ("width", "height")
+    ]
+
+
+def _batch_input() -> Any:
+    return io.Int.Input(
+        "batch_size", default=1, min=1, max=64, tooltip="Pictures for each image embedding."
+    )
+
+
+def _outputs() -> list:
+    return [
+        io.Latent.Output(display_name="latent", tooltip="For VAE Decode with Kandinsky's MoVQ."),
+        noise_offset_output(),
+    ]
+
+
+SIZE = "In pixels; rounded up to a multiple of 64, as published."
+OWN_SIZE = "In pixels; 0 is the picture's own. Rounded up to a multiple of 64, as published."
+
+
+class KandinskyDecoder(io.ComfyNode):
+    """Kandinsky 2.2's decoder with its published sampler."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PriorArtKandinskyDecoder",
+            display_name="Kandinsky Decoder",
+            category="PriorArt/sample",
+            description="Samples latents from image embeddings with Kandinsky 2.2's decoder, as"
+            " published: DDPM with learned variance and dynamic thresholding.",
+            inputs=[
+                io.Model.Input("model", tooltip="From Load Decoder (Kandinsky)."),
+                *_embeds_inputs(),
+                *_size_inputs(512, SIZE),
+                *sampling_inputs(steps=100, cfg=4.0, least=1),
+                _batch_input(),
+                noise_offset_input(),
+            ],
+            outputs=_outputs(),
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        image_embeds: Any,
+        negative_image_embeds: Any,
+        width: int,
+        height: int,
+        seed: int,
+        steps: int,
+        cfg: float,
+        batch_size: int,
+        noise_offset: int = 0,
+    ) -> io.NodeOutput:
+        if width < 1 or height < 1:
+            raise EdgeError(f"'width' and 'height' are {width} and {height}; ask for a picture")
+        return _sample(
+            model, image_embeds, negative_image_embeds, latent_size(height, width),
+            seed, steps, cfg, batch_size, noise_offset,
+        )  # fmt: skip
+
+
+class KandinskyImage(io.ComfyNode):
+    """Kandinsky 2.2's image to image."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PriorArtKandinskyImage",
+            display_name="Kandinsky Image to Image",
+            category="PriorArt/sample",
+            description="Begins with a picture instead of noise and repaints it after the image"
+            " embedding, as published.",
+            inputs=[
+                io.Model.Input("model", tooltip="The text-to-image decoder."),
+                io.Vae.Input("vae", tooltip="From Load MoVQ."),
+                io.Image.Input("image", tooltip="The pictures to begin with, of any size."),
+                *_embeds_inputs(),
+                io.Float.Input(
+                    "strength",
+                    default=0.3,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="How much of the steps is run: 0 leaves the picture as it is, 1 begins"
+                    " at noise. Published with 0.3.",
+                ),
+                *_size_inputs(0, OWN_SIZE),
+                *sampling_inputs(steps=100, cfg=4.0, least=1),
+                _batch_input(),
+                noise_offset_input(),
+            ],
+            outputs=_outputs(),
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        vae: Any,
+        image: Any,
+        image_embeds: Any,
+        negative_image_embeds: Any,
+        strength: float,
+        width: int,
+        height: int,
+        seed: int,
+        steps: int,
+        cfg: float,
+        batch_size: int,
+        noise_offset: int = 0,
+    ) -> io.NodeOutput:
+        pixels = _fitted(image, width, height, "image")
+        return _sample(
+            model, image_embeds, negative_image_embeds, latent_size(*pixels.shape[2:]),
+            seed, steps, cfg, batch_size, noise_offset,
+            start=_encode(vae, pixels), strength=strength,
+        )  # fmt: skip
+
+
+class KandinskyInpaint(io.ComfyNode):
+    """Kandinsky 2.2's inpainting decoder."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PriorArtKandinskyInpaint",
+            display_name="Kandinsky Inpaint",
+            category="PriorArt/sample",
+            description="Repaints the masked part of pictures after the image embedding with"
+            " Kandinsky 2.2's inpainting decoder. What is white in the mask is repainted, and a"
+            " little around it, as published; latents of the rest come back exactly.",
+            inputs=[
+                io.Model.Input("model", tooltip="The inpainting decoder (9 channels)."),
+                io.Vae.Input("vae", tooltip="From Load MoVQ."),
+                io.Image.Input("image", tooltip="The pictures to repaint, of any size."),
+                io.Mask.Input("mask", tooltip="White is repainted. Resized to the pictures' size."),
+                *_embeds_inputs(),
+                *_size_inputs(0, OWN_SIZE),
+                *sampling_inputs(steps=100, cfg=4.0, least=1),
+                _batch_input(),
+                noise_offset_input(),
+            ],
+            outputs=_outputs(),
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        vae: Any,
+        image: Any,
+        mask: Any,
+        image_embeds: Any,
+        negative_image_embeds: Any,
+        width: int,
+        height: int,
+        seed: int,
+        steps: int,
+        cfg: float,
+        batch_size: int,
+        noise_offset: int = 0,
+    ) -> io.NodeOutput:
+        pixels = _fitted(image, width, height, "image")
+        size = latent_size(*pixels.shape[2:])
+        keep = keep_mask(_fitted_mask(mask, pixels.shape[2:]), size)
+        if bool(keep.all()):
+            raise EdgeError(
+                "'mask' is empty, so there is nothing to repaint; paint white what shall change,"
+                " or invert the mask"
+            )
+        latents = _encode(vae, pixels)
+        if len(keep) not in (1, len(latents)):
+            raise EdgeError(
+                f"'mask' has {len(keep)} masks for {len(latents)} pictures; wire one, or one each"
+            )
+        return _sample(
+            model, image_embeds, negative_image_embeds, size,
+            seed, steps, cfg, batch_size, noise_offset,
+            kept=Kept(latents, keep.expand(len(latents), -1, -1, -1)),
+        )  # fmt: skip
+
+
+class KandinskyDepth(io.ComfyNode):
+    """Kandinsky 2.2's depth ControlNet."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PriorArtKandinskyDepth",
+            display_name="Kandinsky Decoder (Depth)",
+            category="PriorArt/sample",
+            description="Samples latents from image embeddings that follow a depth map, with"
+            " Kandinsky 2.2's ControlNet decoder.",
+            inputs=[
+                io.Model.Input("model", tooltip="The depth decoder (8 channels)."),
+                io.Image.Input("depth", tooltip="Depth maps as pictures, near is white."),
+                *_embeds_inputs(),
+                *_size_inputs(0, OWN_SIZE),
+                *sampling_inputs(steps=100, cfg=4.0, least=1),
+                _batch_input(),
+                noise_offset_input(),
+            ],
+            outputs=_outputs(),
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        depth: Any,
+        image_embeds: Any,
+        negative_image_embeds: Any,
+        width: int,
+        height: int,
+        seed: int,
+        steps: int,
+        cfg: float,
+        batch_size: int,
+        noise_offset: int = 0,
+    ) -> io.NodeOutput:
+        hint = _fitted(depth, width, height, "depth") * 0.5 + 0.5
+        return _sample(
+            model, image_embeds, negative_image_embeds, latent_size(*hint.shape[2:]),
+            seed, steps, cfg, batch_size, noise_offset, hint=hint,
+        )  # fmt: skip
+
+
+class KandinskyConditioning(io.ComfyNode):
+    """Image embeddings as CONDITIONING, for native samplers."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PriorArtKandinskyConditioning",
+            display_name="Kandinsky Conditioning",
+            category="PriorArt/encode",
+            description="Image embeddings as native conditioning, so that KSampler and"
+            " SamplerCustom run a Kandinsky decoder. Native Combine and Average mix them.",
+            inputs=[
+                *_embeds_inputs(),
+                io.Image.Input(
+                    "depth", optional=True, tooltip="A depth map, for the depth decoder only."
+                ),
+            ],
+            outputs=[
+                io.Conditioning.Output(
+                    "positive", display_name="positive", tooltip="For KSampler."
+                ),
+                io.Conditioning.Output(
+                    "negative", display_name="negative", tooltip="For KSampler."
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls, image_embeds: Any, negative_image_embeds: Any, depth: Any = None
+    ) -> io.NodeOutput:
+        if depth is not None:
+            check_image(depth, "depth")
+            depth = depth[..., :3].movedim(-1, 1)
+        sides = []
+        for name, output in (
+            ("image_embeds", image_embeds),
+            ("negative_image_embeds", negative_image_embeds),
+        ):
+            embeds = getattr(output, "image_embeds", None)
+            if embeds is None:
+                raise EdgeError(f"'{name}' has no image_embeds; sample a prior or encode a picture")
+            sides.append(embeds_to_conditioning(embeds, space_of_output(output), depth))
+        return io.NodeOutput(*sides)
+
+
+class KandinskySampler(io.ComfyNode):
+    """The published sampler as SAMPLER."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PriorArtKandinskySampler",
+            display_name="Kandinsky DDPM",
+            category="PriorArt/sample",
+            description="Kandinsky's published sampler (learned variance, dynamic thresholding)"
+            " for native SamplerCustom, with Kandinsky Schedule's sigmas.",
+            inputs=[],
+            outputs=[io.Sampler.Output(display_name="sampler", tooltip="For SamplerCustom.")],
+        )
+
+    @classmethod
+    def execute(cls) -> io.NodeOutput:
+        return io.NodeOutput(host.latent_sampler())
+
+
+class KandinskySchedule(io.ComfyNode):
+    """The published timesteps as SIGMAS."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PriorArtKandinskySchedule",
+            display_name="Kandinsky Schedule",
+            category="PriorArt/sample",
+            description="The noise levels of Kandinsky's published timesteps, for SamplerCustom.",
+            inputs=[
+                io.Model.Input("model", tooltip="From Load Decoder (Kandinsky)."),
+                io.Int.Input(
+                    "steps", default=100, min=1, max=1000, tooltip="Published with 100 steps."
+                ),
+                io.Float.Input(
+                    "denoise",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="How much of the steps is run; below 1 for image to image.",
+                ),
+            ],
+            outputs=[io.Sigmas.Output(display_name="sigmas", tooltip="For SamplerCustom.")],
+        )
+
+    @classmethod
+    def execute(cls, model: Any, steps: int, denoise: float) -> io.NodeOutput:
+        return io.NodeOutput(host.latent_sigmas(model, steps, denoise))
+
+
+# -- what they share ----------------------------------------------------------------------------
+
+
+def _sample(
+    model: Any,
+    image_embeds: Any,
+    negative_image_embeds: Any,
+    size: tuple[int, int],
+    seed: int,
+    steps: int,
+    cfg: float,
+    batch_size: int,
+    noise_offset: int,
+    **mode: Any,
+) -> io.NodeOutput:
+    """The LATENT of a decoder in one of its modes, and the stream's position after it."""
+    if batch_size < 1:
+        raise EdgeError(f"'batch_size' is {batch_size}; ask for at least one picture")
+    managed, loaded = host.open_latent_decoder(model)
+    embeds = image_embeds_of(image_embeds, loaded.space, "image_embeds")
+    negative = image_embeds_of(negative_image_embeds, loaded.space, "negative_image_embeds")
+    rows = [len(embeds), *(len(_rows(part)) for name, part in mode.items() if name != "strength")]
+    count = max(rows) * batch_size
+    places = size[0] * size[1] * count
+    network, device, dtype = host.use(managed, memory_required=places * BYTES_PER_PLACE)
+    run, _ = loaded.schedule.noised(steps, mode.get("strength", 1.0))
+    progress = host.progress(max(1, len(run)))
+    latents = sample_latents(
+        network,
+        loaded.schedule,
+        embeds,
+        negative,
+        size=size,
+        num_inference_steps=steps,
+        guidance_scale=cfg,
+        generators=generators(seed, count, noise_offset),
+        device=device,
+        dtype=dtype,
+        callback=lambda step, total, x0: progress(step, _preview(x0, loaded.colours)),
+        **mode,
+    )
+    draws = sum(not step.last for step in run) + bool(run)
+    return io.NodeOutput(
+        {"samples": host.offload(latents)}, noise_offset + latents[0].numel() * draws
+    )
+
+
+def _rows(part: Any) -> torch.Tensor:
+    return part.latents if isinstance(part, Kept) else part
+
+
+def _preview(x0: torch.Tensor, colours: torch.Tensor | None) -> Any:
+    """The first latent's colours, eight times as large; None where they are not known."""
+    if colours is None:
+        return None
+    factors = colours.to(x0)
+    rgb = torch.einsum("bchw,cd->bdhw", x0[:1], factors[:-1]) + factors[-1][:, None, None]
+    return preview(rgb.repeat_interleave(8, dim=2).repeat_interleave(8, dim=3))
+
+
+def _fitted(image: torch.Tensor, width: int, height: int, name: str) -> torch.Tensor:
+    """IMAGE → ``[B, 3, H, W]`` in -1..1 of the wanted size, rounded up to multiples of 64, by
+    Pillow's bicubic filter on 8 bits as published."""
+    from PIL import Image
+
+    check_image(image, name)
+    own = image.shape[1:3]
+    high, wide = (8 * side for side in latent_size(height or own[0], width or own[1]))
+    if (high, wide) == tuple(own):
+        return from_image(image)
+    if max(high, wide) > LARGEST:
+        raise EdgeError(f"'{name}' would be {wide}x{high}; the limit is {LARGEST} pixels a side")
+    host.warn(
+        f"'{name}' is {own[1]}×{own[0]}; it was resized to {wide}×{high}, as a Kandinsky decoder's"
+        " sides are multiples of 64"
+    )
+    eight = (image[..., :3].float().cpu().clamp(0, 1) * 255).round().to(torch.uint8).numpy()
+    rows = [
+        np.asarray(Image.fromarray(row).resize((wide, high), Image.Resampling.BICUBIC))
+        for row in eight
+    ]
+    return from_image(torch.from_numpy(np.stack(rows)).float() / 255)
+
+
+def _fitted_mask(mask: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """MASK ``[B, H, W]`` of the pictures' size, by Pillow's Lanczos filter on 8 bits as published.
+
+    Raises:
+        EdgeError: no MASK, or NaN in it.
+    """
+    from PIL import Image
+
+    mask = mask[None] if mask.ndim == 2 else mask
+    if mask.ndim != 3 or 0 in mask.shape:
+        raise EdgeError(f"'mask' must be a MASK, but has the shape {tuple(mask.shape)}")
+    if not bool(torch.isfinite(mask).all()):
+        raise EdgeError("'mask' holds NaN or infinite numbers; look at the node that made it")
+    if tuple(mask.shape[1:]) == tuple(size):
+        return mask
+    eight = (mask.float().cpu().clamp(0, 1) * 255).round().to(torch.uint8).numpy()
+    rows = [
+        np.asarray(Image.fromarray(row).resize((size[1], size[0]), Image.Resampling.LANCZOS))
+        for row in eight
+    ]
+    return torch.from_numpy(np.stack(rows)).float() / 255
+
+
+def _encode(vae: Any, pixels: torch.Tensor) -> torch.Tensor:
+    """MoVQ latents ``[B, 4, h, w]`` of ``[B, 3, H, W]`` in -1..1, one picture after another."""
+    managed, _ = host.open_movq(vae)
+    held = HELD_ENCODING * pixels[0, 0].numel() * 4
+    network, device, dtype = host.use(managed, memory_required=held)
+    return torch.cat([encode(network, row[None].to(device, dtype)).float() for row in pixels])
