@@ -57,8 +57,7 @@ def keep_mask(repaint: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     As published: binary from one half on, nearest to the size of the latents, then what is
     repainted grows by its neighbours left, right, above, below and on one diagonal.
     """
-    binary = (repaint >= 0.5).float()[:, None]
-    small = F.interpolate(binary, size, mode="nearest")
+    small = (F.interpolate(repaint[:, None].float(), size, mode="nearest") >= 0.5).float()
     grown = F.conv2d(small, _GROWTH.to(small.device)[None, None], padding=1)
     return (grown == 0).float()
 

@@ -1,9 +1,10 @@
 """python -m prior_art.shapes.score SYSTEM: how often the pictures obey their prompts.
 
 Draws all-different prompts, a quarter of them of combinations that training never saw, paints them
-with the pack's own loaders and samplers at the published defaults, and lets the rules of
-``check`` judge. Karlo paints picture i with the seed ``seed + i`` in all three stages. minDALL-E
-paints ``--candidates`` a prompt, of which the reranker picks the one to be judged.
+with the pack's own loaders and samplers at the published defaults (``painters``), and lets the
+rules of ``check`` judge. minDALL-E paints ``--candidates`` a prompt, of which the reranker picks
+the one to be judged. ``kandinsky-inpaint`` repaints the middle of pictures of other scenes,
+``kandinsky-depth`` follows silhouettes.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from PIL import Image
 
 from .check import Finding, check
 from .grammar import Scene, draw_prompts, held_out
+from .painters import KandinskyPainter, KarloPainter, MinDALLEPainter
 
-_STAGES = ("text_encoder", "prior", "decoder", "upscaler")
+_SYSTEMS = ("karlo", "mindalle", "kandinsky", "kandinsky-inpaint", "kandinsky-depth")
 
 
 @dataclass(frozen=True)
@@ -60,121 +62,6 @@ def score(scenes: Sequence[Scene], findings: Sequence[Finding]) -> Score:
     )
 
 
-class KarloPainter:
-    """Karlo's whole chain, from loaded weights to pictures."""
-
-    def __init__(self, weights: Path | None = None, device: str = "cpu"):
-        from ..loaders import karlo, unclip
-        from ..loaders.sources import Source, find_source
-
-        if weights is None:
-            sources = {stage: find_source("shapes-karlo", stage, []) for stage in _STAGES}
-        else:
-            here = weights.resolve()
-            one = Source(here.name, "folder", here, "karlo", frozenset(_STAGES), (here,))
-            sources = dict.fromkeys(_STAGES, one)
-        self.device, self.dtype = torch.device(device), torch.float32
-        self.text = unclip.load_text_encoder(sources["text_encoder"], self.dtype)
-        self.prior = unclip.load_prior(sources["prior"], self.dtype)
-        self.decoder = karlo.load_decoder(sources["decoder"], self.dtype)
-        self.upscaler = karlo.load_upscaler(sources["upscaler"], self.dtype)
-        for part in (self.text, self.prior, self.decoder, self.upscaler):
-            part.network.to(self.device)
-
-    def paint(self, prompts: Sequence[str], seed: int) -> np.ndarray:
-        """One picture a prompt at the published defaults: uint8 ``[B, 64, 64, 3]``."""
-        from ..loaders.clip import tokenize
-        from ..samplers.clip import encode_text
-        from ..samplers.noise import generators
-        from ..samplers.prior import sample_prior
-        from ..samplers.unclip import sample_decoder, upscale
-
-        place = {"device": self.device, "dtype": self.dtype}
-
-        def encode(texts: list[str]):
-            ids, mask, _ = tokenize(self.text.tokenizer, texts)
-            return encode_text(self.text.network, ids, mask, self.text.space, **place)
-
-        # One stream a picture runs through all stages, as in the published pipeline.
-        streams = generators(seed, len(prompts))
-        text, empty = encode(list(prompts)), encode([""])
-        image = sample_prior(
-            self.prior.network, self.prior.schedule, text, empty, generators=streams, **place
-        )
-        small = sample_decoder(
-            self.decoder.network,
-            self.decoder.schedule,
-            image,
-            text,
-            empty,
-            generators=streams,
-            **place,
-        )
-        large = upscale(
-            self.upscaler.network, self.upscaler.schedule, small, generators=streams, **place
-        )
-        pixels = ((large + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-        return pixels.permute(0, 2, 3, 1).cpu().numpy()
-
-
-class MinDALLEPainter:
-    """minDALL-E's whole chain, from loaded weights to the reranker's favourites."""
-
-    def __init__(self, weights: Path | None = None, device: str = "cpu", candidates: int = 1):
-        from ..loaders import mindalle
-        from ..loaders.reranker import load_reranker
-        from ..loaders.sources import Source, find_source
-
-        if weights is None:
-            source = find_source("shapes-mindalle", "ar_transformer", [])
-        else:
-            source = Source(weights.name, "folder", weights.resolve(), "mindalle", frozenset())
-        self.place = {"device": torch.device(device), "dtype": torch.float32}
-        self.candidates = candidates
-        self.vqgan = mindalle.load_vqgan(source).network.to(device)
-        self.transformer = mindalle.load_transformer(source)
-        self.transformer.network.to(device)
-        if candidates > 1:
-            self.reranker = load_reranker(find_source("shapes-clip", "reranker", []))
-            self.reranker.network.to(device)
-
-    def paint(self, prompts: Sequence[str], seed: int) -> np.ndarray:
-        """One picture a prompt: uint8 ``[B, 64, 64, 3]``. Prompt i's first seed is
-        ``seed + i * candidates``."""
-        painted = []
-        for i, prompt in enumerate(prompts):
-            pictures = self._candidates(prompt, seed + i * self.candidates)
-            best = self._best(prompt, pictures) if self.candidates > 1 else 0
-            painted.append((pictures[best] * 255).round().to(torch.uint8).cpu().numpy())
-        return np.stack(painted)
-
-    def _candidates(self, prompt: str, seed: int) -> torch.Tensor:
-        from ..loaders.mindalle import tokenize
-        from ..networks.vqgan import decode
-        from ..samplers.autoregressive import sample_tokens
-        from ..samplers.noise import generators
-
-        network, config = self.transformer.network, self.transformer.config
-        context = tokenize(self.transformer.tokenizer, [prompt], config.text_tokens).ids
-        streams = generators(seed, self.candidates)
-        tokens = sample_tokens(network, context, generators=streams, **self.place)
-        side = round(config.image_tokens**0.5)
-        codes = tokens.view(-1, side, side).to(self.place["device"])
-        return (decode(self.vqgan, codes) * 0.5 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
-
-    def _best(self, prompt: str, pictures: torch.Tensor) -> int:
-        from ..loaders.clip import tokenize
-        from ..samplers.clip import encode_image, encode_text
-        from ..samplers.rerank import order, preprocess, rerank_scores
-
-        clip = self.reranker
-        ids, mask, _ = tokenize(clip.tokenizer, [prompt])
-        text = encode_text(clip.network["text"], ids, mask, clip.space, **self.place).pooled
-        seen = preprocess(pictures, clip.size, clip.mean, clip.std)
-        image = encode_image(clip.network["vision"], seen, **self.place)
-        return int(order(rerank_scores(text, image))[0])
-
-
 def contact_sheet(
     pictures: np.ndarray, right: Sequence[bool], columns: int = 20, gap: int = 3
 ) -> Image.Image:
@@ -196,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from tqdm import tqdm
 
     parser = argparse.ArgumentParser(prog="python -m prior_art.shapes.score", description=__doc__)
-    parser.add_argument("system", choices=("karlo", "mindalle"))
+    parser.add_argument("system", choices=_SYSTEMS)
     parser.add_argument("--prompts", type=int, default=200, help="how many (default: 200)")
     parser.add_argument("--json", type=Path, help="where the figures go (they are printed too)")
     parser.add_argument("--out", type=Path, help="where a contact sheet goes (PNG)")
@@ -215,16 +102,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     scenes = draw_prompts(chosen.prompts, chosen.seed)
     if chosen.system == "karlo":
         painter = KarloPainter(chosen.weights, chosen.device)
+    elif chosen.system.startswith("kandinsky"):
+        mode = chosen.system.removeprefix("kandinsky").removeprefix("-") or "decoder"
+        painter = KandinskyPainter(chosen.weights, chosen.device, mode)
     else:
         painter = MinDALLEPainter(chosen.weights, chosen.device, chosen.candidates)
     pictures = []
     for start in tqdm(range(0, len(scenes), chosen.batch), desc="painting", unit="batch"):
-        prompts = [scene.prompt for scene in scenes[start : start + chosen.batch]]
-        pictures.append(painter.paint(prompts, chosen.seed + start * chosen.candidates))
+        some = scenes[start : start + chosen.batch]
+        pictures.append(painter.paint(some, chosen.seed + start * chosen.candidates))
     painted = np.concatenate(pictures)
     findings = [check(picture) for picture in painted]
     result = score(scenes, findings)
     print(result.as_json(), end="")
+    if chosen.system == "kandinsky-inpaint":
+        print(f"largest change of a latent outside the mask: {painter.outside:g}")
     if chosen.json:
         chosen.json.parent.mkdir(parents=True, exist_ok=True)
         chosen.json.write_text(result.as_json(), encoding="utf-8", newline="\n")

@@ -80,9 +80,10 @@ def test_text_and_image_meet_in_one_space():
 def test_pictures_obey_their_prompts():
     from prior_art.shapes.check import check
     from prior_art.shapes.grammar import draw_prompts
-    from prior_art.shapes.score import KarloPainter, score
+    from prior_art.shapes.painters import KarloPainter
+    from prior_art.shapes.score import score
 
     scenes = draw_prompts(12, seed=3)
-    painted = KarloPainter().paint([scene.prompt for scene in scenes], seed=11)
+    painted = KarloPainter().paint(scenes, seed=11)
     result = score(scenes, [check(picture) for picture in painted])
     assert result.all_right >= 0.75, result
