@@ -15,6 +15,7 @@ from PIL import Image, ImageOps, ImageSequence
 from PIL.PngImagePlugin import PngInfo
 
 from . import embedded_io as io
+from .core_sampling import KSampler, SamplerCustom
 from .embedded import session
 from .workflow import WorkflowError
 
@@ -431,6 +432,54 @@ class ImageBatch(io.ComfyNode):
         return io.NodeOutput(torch.cat((image1, image2)))
 
 
+class ImageCompositeMasked(io.ComfyNode):
+    """One picture pasted into another, where a mask says."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        inputs = [
+            io.Image.Input("destination"),
+            io.Image.Input("source"),
+            io.Int.Input("x", default=0, min=0, max=LARGEST),
+            io.Int.Input("y", default=0, min=0, max=LARGEST),
+            io.Boolean.Input("resize_source", default=False),
+            io.Mask.Input("mask", optional=True),
+        ]
+        return _schema("ImageCompositeMasked", "image", inputs, [io.Image.Output()])
+
+    @classmethod
+    def execute(
+        cls,
+        destination: torch.Tensor,
+        source: torch.Tensor,
+        x: int,
+        y: int,
+        resize_source: bool,
+        mask: torch.Tensor | None = None,
+    ) -> io.NodeOutput:
+        count = max(len(destination), len(source))
+        destination, source = (
+            part.expand(count, -1, -1, -1) if len(part) == 1 else part
+            for part in (destination, source)
+        )
+        height, width = destination.shape[1:3]
+
+        def resized(pixels: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+            return torch.nn.functional.interpolate(pixels, size, mode="bilinear")
+
+        if resize_source:
+            source = resized(source.movedim(-1, 1), (height, width)).movedim(1, -1)
+        high, wide = min(source.shape[1], height - y), min(source.shape[2], width - x)
+        share = torch.ones(1, high, wide, 1)
+        if mask is not None:
+            mask = resized(mask.reshape(-1, 1, *mask.shape[-2:]), tuple(source.shape[1:3]))
+            share = mask[:, 0, :high, :wide, None]
+        out = destination.clone()
+        old, new = out[:, y : y + high, x : x + wide, :3], source[:, :high, :wide, :3]
+        out[:, y : y + high, x : x + wide, :3] = new * share + old * (1 - share)
+        return io.NodeOutput(out)
+
+
 class PrimitiveInt(io.ComfyNode):
     """A number for several nodes."""
 
@@ -464,5 +513,8 @@ CORE_NODES = [
     ConditioningAverage,
     UnCLIPConditioning,
     ImageBatch,
+    ImageCompositeMasked,
     PrimitiveInt,
+    KSampler,
+    SamplerCustom,
 ]

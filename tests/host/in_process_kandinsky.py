@@ -298,6 +298,40 @@ def native_vae_nodes() -> None:
         raise AssertionError("a MoVQ was taken for a VQGAN")
 
 
+def headless_ksampler_is_the_hosts() -> None:
+    """The runner's own KSampler and SamplerCustom give what the host's give."""
+    from comfy_extras.nodes_custom_sampler import SamplerCustom
+
+    from prior_art.host import core_sampling, embedded
+
+    loaded = decoder()
+    model, other = host.wrap_latent_decoder(loaded), embedded.wrap_latent_decoder(decoder())
+    positive, negative = sides()
+    known = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(3))
+    mask = torch.zeros(1, 64, 64)
+    mask[:, :, 32:] = 1
+    (masked,) = nodes.SetLatentNoiseMask().set_mask({"samples": known}, mask)
+    for latent_image, scheduler, denoise, cfg in (
+        (empty(batch=2), "normal", 1.0, 3.0),
+        (empty(), "simple", 1.0, 1.0),
+        ({"samples": known}, "normal", 0.5, 3.0),
+        (masked, "simple", 1.0, 3.0),
+    ):
+        given = ("euler", scheduler, positive, negative, latent_image, denoise)
+        (native,) = nodes.KSampler().sample(model, 5, 4, cfg, *given)
+        (ours,) = core_sampling.KSampler.execute(other, 5, 4, cfg, *given).args
+        close(ours["samples"], native["samples"], 1e-4)
+    sigmas = host.latent_sigmas(model, 6, 1.0)
+    given = (positive, negative)
+    native, _ = SamplerCustom().sample(
+        model, True, 7, 4.0, *given, host.latent_sampler(), sigmas, empty()
+    )
+    ours, _ = core_sampling.SamplerCustom.execute(
+        other, True, 7, 4.0, *given, embedded.latent_sampler(), sigmas, empty()
+    ).args
+    close(ours["samples"], native["samples"], 1e-4)
+
+
 # -- beyond Kandinsky ------------------------------------------------------------------------------
 
 
@@ -359,6 +393,7 @@ CHECKS = {
         half_precision_is_near,
         text_prompts_are_refused,
         native_vae_nodes,
+        headless_ksampler_is_the_hosts,
         prior_drives_native_sdxl,
     )
 }

@@ -1,0 +1,236 @@
+"""ComfyUI's KSampler and SamplerCustom for the headless runner, over Kandinsky's decoders.
+
+Only the sampler "euler" with the schedules "normal" and "simple", and Kandinsky's own; the numbers
+are the host's (``comfy/samplers.py``, ``comfy/model_sampling.py``, ``comfy/k_diffusion``).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from ..edges import conditioning_to_embeds
+from ..networks.unet import prepare_latent_decoder
+from ..samplers.guidance import guide
+from ..samplers.latent import keep_mask, mode_of, sample_from_sigmas
+from ..samplers.noise import generators, randn
+from . import embedded_io as io
+from .embedded import latent_sampler, offload, open_latent_decoder, progress, use
+from .workflow import WorkflowError
+
+SAMPLERS, SCHEDULERS = ["euler"], ["normal", "simple"]
+SEED = {"default": 0, "min": 0, "max": 0xFFFFFFFFFFFFFFFF, "control_after_generate": True}
+
+
+class KSampler(io.ComfyNode):
+    """A decoder sampled by name of sampler and schedule."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            "KSampler",
+            category="sampling",
+            inputs=[
+                io.Model.Input("model"),
+                io.Int.Input("seed", **SEED),
+                io.Int.Input("steps", default=20, min=1, max=10000),
+                io.Float.Input("cfg", default=8.0, min=0.0, max=100.0, step=0.1),
+                io.Combo.Input("sampler_name", options=SAMPLERS),
+                io.Combo.Input("scheduler", options=SCHEDULERS),
+                io.Conditioning.Input("positive"),
+                io.Conditioning.Input("negative"),
+                io.Latent.Input("latent_image"),
+                io.Float.Input("denoise", default=1.0, min=0.0, max=1.0, step=0.01),
+            ],
+            outputs=[io.Latent.Output()],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        seed: int,
+        steps: int,
+        cfg: float,
+        sampler_name: str,
+        scheduler: str,
+        positive: list,
+        negative: list,
+        latent_image: dict,
+        denoise: float,
+    ) -> io.NodeOutput:
+        if denoise <= 0:
+            return io.NodeOutput(latent_image)
+        levels = noise_levels(model)
+        count = steps if denoise > 0.9999 else int(steps / denoise)
+        sigmas = schedule(levels, scheduler, count)[-(steps + 1) :]
+        samples = sample(model, seed, cfg, positive, negative, sampler_name, sigmas, latent_image)
+        return io.NodeOutput({**latent_image, "samples": samples})
+
+
+class SamplerCustom(io.ComfyNode):
+    """A decoder sampled by a SAMPLER over SIGMAS."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            "SamplerCustom",
+            category="sampling/custom_sampling",
+            inputs=[
+                io.Model.Input("model"),
+                io.Boolean.Input("add_noise", default=True),
+                io.Int.Input("noise_seed", **SEED),
+                io.Float.Input("cfg", default=8.0, min=0.0, max=100.0, step=0.1),
+                io.Conditioning.Input("positive"),
+                io.Conditioning.Input("negative"),
+                io.Sampler.Input("sampler"),
+                io.Sigmas.Input("sigmas"),
+                io.Latent.Input("latent_image"),
+            ],
+            outputs=[io.Latent.Output(display_name="output"), io.Latent.Output()],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        add_noise: bool,
+        noise_seed: int,
+        cfg: float,
+        positive: list,
+        negative: list,
+        sampler: str,
+        sigmas: torch.Tensor,
+        latent_image: dict,
+    ) -> io.NodeOutput:
+        if not add_noise:
+            raise WorkflowError("the headless SamplerCustom always adds noise; run it in ComfyUI")
+        samples = sample(
+            model, noise_seed, cfg, positive, negative, sampler, sigmas.tolist(), latent_image
+        )
+        out = {**latent_image, "samples": samples}
+        return io.NodeOutput(out, out)
+
+
+def noise_levels(model: Any) -> torch.Tensor:
+    """Noise over signal at every training timestep of a decoder, ascending."""
+    alphas = open_latent_decoder(model)[1].schedule.alphas_cumprod().double()
+    return ((1 - alphas) / alphas).sqrt().float()
+
+
+def schedule(levels: torch.Tensor, name: str, steps: int) -> list[float]:
+    """The host's noise levels for so many steps, and 0."""
+    if name == "simple":
+        stride = len(levels) / steps
+        chosen = [float(levels[-(1 + int(i * stride))]) for i in range(steps)]
+    else:
+        places = torch.linspace(len(levels) - 1, 0, steps)
+        low, high = places.floor().long(), places.ceil().long()
+        logs = levels.log()
+        chosen = torch.lerp(logs[low], logs[high], places.frac()).exp().tolist()
+    return [*chosen, 0.0]
+
+
+@torch.no_grad()
+def sample(
+    model: Any,
+    seed: int,
+    cfg: float,
+    positive: list,
+    negative: list,
+    sampler: str,
+    sigmas: list[float],
+    latent_image: dict,
+) -> torch.Tensor:
+    """Latents as the host samples them.
+
+    Raises:
+        EdgeError: a text prompt, or embeddings of another space.
+        WorkflowError: a sampler that only ComfyUI has.
+    """
+    if sampler not in (*SAMPLERS, latent_sampler()):
+        raise WorkflowError(f"the headless runner has no sampler '{sampler}'; run it in ComfyUI")
+    managed, loaded = open_latent_decoder(model)
+    network, device, dtype = use(managed)
+    start = latent_image["samples"].to(device, torch.float32)
+    noise = torch.randn(start.shape, generator=torch.manual_seed(seed)).to(device)
+    sides = [positive] if math.isclose(cfg, 1.0) else [negative, positive]
+    names = ("negative", "positive")[-len(sides) :]
+    rows = [
+        conditioning_to_embeds(side, loaded.space, name).expand(len(start), -1)
+        for name, side in zip(names, sides, strict=True)
+    ]
+    conditions = {"image_embeds": torch.cat(rows).to(device, dtype)}
+    depth = positive[0][1].get("depth_hint")
+    if depth is not None and mode_of(network) == "depth":
+        size = (8 * start.shape[2], 8 * start.shape[3])
+        hint = torch.nn.functional.interpolate(depth, size, mode="bilinear", antialias=True)
+        hint = hint.expand(len(start), -1, -1, -1)
+        conditions["hint"] = torch.cat([hint] * len(sides)).to(device, dtype)
+
+    mask = latent_image.get("noise_mask")
+    beside: list[torch.Tensor] = []
+    if mask is not None:
+        mask = mask.reshape(-1, *mask.shape[-2:]).to(device)
+        keep = keep_mask(mask, start.shape[2:]).expand(len(start), -1, -1, -1)
+        mask = torch.nn.functional.interpolate(mask[:, None], start.shape[2:], mode="bilinear")
+    if mode_of(network) == "inpainting":
+        seen = torch.zeros_like(start[:, :1]) if mask is None else keep
+        beside = [torch.cat([part] * len(sides)) for part in (start * seen, seen)]
+
+    levels = noise_levels(model)
+    times = [int((levels.log() - math.log(s)).abs().argmin()) for s in sigmas[:-1]]
+    predict = prepare_latent_decoder(network, conditions, times, None)
+    places = {sigma: i for i, sigma in enumerate(sigmas)}
+
+    def noised(sigma: float) -> torch.Tensor:
+        fully = sigma >= float(levels[-1]) or math.isclose(sigma, float(levels[-1]), rel_tol=1e-5)
+        return noise * ((1 + sigma**2) ** 0.5 if fully else sigma) + start
+
+    def denoise(x: torch.Tensor, sigma: float) -> tuple[torch.Tensor, torch.Tensor | None]:
+        if mask is not None:
+            x = x * mask + (noise * sigma + start) * (1 - mask)
+        scaled = x / (1 + sigma**2) ** 0.5
+        both = torch.cat([torch.cat([scaled] * len(sides)), *beside], dim=1)
+        out = predict(both.to(dtype), places[sigma]).float()
+        channels = start.shape[1]
+        eps, variance = out[:, :channels], out[-len(start) :, channels:]
+        x0 = torch.cat([x] * len(sides)) - sigma * eps
+        x0 = guide(*x0.chunk(2), cfg) if len(sides) == 2 else x0
+        if mask is not None:
+            x0 = x0 * mask + start * (1 - mask)
+        return x0, variance if loaded.schedule.learned_range else None
+
+    update = progress(len(sigmas) - 1)
+    x = noised(sigmas[0])
+    if sampler == latent_sampler():
+        streams = generators(seed + 1, len(start))
+        return offload(
+            sample_from_sigmas(
+                denoise,
+                loaded.schedule,
+                x,
+                sigmas,
+                lambda: randn(tuple(start.shape[1:]), streams, device),
+                lambda i, x0, x: update(i + 1),
+            )
+        )
+    return offload(euler(denoise, x, sigmas, update))
+
+
+def euler(
+    denoise: Callable[[torch.Tensor, float], tuple[torch.Tensor, Any]],
+    x: torch.Tensor,
+    sigmas: list[float],
+    update: Callable[[int], None],
+) -> torch.Tensor:
+    """Euler's method (Karras et al. 2022, algorithm 2, without churn)."""
+    for i, (sigma, following) in enumerate(itertools.pairwise(sigmas)):
+        x0, _ = denoise(x, sigma)
+        x = x + (x - x0) / sigma * (following - sigma)
+        update(i + 1)
+    return x
