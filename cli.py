@@ -228,11 +228,12 @@ class Bars:
 
 def _download(options: argparse.Namespace) -> int:
     from .host import host
-    from .loaders.download import console_progress, download
+    from .loaders.download import TOGETHER, console_progress, download
 
     folder = host.model_folders()[0]
     show = console_progress()
-    print(download(options.system, folder, progress=show, revision=options.revision))
+    for system in TOGETHER.get(options.system, (options.system,)):
+        print(download(system, folder, progress=show, revision=options.revision))
     return 0
 
 

@@ -84,7 +84,37 @@ SYSTEMS: dict[str, Published] = {
             "kakaobrain/karlo-v1-alpha-image-variations": ("image_encoder", "feature_extractor"),
         },
     ),
+    "kandinsky-2-2-prior": Published(
+        folder="kandinsky-2-2-prior",
+        repositories={
+            "kandinsky-community/kandinsky-2-2-prior": (
+                "",
+                "tokenizer",
+                "text_encoder",
+                "image_encoder",
+                "image_processor",
+                "prior",
+                "scheduler",
+            ),
+        },
+    ),
+    **{
+        name: Published(
+            folder=name,
+            repositories={f"kandinsky-community/{name}": ("", "unet", "movq", "scheduler")},
+        )
+        for name in (
+            "kandinsky-2-2-decoder",
+            "kandinsky-2-2-decoder-inpaint",
+            "kandinsky-2-2-controlnet-depth",
+        )
+    },
 }
+
+TOGETHER: dict[str, tuple[str, ...]] = {
+    "kandinsky-2-2": ("kandinsky-2-2-prior", "kandinsky-2-2-decoder"),
+}
+"""Systems that are published as several folders, by the name for all of them."""
 
 
 @dataclass(frozen=True)
@@ -128,9 +158,8 @@ def download(
         LibraryError: huggingface_hub cannot be imported.
     """
     if system not in SYSTEMS:
-        raise DownloadError(
-            f"unknown system '{system}'; these can be downloaded: {', '.join(sorted(SYSTEMS))}"
-        )
+        known = ", ".join(sorted([*SYSTEMS, *TOGETHER]))
+        raise DownloadError(f"unknown system '{system}'; these can be downloaded: {known}")
     published = SYSTEMS[system]
     target = Path(folder) / published.folder
     partial = target.with_name(f"{target.name}.partial")

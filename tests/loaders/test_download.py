@@ -15,7 +15,16 @@ from types import SimpleNamespace
 import pytest
 
 from prior_art.loaders import download as module
-from prior_art.loaders.download import SYSTEMS, DownloadError, File, choose, download, is_safe
+from prior_art.loaders import sources
+from prior_art.loaders.download import (
+    SYSTEMS,
+    TOGETHER,
+    DownloadError,
+    File,
+    choose,
+    download,
+    is_safe,
+)
 from prior_art.loaders.sources import list_sources
 
 pytestmark = pytest.mark.usefixtures("alone")
@@ -380,6 +389,17 @@ def test_choice_of_files() -> None:
     ]
     with pytest.raises(DownloadError, match="lacks absent"):
         choose(names, ["absent"])
+
+
+def test_systems_of_several_folders_name_what_there_is() -> None:
+    """Every folder is a source of its own, with the components that its stages are read from."""
+    for names in TOGETHER.values():
+        assert set(names) <= set(SYSTEMS)
+    for name in (n for n in SYSTEMS if n.startswith("kandinsky")):
+        (components,) = SYSTEMS[name].repositories.values()
+        table = sources.SYSTEMS["kandinsky-prior" if name.endswith("prior") else "kandinsky"]
+        assert {folder for folder, _ in table.components.values()} <= set(components)
+        assert "scheduler" in components and "" in components
 
 
 def test_console_progress() -> None:
