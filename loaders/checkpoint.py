@@ -315,8 +315,13 @@ def _causal_mask(buffer: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return torch.full(tuple(buffer.shape), -10000.0, dtype=dtype).triu_(1)
 
 
+def _token_types(buffer: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return torch.zeros(tuple(buffer.shape), dtype=torch.long)
+
+
 BUFFERS: dict[str, Callable[[torch.Tensor, torch.dtype], torch.Tensor]] = {
     "position_ids": _position_ids,
+    "token_type_ids": _token_types,
     "causal_attention_mask": _causal_mask,
 }
 

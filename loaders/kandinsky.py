@@ -1,25 +1,29 @@
 """Kandinsky's stages out of hub folders.
 
-Sources: kandinsky-community/kandinsky-2-2-prior, -2-2-decoder, -2-2-decoder-inpaint and
--2-2-controlnet-depth. Text encoder, image encoder and prior are loaded by ``unclip.py``.
+Sources: kandinsky-community/kandinsky-2-2-prior, -2-2-decoder, -2-2-decoder-inpaint,
+-2-2-controlnet-depth, kandinsky-2-1-prior, -2-1 and -2-1-inpaint. CLIP's text encoder, image
+encoder and prior are loaded by ``unclip.py``.
 """
 
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from ..edges import EdgeError, EmbeddingSpace
+from ..edges import SPACES, EdgeError, EmbeddingSpace
+from ..networks.mclip import MultilingualCLIP
 from ..networks.movq import at_latent_size, colours_of
 from ..samplers.schedule import LatentSchedule
+from . import clip
 from .checkpoint import AGAIN, CheckpointError, check_inside, read_json, read_state_dict
-from .hub import build_diffusers, fill, part, read_hub
+from .hub import build, build_diffusers, fill, part, read_hub
+from .libraries import require
 from .sources import Source
-from .unclip import load_image_encoder, space_of
+from .unclip import TextEncoder, load_image_encoder, space_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -53,6 +57,7 @@ class LatentDecoder:
         network: diffusers' ``UNet2DConditionModel``.
         schedule: its published constants.
         space: of the image embeddings that it reads.
+        text_space: of the prompt that it reads too (Kandinsky 2.1), or ``None``.
         colours: of its latents, for previews: see ``networks.movq.colours_of``; ``None`` where no
             MoVQ lies beside it.
         name: where it came from, for messages.
@@ -61,6 +66,7 @@ class LatentDecoder:
     network: nn.Module
     schedule: LatentSchedule
     space: EmbeddingSpace
+    text_space: EmbeddingSpace | None
     colours: torch.Tensor | None
     name: str
 
@@ -101,16 +107,62 @@ def load_latent_decoder(source: Source, dtype: torch.dtype = torch.float32) -> L
     """
     config, tensors, name = read_hub(source, "unet", dtype)
     network = build_diffusers("UNet2DConditionModel", config, name)
-    if network.config.encoder_hid_dim_type != "image_proj":
+    kind, schedule = network.config.encoder_hid_dim_type, _read_schedule(source)
+    if kind == "image_proj":
+        dim, text_space = network.config.encoder_hid_dim, None
+    elif kind == "text_image_proj":
+        dim, text_space = network.config.cross_attention_dim, SPACES["mclip-vit-l-14"]
+        schedule = replace(schedule, original_start=True)
+        if dim != text_space.dim:
+            text_space = replace(text_space, name=f"mclip-{dim}d", dim=dim)
+    else:
         raise CheckpointError(
-            f"'{name}' does not read image embeddings (encoder_hid_dim_type is"
-            f" {network.config.encoder_hid_dim_type!r}), so it is no decoder of Kandinsky 2.2."
-            " Choose the folder of one"
+            f"'{name}' does not read image embeddings (encoder_hid_dim_type is {kind!r}), so it is"
+            " no decoder of Kandinsky. Choose the folder of one"
         )
     fill(network, tensors, dtype, name)
-    space = space_of(source, network.config.encoder_hid_dim)
     colours = colours_of(load_movq(source).network) if "movq" in source.stages else None
-    return LatentDecoder(network, _read_schedule(source), space, colours, name)
+    space = space_of(source, dim)
+    return LatentDecoder(network, schedule, space, text_space, colours, name)
+
+
+def load_mclip(source: Source, dtype: torch.dtype = torch.float32) -> TextEncoder:
+    """Load Kandinsky 2.1's text tower and its tokenizer.
+
+    Args:
+        source: from :func:`~.sources.find_source` for the stage ``mclip``.
+        dtype: storage dtype.
+
+    Raises:
+        CheckpointError: a file is missing, damaged or foreign.
+        LibraryError: transformers cannot be imported.
+    """
+    config, tensors, name = read_hub(source, "text_encoder", dtype)
+    model, config_class, tokenizer_class = require(
+        "transformers", "XLMRobertaModel", "XLMRobertaConfig", "XLMRobertaTokenizer"
+    )
+    own = {k: v for k, v in config.items() if k not in ("architectures", "torch_dtype", "dtype")}
+    width = config.get("transformerDimensions", config.get("transformerDimSize", 1024))
+    dim = config.get("numDims", config.get("imageDimSize", 768))
+
+    def make() -> nn.Module:
+        settings = config_class.from_dict(own)
+        return MultilingualCLIP(model(settings), width, dim, settings)
+
+    network = build(make, name)
+    fill(network, tensors, dtype, name)
+    folder = part(source, "tokenizer")
+    for file in sorted(folder.iterdir()):
+        check_inside(file, source.folders)
+    try:
+        tokenizer = tokenizer_class.from_pretrained(str(folder), local_files_only=True)
+    except Exception as error:
+        raise CheckpointError(f"'{folder}' is no XLM-R tokenizer ({error}). {AGAIN}") from error
+    tokenizer.model_max_length = clip.CONTEXT
+    space = SPACES["mclip-vit-l-14"]
+    if dim != space.dim:
+        space = replace(space, name=f"mclip-{dim}d", dim=dim)
+    return TextEncoder(network, tokenizer, space)
 
 
 def zero_image(source: Source) -> torch.Tensor | None:

@@ -85,7 +85,7 @@ STAGES: dict[str, tuple[str, ...]] = {
     "karlo": ("text_encoder", "image_encoder", "prior", "decoder", "upscaler"),
     "mindalle": ("vqgan", "ar_transformer"),
     "kandinsky-prior": ("text_encoder", "image_encoder", "prior"),
-    "kandinsky": ("latent_decoder", "movq"),
+    "kandinsky": ("latent_decoder", "movq", "mclip"),
     "clip": ("reranker",),
 }
 
@@ -158,11 +158,15 @@ SYSTEMS: dict[str, System] = {
                 "KandinskyV22InpaintPipeline",
                 "KandinskyV22ControlnetPipeline",
                 "KandinskyV22ControlnetImg2ImgPipeline",
+                "KandinskyPipeline",
+                "KandinskyImg2ImgPipeline",
+                "KandinskyInpaintPipeline",
             }
         ),
         components={
             "latent_decoder": ("unet", "UNet2DConditionModel"),
             "movq": ("movq", "VQModel"),
+            "mclip": ("text_encoder", "MultilingualCLIP"),
         },
         embedded=(
             ("shapes-kandinsky", "kandinsky/decoder"),

@@ -17,10 +17,10 @@ def encode_text(
     device: torch.device,
     dtype: torch.dtype,
 ) -> TextEncoding:
-    """Encode prompts as unCLIP's pipelines do: no attention mask in the tower itself.
+    """Encode prompts as unCLIP's pipelines do: CLIP's own tower gets no attention mask.
 
     Args:
-        network: transformers' ``CLIPTextModelWithProjection``.
+        network: transformers' ``CLIPTextModelWithProjection``, or Kandinsky 2.1's mCLIP.
         ids: ``[B, 77]`` long; mask: ``[B, 77]`` bool, kept for the prior and the decoder.
         dtype: what the tower computes in. Its token table decides that, here and under a host
             that casts; the argument only mirrors :func:`encode_image`.
@@ -28,7 +28,8 @@ def encode_text(
     Returns:
         fp32 encoding, ``hidden`` ``[B, 77, W]`` and ``pooled`` ``[B, D]`` on ``device``.
     """
-    output = network(input_ids=ids.to(device))
+    masked = {"attention_mask": mask.to(device).long()} if hasattr(network, "reads_mask") else {}
+    output = network(input_ids=ids.to(device), **masked)
     return TextEncoding(
         output.last_hidden_state.float(), output.text_embeds.float(), mask.to(device), space
     )

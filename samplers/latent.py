@@ -38,10 +38,13 @@ class Kept:
     Attributes:
         latents: of the picture ``[R, 4, h, w]``.
         keep: ``[R, 1, h, w]``, 1 where it stays and 0 where it is painted anew.
+        blend: put the picture's own latents back after each step and at the end (Kandinsky 2.2);
+            2.1's network is only shown them.
     """
 
     latents: torch.Tensor
     keep: torch.Tensor
+    blend: bool = True
 
 
 def latent_size(height: int, width: int, factor: int = 8) -> tuple[int, int]:
@@ -120,6 +123,17 @@ def sample_latents(
     if not math.isfinite(guidance_scale):
         raise EdgeError(f"'cfg' is {guidance_scale}; guidance needs a finite number")
     _check_mode(unet, kept, hint)
+    reads_text = unet.config.encoder_hid_dim_type == "text_image_proj"
+    if reads_text and (text is None or (guided and negative_text is None)):
+        raise EdgeError(
+            "'model' is a decoder of Kandinsky 2.1, which reads the prompt too; encode prompt and"
+            " negative prompt with its mCLIP and wire them into 'positive' and 'negative'"
+        )
+    if text is not None and not reads_text:
+        raise EdgeError(
+            "'model' is a decoder of Kandinsky 2.2, which reads no prompt; take 'positive' and"
+            " 'negative' out, or load Kandinsky 2.1's decoder"
+        )
     embeds = [spread(image_embeds, count, "image_embeds")]
     texts = [text]
     if guided:
@@ -167,7 +181,7 @@ def sample_latents(
         else:
             noise = None if step.last else randn(shape, generators, device)
             x = previous_sample(step, x, x0, noise, variance if schedule.learned_range else None)
-        if kept is not None:
+        if kept is not None and kept.blend:
             # Noised as far as the next step expects, and at the end not at all.
             known = clean
             if i + 1 < len(steps):

@@ -154,6 +154,8 @@ class LatentSchedule:
         clip_range: x0 is clamped to ± this; ``None`` leaves it alone.
         thresholding: instead, x0 is clamped to ± its quantile ``ratio`` and divided by that, where
             it is between 1 and ``largest`` (Imagen's dynamic thresholding).
+        original_start: noise a picture to begin with as Kandinsky 2.1's image to image does, with
+            betas of its own and at a step of its own.
         final_one: DDIM ends at alphas_cumprod 1, else at the first of the table.
         num_train_timesteps: length of the training schedule.
     """
@@ -169,6 +171,7 @@ class LatentSchedule:
     thresholding: bool = True
     ratio: float = 0.995
     largest: float = 2.0
+    original_start: bool = False
     final_one: bool = True
     num_train_timesteps: int = 1000
 
@@ -252,7 +255,12 @@ class LatentSchedule:
     ) -> tuple[list[Step], Callable[[torch.Tensor, torch.Tensor], torch.Tensor]]:
         """The last ``strength`` of the steps, and what noises a clean sample for the first."""
         steps = part_of(self.steps(num_inference_steps), strength)
-        return steps, noising(self.alphas_cumprod(), steps)
+        if not self.original_start or not steps:
+            return steps, noising(self.alphas_cumprod(), steps)
+        betas = torch.linspace(0.0001, 0.02, 1000, dtype=torch.float32)
+        place = max(0, int(self.num_train_timesteps * strength) - 2)
+        first = [replace(steps[0], timestep=place)]
+        return steps, noising(torch.cumprod(1.0 - betas, dim=0), first)
 
 
 def published_sigmas(schedule: LatentSchedule, steps: int, strength: float) -> torch.Tensor:

@@ -23,13 +23,13 @@ from .pictures import training_batch
 from .stages_decoder import chain_of, variance_loss
 from .stages_sr import picture_weight
 
-POOL = 20480
-PLAN = Plan("latent", steps=6000, batch=48, rate=1.5e-3, ema=0.997)
+POOL = 10240
+PLAN = Plan("latent", steps=3000, batch=48, rate=1.5e-3, ema=0.997)
 # Then under the published guidance, and told by the prior, as it will be; see stages_decoder.
-GUIDED = Plan("latent_guided", steps=4000, batch=48, rate=1e-3, ema=0.995, warmup=50)
+GUIDED = Plan("latent_guided", steps=2500, batch=48, rate=1e-3, ema=0.995, warmup=50)
 MODES = {
-    "inpaint": Plan("latent_inpaint", steps=3000, batch=48, rate=1e-3, ema=0.995, warmup=50),
-    "depth": Plan("latent_depth", steps=2000, batch=32, rate=1e-3, ema=0.995, warmup=50),
+    "inpaint": Plan("latent_inpaint", steps=1500, batch=48, rate=1e-3, ema=0.995, warmup=50),
+    "depth": Plan("latent_depth", steps=1200, batch=32, rate=1e-3, ema=0.995, warmup=50),
 }
 _GUIDANCE = 4.0
 _DROP = 0.1

@@ -12,12 +12,14 @@ all), then inpaint and depth, which begin as the decoder.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ..training.state import read_state, save_atomically
 from . import layout, recipe
 
 STAGES = {
@@ -125,9 +127,14 @@ def _train_kandinsky(
         return layout.read_network(out, name).to(device)
 
     def pool(count: int) -> Latents:
-        text, image = finished("prior/text_encoder"), finished("prior/image_encoder")
-        said = said_by(finished("prior/prior"), text, tokenizer, device)
-        return latent_pool(finished("decoder/movq"), image, said, count, device)
+        # Kept: looking at so many pictures takes minutes, and three stages want the same.
+        kept = state / f"latents-{count}.pt"
+        if not kept.is_file():
+            text, image = finished("prior/text_encoder"), finished("prior/image_encoder")
+            said = said_by(finished("prior/prior"), text, tokenizer, device)
+            made = latent_pool(finished("decoder/movq"), image, said, count, device)
+            save_atomically(dataclasses.asdict(made), kept)
+        return Latents(**read_state(kept))
 
     if stage == "movq":
         weights = {"decoder/movq": train_movq(state, device, **limits)}

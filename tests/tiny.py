@@ -294,6 +294,89 @@ def tiny_kandinsky(folder: str | Path, seed: int = 0) -> Path:
     return folder
 
 
+XLMR: dict[str, Any] = {
+    "hidden_size": 48,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 96,
+    "type_vocab_size": 1,
+    "pad_token_id": 1,
+    "bos_token_id": 0,
+    "eos_token_id": 2,
+    "layer_norm_eps": 1e-5,
+    "transformerDimSize": 48,
+    "imageDimSize": DIM,
+}
+DDIM: dict[str, Any] = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "linear",
+    "clip_sample": False,
+    "set_alpha_to_one": False,
+    "steps_offset": 1,
+    "prediction_type": "epsilon",
+    "thresholding": False,
+}
+OLD_MODES = {"decoder": (4, "KandinskyPipeline"), "inpaint": (9, "KandinskyInpaintPipeline")}
+
+
+def tiny_kandinsky_21(folder: str | Path, seed: int = 0) -> Path:
+    """Write a tiny Kandinsky 2.1 into ``folder``: decoder and inpaint, each as the hub's folder of
+    its own, with mCLIP and MoVQ."""
+    import diffusers
+    from diffusers.pipelines.kandinsky.text_encoder import MCLIPConfig, MultilingualCLIP
+    from transformers import XLMRobertaTokenizer
+
+    folder = Path(folder)
+    pieces = ["<s>", "<pad>", "</s>", "<unk>", *"\u2581abcdefghijklmnopqrstuvwxyz", "\u2581red"]
+    tokenizer = XLMRobertaTokenizer(vocab=[*((piece, -1.0) for piece in pieces), ("<mask>", 0.0)])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        tower = MultilingualCLIP(MCLIPConfig(**XLMR, vocab_size=len(tokenizer)))
+        randomise(tower)
+        movq = diffusers.VQModel(**MOVQ)
+        randomise(movq)
+        for mode, (channels, pipeline_class) in OLD_MODES.items():
+            unet = diffusers.UNet2DConditionModel(
+                **LATENT_DECODER
+                | {
+                    "in_channels": channels,
+                    "cross_attention_dim": DIM,
+                    "encoder_hid_dim": XLMR["hidden_size"],
+                    "encoder_hid_dim_type": "text_image_proj",
+                    "addition_embed_type": "text_image",
+                }
+            )
+            randomise(unet)
+            for name, network in (("unet", unet), ("movq", movq), ("text_encoder", tower)):
+                network.save_pretrained(folder / mode / name, safe_serialization=True)
+            tokenizer.save_pretrained(folder / mode / "tokenizer")
+            diffusers.DDIMScheduler(**DDIM).save_pretrained(folder / mode / "scheduler")
+            index = {"_class_name": pipeline_class}
+            (folder / mode / "model_index.json").write_text(json.dumps(index), encoding="utf-8")
+    return folder
+
+
+def kandinsky_21_pipeline(folder: str | Path, mode: str, class_name: str = "") -> Any:
+    """diffusers' pipeline of one of the two folders."""
+    import diffusers
+    from diffusers.pipelines.kandinsky.text_encoder import MultilingualCLIP
+    from transformers import XLMRobertaTokenizer
+
+    folder = Path(folder) / mode
+    plain = {"low_cpu_mem_usage": False}
+    pipe = getattr(diffusers, class_name or OLD_MODES[mode][1])(
+        text_encoder=MultilingualCLIP.from_pretrained(folder / "text_encoder"),
+        tokenizer=XLMRobertaTokenizer.from_pretrained(folder / "tokenizer"),
+        unet=diffusers.UNet2DConditionModel.from_pretrained(folder / "unet", **plain),
+        scheduler=diffusers.DDIMScheduler.from_pretrained(folder / "scheduler"),
+        movq=diffusers.VQModel.from_pretrained(folder / "movq", **plain),
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
 _KANDINSKY_PARTS = {
     "image_encoder": ("transformers", "CLIPVisionModelWithProjection"),
     "image_processor": ("transformers", "CLIPImageProcessorPil"),
