@@ -164,12 +164,36 @@ def conditioning_to_text(conditioning: list, wanted: EmbeddingSpace, name: str) 
 
 
 def embeds_to_conditioning(
-    embeds: torch.Tensor, space: str, depth: torch.Tensor | None = None
+    embeds: torch.Tensor,
+    space: str,
+    depth: torch.Tensor | None = None,
+    text: TextEncoding | None = None,
 ) -> list:
     """Image embeddings ``[B, D]`` as CONDITIONING ``[B, 1, D]`` for a native sampler, so that
-    native nodes combine and average them; ``depth`` ``[B, 3, H, W]`` in 0..1 goes beside."""
-    extra = {"embedding_space": space, "prior_art": "image_embeds"}
-    return [[embeds[:, None], extra | ({} if depth is None else {"depth_hint": depth})]]
+    native nodes combine and average them. ``depth`` ``[B, 3, H, W]`` in 0..1 and Kandinsky 2.1's
+    prompt go beside."""
+    extra: dict[str, Any] = {"embedding_space": space, "prior_art": "image_embeds"}
+    if depth is not None:
+        extra["depth_hint"] = depth
+    if text is not None:
+        extra["text_encoding"] = text
+    return [[embeds[:, None], extra]]
+
+
+def text_beside(extra: dict, wanted: EmbeddingSpace, name: str) -> TextEncoding:
+    """The prompt that travels beside image embeddings, for Kandinsky 2.1's decoder.
+
+    Raises:
+        EdgeError: there is none, or another encoder's.
+    """
+    text = extra.get("text_encoding")
+    if text is None or text.space.name != wanted.name:
+        found = "no prompt" if text is None else f"a prompt in the space '{text.space.name}'"
+        raise EdgeError(
+            f"'{name}' carries {found}, but Kandinsky 2.1's decoder reads one of {wanted.encoder};"
+            " wire Text Encode with 'Load mCLIP (Kandinsky 2.1)' into 'Kandinsky Conditioning'"
+        )
+    return text
 
 
 def conditioning_to_embeds(conditioning: list, wanted: EmbeddingSpace, name: str) -> torch.Tensor:

@@ -18,7 +18,7 @@ import comfy.utils
 import torch
 from torch import nn
 
-from ..edges import EdgeError, conditioning_to_embeds
+from ..edges import EdgeError, conditioning_to_embeds, text_beside
 from ..samplers.latent import keep_mask, sample_from_sigmas
 from ..samplers.noise import generators, randn
 from ..samplers.schedule import published_sigmas
@@ -93,6 +93,8 @@ class LatentNetwork(nn.Module):
         control: Any = None,
         transformer_options: dict | None = None,
         hint: torch.Tensor | None = None,
+        text_hidden: torch.Tensor | None = None,
+        text_pooled: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> torch.Tensor:
         """Predict the noise; the learned variance of the conditional rows goes onto the sheet."""
@@ -103,7 +105,11 @@ class LatentNetwork(nn.Module):
         conditions = {"image_embeds": context[:, 0]}
         if hint is not None:
             conditions["hint"] = hint
-        out = self.unet(x, timesteps, None, added_cond_kwargs=conditions, return_dict=False)[0]
+        if text_pooled is not None:
+            conditions["text_embeds"] = text_pooled
+        out = self.unet(x, timesteps, text_hidden, added_cond_kwargs=conditions, return_dict=False)[
+            0
+        ]
         eps, variance = out.chunk(2, dim=1)
         options = transformer_options or {}
         sheet, sides = options.get(VARIANCE), options.get("cond_or_uncond", [])
@@ -156,6 +162,10 @@ class KandinskyModel(comfy.model_base.BaseModel):
         )
         out = super().extra_conds(**kwargs)
         out["c_crossattn"] = comfy.conds.CONDRegular(embeds[:, None])
+        if self.loaded.text_space is not None:
+            text = text_beside(kwargs, self.loaded.text_space, side)
+            out["text_hidden"] = comfy.conds.CONDRegular(text.hidden)
+            out["text_pooled"] = comfy.conds.CONDRegular(text.pooled)
         hint, noise = kwargs.get("depth_hint"), kwargs["noise"]
         takes = self.network.config.addition_embed_type == "image_hint"
         if takes and hint is None:

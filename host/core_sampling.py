@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ..edges import conditioning_to_embeds
+from ..edges import conditioning_to_embeds, text_beside
 from ..networks.unet import prepare_latent_decoder
 from ..samplers.guidance import guide
 from ..samplers.latent import keep_mask, mode_of, sample_from_sigmas
@@ -184,7 +184,16 @@ def sample(
 
     levels = noise_levels(model)
     times = [int((levels.log() - math.log(s)).abs().argmin()) for s in sigmas[:-1]]
-    predict = prepare_latent_decoder(network, conditions, times, None)
+    hidden = None
+    if loaded.text_space is not None:
+        texts = [
+            text_beside(side[0][1], loaded.text_space, name)
+            for name, side in zip(names, sides, strict=True)
+        ]
+        hidden = torch.cat([t.hidden.expand(len(start), -1, -1) for t in texts]).to(device, dtype)
+        pooled = torch.cat([t.pooled.expand(len(start), -1) for t in texts])
+        conditions["text_embeds"] = pooled.to(device, dtype)
+    predict = prepare_latent_decoder(network, conditions, times, hidden)
     places = {sigma: i for i, sigma in enumerate(sigmas)}
 
     def noised(sigma: float) -> torch.Tensor:

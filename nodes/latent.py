@@ -5,12 +5,21 @@ Native samplers run the same MODEL: what they need beside it is here too.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from ..edges import EdgeError, embeds_to_conditioning, image_embeds_of, space_of_output
+from ..edges import (
+    EdgeError,
+    TextEncoding,
+    conditioning_to_text,
+    embeds_to_conditioning,
+    image_embeds_of,
+    space_named,
+    space_of_output,
+)
 from ..host import host, io
 from ..networks.movq import encode
 from ..networks.vqgan import HELD_ENCODING
@@ -50,6 +59,16 @@ def _batch_input() -> Any:
     )
 
 
+def _text_inputs(names: tuple[str, str] = ("positive", "negative")) -> list:
+    tooltip = "For a decoder of Kandinsky 2.1 only, which reads the {} too: from Text Encode with"
+    return [
+        io.Conditioning.Input(
+            name, optional=True, tooltip=tooltip.format(said) + " Load mCLIP (Kandinsky 2.1)."
+        )
+        for name, said in zip(names, ("prompt", "negative prompt"), strict=True)
+    ]
+
+
 def _outputs() -> list:
     return [
         io.Latent.Output(display_name="latent", tooltip="For VAE Decode with Kandinsky's MoVQ."),
@@ -62,7 +81,7 @@ OWN_SIZE = "In pixels; 0 is the picture's own. Rounded up to a multiple of 64, a
 
 
 class KandinskyDecoder(io.ComfyNode):
-    """Kandinsky 2.2's decoder with its published sampler."""
+    """Kandinsky's decoder with its published sampler."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -70,8 +89,9 @@ class KandinskyDecoder(io.ComfyNode):
             node_id="PriorArtKandinskyDecoder",
             display_name="Kandinsky Decoder",
             category="PriorArt/sample",
-            description="Samples latents from image embeddings with Kandinsky 2.2's decoder, as"
-            " published: DDPM with learned variance and dynamic thresholding.",
+            description="Samples latents from image embeddings with Kandinsky's decoder, with the"
+            " sampler that its folder names: 2.2's DDPM with learned variance and dynamic"
+            " thresholding, 2.1's DDIM.",
             inputs=[
                 io.Model.Input("model", tooltip="From Load Decoder (Kandinsky)."),
                 *_embeds_inputs(),
@@ -79,6 +99,7 @@ class KandinskyDecoder(io.ComfyNode):
                 *sampling_inputs(steps=100, cfg=4.0, least=1),
                 _batch_input(),
                 noise_offset_input(),
+                *_text_inputs(),
             ],
             outputs=_outputs(),
         )
@@ -96,12 +117,14 @@ class KandinskyDecoder(io.ComfyNode):
         cfg: float,
         batch_size: int,
         noise_offset: int = 0,
+        positive: list | None = None,
+        negative: list | None = None,
     ) -> io.NodeOutput:
         if width < 1 or height < 1:
             raise EdgeError(f"'width' and 'height' are {width} and {height}; ask for a picture")
         return _sample(
             model, image_embeds, negative_image_embeds, latent_size(height, width),
-            seed, steps, cfg, batch_size, noise_offset,
+            seed, steps, cfg, batch_size, noise_offset, positive, negative,
         )  # fmt: skip
 
 
@@ -134,6 +157,7 @@ class KandinskyImage(io.ComfyNode):
                 *sampling_inputs(steps=100, cfg=4.0, least=1),
                 _batch_input(),
                 noise_offset_input(),
+                *_text_inputs(),
             ],
             outputs=_outputs(),
         )
@@ -154,11 +178,13 @@ class KandinskyImage(io.ComfyNode):
         cfg: float,
         batch_size: int,
         noise_offset: int = 0,
+        positive: list | None = None,
+        negative: list | None = None,
     ) -> io.NodeOutput:
         pixels = _fitted(image, width, height, "image")
         return _sample(
             model, image_embeds, negative_image_embeds, latent_size(*pixels.shape[2:]),
-            seed, steps, cfg, batch_size, noise_offset,
+            seed, steps, cfg, batch_size, noise_offset, positive, negative,
             start=_encode(vae, pixels), strength=strength,
         )  # fmt: skip
 
@@ -185,6 +211,7 @@ class KandinskyInpaint(io.ComfyNode):
                 *sampling_inputs(steps=100, cfg=4.0, least=1),
                 _batch_input(),
                 noise_offset_input(),
+                *_text_inputs(),
             ],
             outputs=_outputs(),
         )
@@ -205,6 +232,8 @@ class KandinskyInpaint(io.ComfyNode):
         cfg: float,
         batch_size: int,
         noise_offset: int = 0,
+        positive: list | None = None,
+        negative: list | None = None,
     ) -> io.NodeOutput:
         pixels = _fitted(image, width, height, "image")
         size = latent_size(*pixels.shape[2:])
@@ -221,7 +250,7 @@ class KandinskyInpaint(io.ComfyNode):
             )
         return _sample(
             model, image_embeds, negative_image_embeds, size,
-            seed, steps, cfg, batch_size, noise_offset,
+            seed, steps, cfg, batch_size, noise_offset, positive, negative,
             kept=Kept(latents, keep.expand(len(latents), -1, -1, -1)),
         )  # fmt: skip
 
@@ -267,7 +296,7 @@ class KandinskyDepth(io.ComfyNode):
         hint = _fitted(depth, width, height, "depth") * 0.5 + 0.5
         return _sample(
             model, image_embeds, negative_image_embeds, latent_size(*hint.shape[2:]),
-            seed, steps, cfg, batch_size, noise_offset, hint=hint,
+            seed, steps, cfg, batch_size, noise_offset, None, None, hint=hint,
         )  # fmt: skip
 
 
@@ -287,6 +316,7 @@ class KandinskyConditioning(io.ComfyNode):
                 io.Image.Input(
                     "depth", optional=True, tooltip="A depth map, for the depth decoder only."
                 ),
+                *_text_inputs(("text", "negative_text")),
             ],
             outputs=[
                 io.Conditioning.Output(
@@ -300,20 +330,26 @@ class KandinskyConditioning(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, image_embeds: Any, negative_image_embeds: Any, depth: Any = None
+        cls,
+        image_embeds: Any,
+        negative_image_embeds: Any,
+        depth: Any = None,
+        text: list | None = None,
+        negative_text: list | None = None,
     ) -> io.NodeOutput:
         if depth is not None:
             check_image(depth, "depth")
             depth = depth[..., :3].movedim(-1, 1)
         sides = []
-        for name, output in (
-            ("image_embeds", image_embeds),
-            ("negative_image_embeds", negative_image_embeds),
+        for name, output, said in (
+            ("image_embeds", image_embeds, text),
+            ("negative_image_embeds", negative_image_embeds, negative_text),
         ):
             embeds = getattr(output, "image_embeds", None)
             if embeds is None:
                 raise EdgeError(f"'{name}' has no image_embeds; sample a prior or encode a picture")
-            sides.append(embeds_to_conditioning(embeds, space_of_output(output), depth))
+            encoded = None if said is None else _any_text(said, name)
+            sides.append(embeds_to_conditioning(embeds, space_of_output(output), depth, encoded))
         return io.NodeOutput(*sides)
 
 
@@ -369,6 +405,16 @@ class KandinskySchedule(io.ComfyNode):
         return io.NodeOutput(host.latent_sigmas(model, steps, denoise))
 
 
+def _any_text(conditioning: list, name: str) -> TextEncoding:
+    """A prompt of whatever encoder: which one fits, only the decoder knows."""
+    _, extra = conditioning[0]
+    pooled = extra.get("pooled_output")
+    dim = 0 if pooled is None else pooled.shape[-1]
+    return conditioning_to_text(
+        conditioning, space_named(extra.get("embedding_space", "none"), dim), name
+    )
+
+
 # -- what they share ----------------------------------------------------------------------------
 
 
@@ -382,6 +428,8 @@ def _sample(
     cfg: float,
     batch_size: int,
     noise_offset: int,
+    positive: list | None,
+    negative: list | None,
     **mode: Any,
 ) -> io.NodeOutput:
     """The LATENT of a decoder in one of its modes, and the stream's position after it."""
@@ -389,7 +437,11 @@ def _sample(
         raise EdgeError(f"'batch_size' is {batch_size}; ask for at least one picture")
     managed, loaded = host.open_latent_decoder(model)
     embeds = image_embeds_of(image_embeds, loaded.space, "image_embeds")
-    negative = image_embeds_of(negative_image_embeds, loaded.space, "negative_image_embeds")
+    away = image_embeds_of(negative_image_embeds, loaded.space, "negative_image_embeds")
+    texts = _texts(loaded, positive, negative)
+    if "kept" in mode:
+        # 2.1's network is only shown what stays.
+        mode["kept"] = replace(mode["kept"], blend=loaded.text_space is None)
     rows = [len(embeds), *(len(_rows(part)) for name, part in mode.items() if name != "strength")]
     count = max(rows) * batch_size
     places = size[0] * size[1] * count
@@ -400,7 +452,7 @@ def _sample(
         network,
         loaded.schedule,
         embeds,
-        negative,
+        away,
         size=size,
         num_inference_steps=steps,
         guidance_scale=cfg,
@@ -409,11 +461,35 @@ def _sample(
         dtype=dtype,
         callback=lambda step, total, x0: progress(step, _preview(x0, loaded.colours)),
         **mode,
+        **texts,
     )
     draws = sum(not step.last for step in run) + bool(run)
     return io.NodeOutput(
         {"samples": host.offload(latents)}, noise_offset + latents[0].numel() * draws
     )
+
+
+def _texts(loaded: Any, positive: list | None, negative: list | None) -> dict[str, Any]:
+    """Hidden states and pooled embedding of both prompts, where they are wired.
+
+    Raises:
+        EdgeError: prompts for a decoder that reads none, or of another encoder.
+    """
+    texts = {}
+    for name, key, conditioning in (
+        ("positive", "text", positive),
+        ("negative", "negative_text", negative),
+    ):
+        if conditioning is None:
+            continue
+        if loaded.text_space is None:
+            raise EdgeError(
+                f"'{name}' is wired, but 'model' is a decoder of Kandinsky 2.2, which reads no"
+                " prompt: its prior has read it. Take the wire out, or load Kandinsky 2.1's decoder"
+            )
+        encoded = conditioning_to_text(conditioning, loaded.text_space, name)
+        texts[key] = (encoded.hidden, encoded.pooled)
+    return texts
 
 
 def _rows(part: Any) -> torch.Tensor:

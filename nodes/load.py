@@ -196,7 +196,7 @@ class LoadLatentDecoder(io.ComfyNode):
             node_id="PriorArtLoadLatentDecoder",
             display_name="Load Decoder (Kandinsky)",
             category=CATEGORY,
-            description="Loads a decoder of Kandinsky 2.2 as a native MODEL: text-to-image,"
+            description="Loads a decoder of Kandinsky 2.2 or 2.1 as a native MODEL: text-to-image,"
             " inpainting (9 channels) or depth (8 channels). Kandinsky Decoder samples it as"
             " published; native KSampler runs it too, with image embeddings through Kandinsky"
             " Conditioning.",
@@ -216,6 +216,34 @@ class LoadLatentDecoder(io.ComfyNode):
     def execute(cls, source: str, dtype: str) -> io.NodeOutput:
         loaded = _load(kandinsky.load_latent_decoder, "latent_decoder", source, dtype)
         return io.NodeOutput(host.wrap_latent_decoder(loaded))
+
+
+class LoadMCLIP(io.ComfyNode):
+    """Kandinsky 2.1's text tower as the host's CLIP."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PriorArtLoadMCLIP",
+            display_name="Load mCLIP (Kandinsky 2.1)",
+            category=CATEGORY,
+            description="Loads the multilingual text tower (XLM-R) that Kandinsky 2.1's decoder"
+            " reads prompts with. Its prior reads them with CLIP, from Load Text Encoder.",
+            inputs=_inputs("mclip"),
+            outputs=[
+                io.Clip.Output(display_name="clip", tooltip="For Text Encode, for the decoder.")
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, source: str, dtype: str) -> tuple:
+        return _fingerprint("mclip", source)
+
+    @classmethod
+    def execute(cls, source: str, dtype: str) -> io.NodeOutput:
+        return io.NodeOutput(
+            host.wrap_text_encoder(_load(kandinsky.load_mclip, "mclip", source, dtype))
+        )
 
 
 class LoadMoVQ(io.ComfyNode):

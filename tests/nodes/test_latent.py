@@ -207,6 +207,31 @@ def test_mixing_is_the_weighted_sum(stages):
     torch.testing.assert_close(mixed.image_embeds, 0.3 * a.image_embeds + 0.7 * b.image_embeds)
 
 
+def test_kandinsky_21_reads_the_prompt_too(tiny, tmp_path):
+    """Its decoder gets the prompt from mCLIP beside the image embedding, in every mode."""
+    tiny.tiny_kandinsky_21(tmp_path / "old")
+
+    def source(mode, stage):
+        return find_source(f"old/{mode}", stage, [tmp_path])
+
+    clip = host.wrap_text_encoder(kandinsky.load_mclip(source("decoder", "mclip")))
+    vae = host.wrap_movq(kandinsky.load_movq(source("decoder", "movq")))
+    stages = SimpleNamespace(vae=vae, clip=clip)
+    for mode in ("decoder", "inpaint"):
+        loaded = kandinsky.load_latent_decoder(source(mode, "latent_decoder"))
+        setattr(stages, mode, host.wrap_latent_decoder(loaded))
+    said = {"positive": prompt(stages, "a red cat"), "negative": prompt(stages)}
+    other = said | {"positive": prompt(stages, "a dog")}
+    for run in (decode, vary, repaint):
+        (first, _), (second, _) = run(stages, **said), run(stages, **other)
+        assert not torch.allclose(first["samples"], second["samples"]), run
+        with pytest.raises(EdgeError, match="reads the prompt too"):
+            run(stages)
+    foreign = [[torch.zeros(1, 77, 32), {"pooled_output": torch.zeros(1, 32)}]]
+    with pytest.raises(EdgeError, match="mCLIP"):
+        decode(stages, positive=foreign, negative=foreign)
+
+
 # -- what they refuse ----------------------------------------------------------------------------
 
 
@@ -226,6 +251,7 @@ def test_mixing_is_the_weighted_sum(stages):
         (lambda s: decode(s, steps=0), "'steps' is 0"),
         (lambda s: decode(s, cfg=float("nan")), "cfg"),
         (lambda s: decode(s, image_embeds=embedding(0)), "no rows"),
+        (lambda s: decode(s, positive=prompt(s), negative=prompt(s)), r"2\.2.*reads no prompt"),
         (lambda s: vary(s, vae="a string"), "Load MoVQ"),
         (lambda s: vary(s, strength=1.5), "strength"),
         (lambda s: vary(s, strength=-0.1), "strength"),
