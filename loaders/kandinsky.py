@@ -17,10 +17,11 @@ from torch import nn
 from ..edges import SPACES, EdgeError, EmbeddingSpace
 from ..networks.mclip import MultilingualCLIP
 from ..networks.movq import at_latent_size, colours_of
-from ..samplers.schedule import LatentSchedule
-from . import clip
+from ..samplers.schedule import LatentSchedule, p_sampler
+from . import clip, kandinsky_original
 from .checkpoint import AGAIN, CheckpointError, check_inside, read_json, read_state_dict
 from .hub import build, build_diffusers, fill, part, read_hub
+from .karlo_original import HEAD_DIM
 from .libraries import require
 from .sources import Source
 from .unclip import TextEncoder, load_image_encoder, space_of
@@ -82,7 +83,11 @@ def load_movq(source: Source, dtype: torch.dtype = torch.float32) -> MoVQ:
         CheckpointError: a file is missing, damaged or foreign.
         LibraryError: diffusers cannot be imported.
     """
-    config, tensors, name = read_hub(source, "movq", dtype)
+    if source.kind == "checkpoint":
+        name = str(source.path)
+        config, tensors = kandinsky_original.convert_movq(read_state_dict(source.path), name)
+    else:
+        config, tensors, name = read_hub(source, "movq", dtype)
     network = build_diffusers("VQModel", config, name)
     if network.config.norm_type != "spatial":
         raise CheckpointError(
@@ -94,20 +99,37 @@ def load_movq(source: Source, dtype: torch.dtype = torch.float32) -> MoVQ:
     return MoVQ(at_latent_size(network), factor, network.config.latent_channels, name)
 
 
-def load_latent_decoder(source: Source, dtype: torch.dtype = torch.float32) -> LatentDecoder:
+def load_latent_decoder(
+    source: Source,
+    dtype: torch.dtype = torch.float32,
+    sampler: str = "published",
+    head_dim: int = HEAD_DIM,
+) -> LatentDecoder:
     """Load a decoder's U-Net and its scheduler's constants: text-to-image, inpainting or depth.
 
     Args:
         source: from :func:`~.sources.find_source` for the stage ``latent_decoder``.
         dtype: storage dtype.
+        sampler: "published", the folder's own, or "p_sampler", the original repository's.
+        head_dim: width of an attention head; only original checkpoints need it.
 
     Raises:
         CheckpointError: a file is missing, damaged or foreign.
         LibraryError: diffusers cannot be imported.
     """
-    config, tensors, name = read_hub(source, "unet", dtype)
+    if source.kind == "checkpoint":
+        name = str(source.path)
+        config, tensors = kandinsky_original.convert_decoder(
+            read_state_dict(source.path), name, head_dim
+        )
+        schedule = LatentSchedule.from_config(kandinsky_original.SCHEDULER)
+    else:
+        config, tensors, name = read_hub(source, "unet", dtype)
+        schedule = _read_schedule(source)
+    if sampler == "p_sampler":
+        schedule = p_sampler(schedule)
     network = build_diffusers("UNet2DConditionModel", config, name)
-    kind, schedule = network.config.encoder_hid_dim_type, _read_schedule(source)
+    kind = network.config.encoder_hid_dim_type
     if kind == "image_proj":
         dim, text_space = network.config.encoder_hid_dim, None
     elif kind == "text_image_proj":

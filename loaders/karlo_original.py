@@ -97,12 +97,13 @@ ATTENTION = {"norm": "group_norm", "proj_out": "to_out.0"}
 
 
 @dataclass
-class _Taker:
+class Taker:
     """Takes keys out of a checkpoint one by one, and knows at the end what nobody asked for."""
 
     state: State
     name: str
     what: str
+    readme: str = "kakaobrain/karlo's README"
 
     def __post_init__(self) -> None:
         self.left = dict(self.state)
@@ -135,15 +136,15 @@ class _Taker:
     def foreign(self, keys: list[str], verb: str) -> CheckpointError:
         shown = ", ".join(keys[:4]) + (f" and {len(keys) - 4} more" if len(keys) > 4 else "")
         return CheckpointError(
-            f"'{self.name}' is no original Karlo {self.what} checkpoint: it {verb} {shown}."
-            " Choose the file that kakaobrain/karlo's README links to, or use"
-            " `prior-art download karlo`"
+            f"'{self.name}' is no original {self.what} checkpoint: it {verb} {shown}."
+            f" Choose the file that {self.readme} links to, or use a folder of the hub"
+            " (`prior-art download`)"
         )
 
 
-def _strip(state: State, prefix: str, name: str, what: str) -> _Taker:
+def _strip(state: State, prefix: str, name: str, what: str) -> Taker:
     own = {k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)}
-    taker = _Taker(own, name, what)
+    taker = Taker(own, name, what)
     others = [key for key in state if not key.startswith(prefix)]
     if others:
         raise taker.foreign(others, "holds unknown")
@@ -172,7 +173,7 @@ def convert_prior(
     Raises:
         CheckpointError: keys missing or left over, or statistics of another width.
     """
-    keys = _strip(state, "model.", name, "prior")
+    keys = _strip(state, "model.", name, "Karlo prior")
     width, clip_dim = keys.peek("clip_img_proj.weight").shape
     _check_heads(width, head_dim, name)
     out = keys.pairs("", "", PRIOR)
@@ -249,10 +250,10 @@ def convert_decoder(
     Raises:
         CheckpointError: keys missing or left over.
     """
-    keys = _strip(state, "model.", name, "decoder")
+    keys = _strip(state, "model.", name, "Karlo decoder")
     projection = keys.pairs("", "", TEXT_PROJ)
     projection |= {new: keys.take(old) for old, new in TEXT_PROJ_BARE.items()}
-    config, unet = _convert_unet(keys, head_dim)
+    config, unet = convert_unet(keys, head_dim)
     config |= {"class_embed_type": "identity", "sample_size": 64}
     context = projection["encoder_hidden_states_proj.weight"].shape[0]
     if config.get("cross_attention_dim") != context:
@@ -286,19 +287,19 @@ def convert_upscaler(
     prefixes = ("model_first_steps.", "model_last_step.")
     others = [key for key in state if not key.startswith(prefixes)]
     if others:
-        raise _Taker({}, name, "super-resolution").foreign(others, "holds unknown")
+        raise Taker({}, name, "Karlo super-resolution").foreign(others, "holds unknown")
     out: list[Any] = []
     for prefix in prefixes:
         own = {k: v for k, v in state.items() if k.startswith(prefix)}
-        keys = _strip(own, prefix, name, "super-resolution")
-        config, tensors = _convert_unet(keys, HEAD_DIM)
+        keys = _strip(own, prefix, name, "Karlo super-resolution")
+        config, tensors = convert_unet(keys, HEAD_DIM)
         config |= {"add_attention": False, "sample_size": 256}
         keys.finish()
         out += [config, tensors]
     return out[0], out[1], out[2], out[3]
 
 
-def _convert_unet(keys: _Taker, head_dim: int) -> tuple[dict[str, Any], Tensors]:
+def convert_unet(keys: Taker, head_dim: int) -> tuple[dict[str, Any], Tensors]:
     """A guided-diffusion U-Net whose up and down sampling are residual blocks."""
     blocks = _count(keys, "output_blocks")
     # In the output blocks a level ends with an extra residual block that doubles the picture; the
@@ -370,7 +371,7 @@ def _convert_unet(keys: _Taker, head_dim: int) -> tuple[dict[str, Any], Tensors]
     return config, tensors
 
 
-def _count(keys: _Taker, blocks: str) -> int:
+def _count(keys: Taker, blocks: str) -> int:
     count = 0
     while keys.has(f"{blocks}.{count}.0.in_layers.0.weight"):
         count += 1
@@ -379,7 +380,7 @@ def _count(keys: _Taker, blocks: str) -> int:
     return count
 
 
-def _up_index(keys: _Taker, block: int) -> int:
+def _up_index(keys: Taker, block: int) -> int:
     """Where the residual block that doubles the picture sits in an output block; 0 if nowhere."""
     for place in (1, 2):
         if keys.has(f"output_blocks.{block}.{place}.in_layers.0.weight"):
@@ -387,7 +388,7 @@ def _up_index(keys: _Taker, block: int) -> int:
     return 0
 
 
-def _resnet(keys: _Taker, old: str, new: str) -> Tensors:
+def _resnet(keys: Taker, old: str, new: str) -> Tensors:
     tensors = keys.pairs(old, new, RESNET)
     for left, right in RESNET_OPTIONAL.items():
         if keys.has(f"{old}{left}.weight"):
@@ -395,7 +396,7 @@ def _resnet(keys: _Taker, old: str, new: str) -> Tensors:
     return tensors
 
 
-def _attention(keys: _Taker, old: str, new: str, head_dim: int) -> Tensors:
+def _attention(keys: Taker, old: str, new: str, head_dim: int) -> Tensors:
     tensors = keys.pairs(old, new, ATTENTION)
     tensors[f"{new}to_out.0.weight"] = tensors[f"{new}to_out.0.weight"][:, :, 0]
     for leaf in ("weight", "bias"):

@@ -146,6 +146,7 @@ SYSTEMS: dict[str, System] = {
             "image_encoder": ("image_encoder", "CLIPVisionModelWithProjection"),
             "prior": ("prior", "PriorTransformer"),
         },
+        checkpoints=((re.compile(r"prior_fp16\.(ckpt|safetensors)"), frozenset({"prior"})),),
         indexed=True,
         embedded=(("shapes-kandinsky-prior", "kandinsky/prior"),),
         download="prior-art download kandinsky-2-2-prior",
@@ -168,6 +169,13 @@ SYSTEMS: dict[str, System] = {
             "movq": ("movq", "VQModel"),
             "mclip": ("text_encoder", "MultilingualCLIP"),
         },
+        checkpoints=(
+            (
+                re.compile(r"(decoder|inpainting)_fp16\.(ckpt|safetensors)"),
+                frozenset({"latent_decoder"}),
+            ),
+            (re.compile(r"movq_final\.(ckpt|safetensors)"), frozenset({"movq"})),
+        ),
         embedded=(
             ("shapes-kandinsky", "kandinsky/decoder"),
             ("shapes-kandinsky-inpaint", "kandinsky/inpaint"),

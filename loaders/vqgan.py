@@ -29,6 +29,7 @@ GRID = 16
 BLOCK = {"nin_shortcut": "conv_shortcut"}
 ATTENTION = {
     "norm": "group_norm",
+    **{f"norm.{part}": f"spatial_norm.{part}" for part in ("norm_layer", "conv_y", "conv_b")},
     "q": "to_q",
     "k": "to_k",
     "v": "to_v",
@@ -123,7 +124,7 @@ def convert_vqgan(
     for key, tensor in state.items():
         renamed = _rename(key, levels)
         # An attention's 1x1 convolution is a Linear there.
-        squeeze = ".attentions." in renamed and tensor.ndim == 4
+        squeeze = ".attentions." in renamed and tensor.ndim == 4 and "norm" not in renamed
         tensors[renamed] = tensor[:, :, 0, 0] if squeeze else tensor
 
     def size(key: str, dimension: int, dimensions: int = 4) -> int:

@@ -200,7 +200,16 @@ class LoadLatentDecoder(io.ComfyNode):
             " inpainting (9 channels) or depth (8 channels). Kandinsky Decoder samples it as"
             " published; native KSampler runs it too, with image embeddings through Kandinsky"
             " Conditioning.",
-            inputs=_inputs("latent_decoder"),
+            inputs=[
+                *_inputs("latent_decoder"),
+                io.Combo.Input(
+                    "sampler",
+                    options=["published", "p_sampler"],
+                    default="published",
+                    tooltip="What the Kandinsky Decoder nodes sample with: the folder's own"
+                    " scheduler, or the original repository's ancestral p_sampler.",
+                ),
+            ],
             outputs=[
                 io.Model.Output(
                     display_name="model", tooltip="For the Kandinsky Decoder nodes or KSampler."
@@ -209,12 +218,14 @@ class LoadLatentDecoder(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, source: str, dtype: str) -> tuple:
+    def fingerprint_inputs(cls, source: str, dtype: str, sampler: str) -> tuple:
         return _fingerprint("latent_decoder", source)
 
     @classmethod
-    def execute(cls, source: str, dtype: str) -> io.NodeOutput:
-        loaded = _load(kandinsky.load_latent_decoder, "latent_decoder", source, dtype)
+    def execute(cls, source: str, dtype: str, sampler: str) -> io.NodeOutput:
+        loaded = _load(
+            kandinsky.load_latent_decoder, "latent_decoder", source, dtype, sampler=sampler
+        )
         return io.NodeOutput(host.wrap_latent_decoder(loaded))
 
 

@@ -152,6 +152,7 @@ class LatentSchedule:
         beta_start, beta_end, beta_schedule: "linear" or "scaled_linear" betas.
         spacing: of the timesteps, "leading", "trailing" or "linspace"; offset: added to "leading".
         clip_range: x0 is clamped to ± this; ``None`` leaves it alone.
+        clip_first: clamp so also before thresholding, as the original repository does.
         thresholding: instead, x0 is clamped to ± its quantile ``ratio`` and divided by that, where
             it is between 1 and ``largest`` (Imagen's dynamic thresholding).
         original_start: noise a picture to begin with as Kandinsky 2.1's image to image does, with
@@ -168,6 +169,7 @@ class LatentSchedule:
     spacing: str = "leading"
     offset: int = 0
     clip_range: float | None = None
+    clip_first: bool = False
     thresholding: bool = True
     ratio: float = 0.995
     largest: float = 2.0
@@ -281,6 +283,26 @@ def ancestral_steps(sigmas: list[float]) -> list[Step]:
     return [replace(step, last=sigma == 0) for step, sigma in zip(steps, sigmas[1:], strict=True)]
 
 
+def p_sampler(schedule: LatentSchedule) -> LatentSchedule:
+    """The original repository's "p_sampler" with a decoder's betas: ancestral, learned variance,
+    x0 clamped to ±2 and then thresholded, timesteps from the last to the first.
+
+    The original takes sample 0's threshold for the whole batch; here each picture has its own, so
+    that it does not depend on the others.
+    """
+    return replace(
+        schedule,
+        sampler="ddpm",
+        learned_range=True,
+        spacing="linspace",
+        clip_range=2.0,
+        clip_first=True,
+        thresholding=True,
+        ratio=0.995,
+        largest=math.inf,
+    )
+
+
 def part_of(steps: list[Step], strength: float) -> list[Step]:
     """The last ``strength`` (0..1) of the steps, rounded down as published; none at 0.
 
@@ -356,6 +378,8 @@ def predict_latent(
 
 def press(schedule: LatentSchedule, x0: torch.Tensor) -> torch.Tensor:
     """Clean latents ``[B, ...]`` in their range: thresholded, or clamped."""
+    if schedule.clip_first:
+        x0 = x0.clamp(-schedule.clip_range, schedule.clip_range)
     if schedule.thresholding:
         limit = torch.quantile(x0.flatten(1).abs(), schedule.ratio, dim=1)
         limit = limit.clamp(1, schedule.largest).view(-1, *[1] * (x0.ndim - 1))

@@ -32,14 +32,16 @@ def test_order_and_embedded(hub: Path, tmp_path: Path, monkeypatch: pytest.Monke
     models = tmp_path / "models"
     shutil.copytree(hub, models / "zz")
     (models / "prior-ckpt-step=01000000-of-01000000.ckpt").touch()
-    (models / "prior_fp16.ckpt").touch()  # Kandinsky's
+    (models / "prior_fp16.ckpt").touch()  # Kandinsky 2.1's
     found = list_sources("prior", [models])
     assert [s.name for s in found] == [
         "shapes-karlo",
         "zz",
         "prior-ckpt-step=01000000-of-01000000.ckpt",
+        "prior_fp16.ckpt",
     ]
-    assert [s.kind for s in found] == ["embedded", "folder", "checkpoint"]
+    assert [s.kind for s in found] == ["embedded", "folder", "checkpoint", "checkpoint"]
+    assert [s.system for s in found] == ["karlo", "karlo", "karlo", "kandinsky-prior"]
 
 
 def test_nothing_is_opened_and_partial_is_never_listed(hub: Path, tmp_path: Path) -> None:
