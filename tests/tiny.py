@@ -399,6 +399,12 @@ def kandinsky_pipeline(folder: str | Path, part: str, class_name: str = "") -> A
     index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
     parts = {}
     for name, (library, loader) in ((k, v) for k, v in index.items() if not k.startswith("_")):
+        # torchvision's processor is another by a level, and not always there.
+        loader = loader.replace("CLIPImageProcessor", "CLIPImageProcessorPil").replace(
+            "PilPil", "Pil"
+        )
+        if not (folder / name).is_dir():  # the embedded family keeps one MoVQ for all
+            folder = folder.parent / "decoder"
         cls = getattr(libraries[library], loader)
         options = {"low_cpu_mem_usage": False} if issubclass(cls, diffusers.ModelMixin) else {}
         parts[name] = cls.from_pretrained(folder / name, **options)
