@@ -320,8 +320,9 @@ DEMO = (
 
 
 def _demo(options: argparse.Namespace) -> int:
-    """Karlo: a few prompts, three seeds of one, variations of the first picture. minDALL-E: the
-    best of sixteen candidates, a class."""
+    """Karlo: a few prompts, three seeds of one, variations of the first picture. Kandinsky: text to
+    image, native sampling, a picture and a text mixed. minDALL-E: the best of sixteen candidates, a
+    class."""
     from .host.runner import node_classes
     from .host.workflow import to_api
 
@@ -350,6 +351,10 @@ def _demo(options: argparse.Namespace) -> int:
     paint("karlo_three_seeds", "three seeds")
     first = sheet[0][1]
     paint("karlo_image_variation", "variation of the first", f"LoadImage.image={first.name}")
+    paint("kandinsky_text_to_image", "Kandinsky")
+    paint("kandinsky_ksampler", "Kandinsky: KSampler")
+    pictures = [f"{title}.image={first.name}" for title in ("First picture", "Second picture")]
+    paint("kandinsky_image_mixing", "mixed with the first", *pictures)
     paint("mindalle_rerank", "minDALL-E: best of 16")
     paint("mindalle_class_grid", "minDALL-E: a class")
     path = contact_sheet(sheet, options.out / "contact_sheet.png")
