@@ -114,6 +114,8 @@ def _train_mindalle(
 def _train_kandinsky(
     stage: str, out: Path, state: Path, device: torch.device | str, limits: dict[str, Any]
 ) -> None:
+    from ..loaders import kandinsky
+    from ..loaders.sources import Source
     from .stages_clip import train_clip
     from .stages_latent import Latents, latent_pool, train_latent_decoder, train_latent_mode
     from .stages_movq import train_movq
@@ -152,6 +154,10 @@ def _train_kandinsky(
         weights = {f"{stage}/unet": trained}
     for name, tensors in weights.items():
         layout.write_network(out, name, tensors)
+    if stage == "clip":
+        kandinsky.zero_image(
+            Source("prior", "embedded", out / "prior", "kandinsky-prior", frozenset())
+        )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -9,9 +9,20 @@ import numpy as np
 import pytest
 import torch
 
-from prior_art.loaders import mindalle, reranker
+from prior_art.loaders import kandinsky, mindalle, reranker
 from prior_art.loaders.sources import Source
-from prior_art.shapes import layout, loop, recipe, score, stages_vqgan, train
+from prior_art.shapes import (
+    grammar,
+    layout,
+    loop,
+    recipe,
+    score,
+    stages_latent,
+    stages_movq,
+    stages_prior,
+    stages_vqgan,
+    train,
+)
 from prior_art.shapes.check import Finding
 from prior_art.shapes.grammar import KINDS, Scene
 from prior_art.shapes.pictures import training_batch
@@ -112,6 +123,68 @@ def test_minDALLE_is_written_as_the_loaders_read_it(tmp_path):
     clip = tmp_path / "clip"
     judge = reranker.load_reranker(Source("clip", "folder", clip, "clip", frozenset()))
     assert (judge.size, judge.mean) == (64, (0.5, 0.5, 0.5))
+
+
+@pytest.mark.slow
+def test_kandinsky_is_written_as_the_loaders_read_it(tmp_path, monkeypatch):
+    """Every stage, in hub folders; the modes begin as the decoder."""
+    known = grammar.training_scenes()[::40]
+    monkeypatch.setattr(stages_prior, "training_scenes", lambda: known)
+    monkeypatch.setattr(stages_latent, "training_scenes", lambda: known)
+    out, state = tmp_path / "kandinsky", tmp_path / ".state"
+    for stage in train.STAGES["kandinsky"]:
+        train.train_stage("kandinsky", stage, out, state, steps=2)
+    folders = {name for group in layout.KANDINSKY.values() for name in group}
+    assert folders == {
+        path.relative_to(out).as_posix() for path in out.glob("*/*") if path.is_dir()
+    }
+
+    def source(part, system="kandinsky"):
+        return Source(part, "embedded", out / part, system, frozenset())
+
+    for mode, channels in (("decoder", 4), ("inpaint", 9), ("depth", 8)):
+        loaded = kandinsky.load_latent_decoder(source(mode))
+        assert loaded.network.config.in_channels == channels
+        assert loaded.space.name == "shapes-vit-g"
+    assert kandinsky.load_movq(source("decoder")).factor == 8
+    assert kandinsky.zero_image(source("prior", "kandinsky-prior")).shape == (1, recipe.WIDER)
+    assert (out / "prior" / kandinsky.ZERO_IMAGE).is_file()
+
+
+@pytest.mark.slow
+def test_a_kandinsky_stage_resumes_to_the_same_weights(tmp_path):
+    whole = stages_movq.train_movq(tmp_path / "whole", "cpu", steps=2)
+    with pytest.raises(loop.Unfinished):
+        stages_movq.train_movq(tmp_path / "parts", "cpu", steps=2, stop_after=1)
+    parts = stages_movq.train_movq(tmp_path / "parts", "cpu", steps=2)
+    for key, value in whole.items():
+        torch.testing.assert_close(parts[key], value, atol=1e-3, rtol=1e-3)
+
+
+def test_the_modes_begin_as_the_decoder_paints():
+    """Further channels start at nothing: the same prediction, whatever they hold."""
+    torch.manual_seed(0)
+    decoder = recipe.latent_decoder()
+    x, embeds = torch.randn(1, 4, 8, 8), torch.randn(1, recipe.WIDER)
+    for mode, extra in (("inpaint", {}), ("depth", {"hint": torch.rand(1, 3, 64, 64)})):
+        unet = recipe.latent_decoder(mode)
+        stages_latent.begin_as(unet, decoder)
+        beside = torch.randn(1, 5, 8, 8) if mode == "inpaint" else x[:, :0]
+        with torch.no_grad():
+            given = {"image_embeds": embeds}
+            wanted = decoder(x, 500, None, added_cond_kwargs=given).sample
+            found = unet(torch.cat([x, beside], 1), 500, None, added_cond_kwargs=given | extra)
+        torch.testing.assert_close(found.sample, wanted)
+
+
+def test_what_is_kept_is_anything_but_a_box():
+    masks = stages_latent.keep_masks(loop.draw_for("toy", 0, 1), 200, 8)
+    assert masks.shape == (200, 1, 8, 8) and set(masks.unique().tolist()) == {0.0, 1.0}
+    for mask in 1 - masks[:, 0]:
+        rows, columns = mask.amax(1), mask.amax(0)
+        assert torch.equal(mask, rows[:, None] * columns)
+    painted = (1 - masks).mean((1, 2, 3))
+    assert (painted == 1).sum() >= 10 and 0.1 < painted.mean() < 0.7
 
 
 @pytest.mark.slow
