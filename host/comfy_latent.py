@@ -22,7 +22,7 @@ from ..edges import EdgeError, conditioning_to_embeds, text_beside
 from ..samplers.latent import keep_mask, sample_from_sigmas
 from ..samplers.noise import generators, randn
 from ..samplers.schedule import published_sigmas
-from .comfy_memory import Managed, kind_of, patcher_of, prepare, weight_dtype
+from .comfy_memory import Adopted, Managed, kind_of, patcher_of, prepare, weight_dtype
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -63,27 +63,11 @@ class Variance:
     conditional: torch.Tensor | None = None
 
 
-class LatentNetwork(nn.Module):
-    """A decoder's U-Net with the signature that the host calls.
-
-    Its children are registered here under their own names, so that a LoRA's
-    ``lora_unet_down_blocks_0_...`` finds them.
-    """
+class LatentNetwork(Adopted):
+    """A decoder's U-Net with the signature that the host calls."""
 
     def __init__(self, unet: nn.Module) -> None:
-        super().__init__()
-        for name, child in unet.named_children():
-            self.add_module(name, child)
-        self._unet = (unet,)  # in a tuple: not registered a second time
-
-    @property
-    def unet(self) -> nn.Module:
-        """The network as our samplers know it, made of the same leaves."""
-        return self._unet[0]
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return weight_dtype(self)
+        super().__init__(unet, unet)
 
     def forward(
         self,
@@ -107,9 +91,9 @@ class LatentNetwork(nn.Module):
             conditions["hint"] = hint
         if text_pooled is not None:
             conditions["text_embeds"] = text_pooled
-        out = self.unet(x, timesteps, text_hidden, added_cond_kwargs=conditions, return_dict=False)[
-            0
-        ]
+        out = self.network(
+            x, timesteps, text_hidden, added_cond_kwargs=conditions, return_dict=False
+        )[0]
         eps, variance = out.chunk(2, dim=1)
         options = transformer_options or {}
         sheet, sides = options.get(VARIANCE), options.get("cond_or_uncond", [])
@@ -135,7 +119,7 @@ class KandinskyModel(comfy.model_base.BaseModel):
     @property
     def network(self) -> nn.Module:
         """The network as our samplers know it."""
-        return self.diffusion_model.unet
+        return self.diffusion_model.network
 
     def concat_cond(self, **kwargs: Any) -> torch.Tensor | None:
         """The inpainting decoder's further channels: the kept part of the latent, and where."""

@@ -191,3 +191,23 @@ def kind_of(inner: Any, outer: Any) -> str:
     config = getattr(inner, "model_config", None)
     name = type(config).__name__ if config is not None else type(inner).__name__
     return f"another model ({name})"
+
+
+class Adopted(nn.Module):
+    """A network whose children are registered here under their own names, so that a LoRA's
+    ``lora_unet_down_blocks_0_...`` finds them below the host's ``diffusion_model``."""
+
+    def __init__(self, network: nn.Module, children_of: nn.Module) -> None:
+        super().__init__()
+        for name, child in children_of.named_children():
+            self.add_module(name, child)
+        self._network = (network,)  # in a tuple: not registered a second time
+
+    @property
+    def network(self) -> nn.Module:
+        """The network as our samplers know it, made of the same leaves."""
+        return self._network[0]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return weight_dtype(self)

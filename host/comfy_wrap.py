@@ -24,7 +24,7 @@ from torch import nn
 
 from ..edges import EdgeError, EmbeddingSpace, conditioning_to_text, image_embeds_of
 from .comfy_compat import warn
-from .comfy_memory import Holder, Managed, kind_of, patcher_of, prepare, use, weight_dtype
+from .comfy_memory import Adopted, Holder, Managed, kind_of, patcher_of, prepare, use, weight_dtype
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -78,28 +78,13 @@ def cosine_sigmas(timesteps: int) -> torch.Tensor:
     return ((1 - alphas) / alphas).sqrt()
 
 
-class DecoderNetwork(nn.Module):
-    """Karlo's decoder with the signature that the host calls.
-
-    The U-Net's children are registered here under their own names, beside ``text_proj``, so that
-    a LoRA's ``lora_unet_down_blocks_0_...`` finds them.
-    """
+class DecoderNetwork(Adopted):
+    """Karlo's decoder with the signature that the host calls: the U-Net's children, and
+    ``text_proj`` beside them."""
 
     def __init__(self, decoder: nn.Module) -> None:
-        super().__init__()
-        for name, child in decoder.unet.named_children():
-            self.add_module(name, child)
+        super().__init__(decoder, decoder.unet)
         self.text_proj = decoder.text_proj
-        self._decoder = (decoder,)  # in a tuple: not registered a second time
-
-    @property
-    def decoder(self) -> nn.Module:
-        """The network as our samplers know it, made of the same leaves."""
-        return self._decoder[0]
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return weight_dtype(self)
 
     def forward(
         self,
@@ -116,7 +101,7 @@ class DecoderNetwork(nn.Module):
         """Predict the noise; the learned variance is sliced off, native samplers have their own."""
         if control is not None:
             raise EdgeError("Karlo's decoder has no ControlNet; take the ControlNet node out")
-        decoder = self.decoder
+        decoder = self.network
         tokens, time_tokens = decoder.text_proj(image_embeds, pooled, context)
         extra = tokens.shape[1] - text_mask.shape[1]
         mask = torch.nn.functional.pad(text_mask, (extra, 0), value=1).bool()
@@ -147,7 +132,7 @@ class KarloModel(comfy.model_base.BaseModel):
     @property
     def network(self) -> nn.Module:
         """The network as our samplers know it."""
-        return self.diffusion_model.decoder
+        return self.diffusion_model.network
 
     def extra_conds(self, **kwargs: Any) -> dict[str, Any]:
         """What the network gets beside the picture and the time, from one CONDITIONING entry."""

@@ -34,6 +34,10 @@ LARGEST = 4096
 BYTES_PER_PLACE = 2 * 2**17
 
 
+SIZE = "In pixels; rounded up to a multiple of 64, as published."
+OWN_SIZE = "In pixels; 0 is the picture's own. Rounded up to a multiple of 64, as published."
+
+
 def _embeds_inputs() -> list:
     return [
         io.ClipVisionOutput.Input(
@@ -46,19 +50,6 @@ def _embeds_inputs() -> list:
     ]
 
 
-def _size_inputs(default: int, tooltip: str) -> list:
-    return [
-        io.Int.Input(name, default=default, min=0, max=LARGEST, step=8, tooltip=tooltip)
-        for name in ("width", "height")
-    ]
-
-
-def _batch_input() -> Any:
-    return io.Int.Input(
-        "batch_size", default=1, min=1, max=64, tooltip="Pictures for each image embedding."
-    )
-
-
 def _text_inputs(names: tuple[str, str] = ("positive", "negative")) -> list:
     tooltip = "For a decoder of Kandinsky 2.1 only, which reads the {} too: from Text Encode with"
     return [
@@ -69,15 +60,46 @@ def _text_inputs(names: tuple[str, str] = ("positive", "negative")) -> list:
     ]
 
 
-def _outputs() -> list:
-    return [
-        io.Latent.Output(display_name="latent", tooltip="For VAE Decode with Kandinsky's MoVQ."),
-        noise_offset_output(),
+def _schema(
+    node_id: str,
+    display_name: str,
+    description: str,
+    before: list,
+    after: tuple = (),
+    size: tuple[int, str] = (0, OWN_SIZE),
+    reads_text: bool = True,
+) -> io.Schema:
+    """What the decoder nodes share: what they have of their own stands before and after the
+    embeddings."""
+    default, tooltip = size
+    sides = [
+        io.Int.Input(name, default=default, min=0, max=LARGEST, step=8, tooltip=tooltip)
+        for name in ("width", "height")
     ]
-
-
-SIZE = "In pixels; rounded up to a multiple of 64, as published."
-OWN_SIZE = "In pixels; 0 is the picture's own. Rounded up to a multiple of 64, as published."
+    return io.Schema(
+        node_id=node_id,
+        display_name=display_name,
+        category="PriorArt/sample",
+        description=description,
+        inputs=[
+            *before,
+            *_embeds_inputs(),
+            *after,
+            *sides,
+            *sampling_inputs(steps=100, cfg=4.0, least=1),
+            io.Int.Input(
+                "batch_size", default=1, min=1, max=64, tooltip="Pictures for each image embedding."
+            ),
+            noise_offset_input(),
+            *(_text_inputs() if reads_text else ()),
+        ],
+        outputs=[
+            io.Latent.Output(
+                display_name="latent", tooltip="For VAE Decode with Kandinsky's MoVQ."
+            ),
+            noise_offset_output(),
+        ],
+    )
 
 
 class KandinskyDecoder(io.ComfyNode):
@@ -85,65 +107,39 @@ class KandinskyDecoder(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="PriorArtKandinskyDecoder",
-            display_name="Kandinsky Decoder",
-            category="PriorArt/sample",
-            description="Samples latents from image embeddings with Kandinsky's decoder, with the"
+        return _schema(
+            "PriorArtKandinskyDecoder",
+            "Kandinsky Decoder",
+            "Samples latents from image embeddings with Kandinsky's decoder, with the"
             " sampler that its folder names: 2.2's DDPM with learned variance and dynamic"
             " thresholding, 2.1's DDIM.",
-            inputs=[
-                io.Model.Input("model", tooltip="From Load Decoder (Kandinsky)."),
-                *_embeds_inputs(),
-                *_size_inputs(512, SIZE),
-                *sampling_inputs(steps=100, cfg=4.0, least=1),
-                _batch_input(),
-                noise_offset_input(),
-                *_text_inputs(),
-            ],
-            outputs=_outputs(),
+            before=[io.Model.Input("model", tooltip="From Load Decoder (Kandinsky).")],
+            size=(512, SIZE),
         )
 
     @classmethod
-    def execute(
-        cls,
-        model: Any,
-        image_embeds: Any,
-        negative_image_embeds: Any,
-        width: int,
-        height: int,
-        seed: int,
-        steps: int,
-        cfg: float,
-        batch_size: int,
-        noise_offset: int = 0,
-        positive: list | None = None,
-        negative: list | None = None,
-    ) -> io.NodeOutput:
+    def execute(cls, model: Any, width: int, height: int, **sampling: Any) -> io.NodeOutput:
         if width < 1 or height < 1:
             raise EdgeError(f"'width' and 'height' are {width} and {height}; ask for a picture")
-        return _sample(
-            model, image_embeds, negative_image_embeds, latent_size(height, width),
-            seed, steps, cfg, batch_size, noise_offset, positive, negative,
-        )  # fmt: skip
+        return _sample(model, latent_size(height, width), {}, **sampling)
 
 
 class KandinskyImage(io.ComfyNode):
-    """Kandinsky 2.2's image to image."""
+    """Kandinsky's image to image."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="PriorArtKandinskyImage",
-            display_name="Kandinsky Image to Image",
-            category="PriorArt/sample",
-            description="Begins with a picture instead of noise and repaints it after the image"
+        return _schema(
+            "PriorArtKandinskyImage",
+            "Kandinsky Image to Image",
+            "Begins with a picture instead of noise and repaints it after the image"
             " embedding, as published.",
-            inputs=[
+            before=[
                 io.Model.Input("model", tooltip="The text-to-image decoder."),
                 io.Vae.Input("vae", tooltip="From Load MoVQ."),
                 io.Image.Input("image", tooltip="The pictures to begin with, of any size."),
-                *_embeds_inputs(),
+            ],
+            after=(
                 io.Float.Input(
                     "strength",
                     default=0.3,
@@ -153,13 +149,7 @@ class KandinskyImage(io.ComfyNode):
                     tooltip="How much of the steps is run: 0 leaves the picture as it is, 1 begins"
                     " at noise. Published with 0.3.",
                 ),
-                *_size_inputs(0, OWN_SIZE),
-                *sampling_inputs(steps=100, cfg=4.0, least=1),
-                _batch_input(),
-                noise_offset_input(),
-                *_text_inputs(),
-            ],
-            outputs=_outputs(),
+            ),
         )
 
     @classmethod
@@ -168,52 +158,33 @@ class KandinskyImage(io.ComfyNode):
         model: Any,
         vae: Any,
         image: Any,
-        image_embeds: Any,
-        negative_image_embeds: Any,
         strength: float,
         width: int,
         height: int,
-        seed: int,
-        steps: int,
-        cfg: float,
-        batch_size: int,
-        noise_offset: int = 0,
-        positive: list | None = None,
-        negative: list | None = None,
+        **sampling: Any,
     ) -> io.NodeOutput:
         pixels = _fitted(image, width, height, "image")
-        return _sample(
-            model, image_embeds, negative_image_embeds, latent_size(*pixels.shape[2:]),
-            seed, steps, cfg, batch_size, noise_offset, positive, negative,
-            start=_encode(vae, pixels), strength=strength,
-        )  # fmt: skip
+        mode = {"start": _encode(vae, pixels), "strength": strength}
+        return _sample(model, latent_size(*pixels.shape[2:]), mode, **sampling)
 
 
 class KandinskyInpaint(io.ComfyNode):
-    """Kandinsky 2.2's inpainting decoder."""
+    """Kandinsky's inpainting decoder."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="PriorArtKandinskyInpaint",
-            display_name="Kandinsky Inpaint",
-            category="PriorArt/sample",
-            description="Repaints the masked part of pictures after the image embedding with"
-            " Kandinsky 2.2's inpainting decoder. What is white in the mask is repainted, and a"
+        return _schema(
+            "PriorArtKandinskyInpaint",
+            "Kandinsky Inpaint",
+            "Repaints the masked part of pictures after the image embedding with"
+            " Kandinsky's inpainting decoder. What is white in the mask is repainted, and a"
             " little around it, as published; latents of the rest come back exactly.",
-            inputs=[
+            before=[
                 io.Model.Input("model", tooltip="The inpainting decoder (9 channels)."),
                 io.Vae.Input("vae", tooltip="From Load MoVQ."),
                 io.Image.Input("image", tooltip="The pictures to repaint, of any size."),
                 io.Mask.Input("mask", tooltip="White is repainted. Resized to the pictures' size."),
-                *_embeds_inputs(),
-                *_size_inputs(0, OWN_SIZE),
-                *sampling_inputs(steps=100, cfg=4.0, least=1),
-                _batch_input(),
-                noise_offset_input(),
-                *_text_inputs(),
             ],
-            outputs=_outputs(),
         )
 
     @classmethod
@@ -223,17 +194,9 @@ class KandinskyInpaint(io.ComfyNode):
         vae: Any,
         image: Any,
         mask: Any,
-        image_embeds: Any,
-        negative_image_embeds: Any,
         width: int,
         height: int,
-        seed: int,
-        steps: int,
-        cfg: float,
-        batch_size: int,
-        noise_offset: int = 0,
-        positive: list | None = None,
-        negative: list | None = None,
+        **sampling: Any,
     ) -> io.NodeOutput:
         pixels = _fitted(image, width, height, "image")
         size = latent_size(*pixels.shape[2:])
@@ -248,11 +211,8 @@ class KandinskyInpaint(io.ComfyNode):
             raise EdgeError(
                 f"'mask' has {len(keep)} masks for {len(latents)} pictures; wire one, or one each"
             )
-        return _sample(
-            model, image_embeds, negative_image_embeds, size,
-            seed, steps, cfg, batch_size, noise_offset, positive, negative,
-            kept=Kept(latents, keep.expand(len(latents), -1, -1, -1)),
-        )  # fmt: skip
+        kept = Kept(latents, keep.expand(len(latents), -1, -1, -1))
+        return _sample(model, size, {"kept": kept}, **sampling)
 
 
 class KandinskyDepth(io.ComfyNode):
@@ -260,44 +220,24 @@ class KandinskyDepth(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="PriorArtKandinskyDepth",
-            display_name="Kandinsky Decoder (Depth)",
-            category="PriorArt/sample",
-            description="Samples latents from image embeddings that follow a depth map, with"
+        return _schema(
+            "PriorArtKandinskyDepth",
+            "Kandinsky Decoder (Depth)",
+            "Samples latents from image embeddings that follow a depth map, with"
             " Kandinsky 2.2's ControlNet decoder.",
-            inputs=[
+            before=[
                 io.Model.Input("model", tooltip="The depth decoder (8 channels)."),
                 io.Image.Input("depth", tooltip="Depth maps as pictures, near is white."),
-                *_embeds_inputs(),
-                *_size_inputs(0, OWN_SIZE),
-                *sampling_inputs(steps=100, cfg=4.0, least=1),
-                _batch_input(),
-                noise_offset_input(),
             ],
-            outputs=_outputs(),
+            reads_text=False,
         )
 
     @classmethod
     def execute(
-        cls,
-        model: Any,
-        depth: Any,
-        image_embeds: Any,
-        negative_image_embeds: Any,
-        width: int,
-        height: int,
-        seed: int,
-        steps: int,
-        cfg: float,
-        batch_size: int,
-        noise_offset: int = 0,
+        cls, model: Any, depth: Any, width: int, height: int, **sampling: Any
     ) -> io.NodeOutput:
         hint = _fitted(depth, width, height, "depth") * 0.5 + 0.5
-        return _sample(
-            model, image_embeds, negative_image_embeds, latent_size(*hint.shape[2:]),
-            seed, steps, cfg, batch_size, noise_offset, None, None, hint=hint,
-        )  # fmt: skip
+        return _sample(model, latent_size(*hint.shape[2:]), {"hint": hint}, **sampling)
 
 
 class KandinskyConditioning(io.ComfyNode):
@@ -420,17 +360,18 @@ def _any_text(conditioning: list, name: str) -> TextEncoding:
 
 def _sample(
     model: Any,
+    size: tuple[int, int],
+    mode: dict[str, Any],
+    *,
     image_embeds: Any,
     negative_image_embeds: Any,
-    size: tuple[int, int],
     seed: int,
     steps: int,
     cfg: float,
     batch_size: int,
-    noise_offset: int,
-    positive: list | None,
-    negative: list | None,
-    **mode: Any,
+    noise_offset: int = 0,
+    positive: list | None = None,
+    negative: list | None = None,
 ) -> io.NodeOutput:
     """The LATENT of a decoder in one of its modes, and the stream's position after it."""
     if batch_size < 1:

@@ -154,21 +154,8 @@ class KandinskyPrior(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
-        cls,
-        prior: Prior,
-        positive: list,
-        negative: list,
-        seed: int,
-        steps: int,
-        cfg: float,
-        negative_embeds: str,
-        batch_size: int,
-        noise_offset: int = 0,
-    ) -> io.NodeOutput:
-        return _sample_kandinsky(
-            prior, positive, negative, seed, steps, cfg, negative_embeds, batch_size, noise_offset
-        )
+    def execute(cls, prior: Prior, **sampling: Any) -> io.NodeOutput:
+        return _sample_kandinsky(prior, {}, **sampling)
 
 
 class KandinskyPriorImage(io.ComfyNode):
@@ -205,37 +192,16 @@ class KandinskyPriorImage(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls,
-        prior: Prior,
-        positive: list,
-        negative: list,
-        image_embeds: Any,
-        strength: float,
-        seed: int,
-        steps: int,
-        cfg: float,
-        negative_embeds: str,
-        batch_size: int,
-        noise_offset: int = 0,
+        cls, prior: Prior, image_embeds: Any, strength: float, **sampling: Any
     ) -> io.NodeOutput:
         start = image_embeds_of(image_embeds, prior.space, "image_embeds")
-        return _sample_kandinsky(
-            prior,
-            positive,
-            negative,
-            seed,
-            steps,
-            cfg,
-            negative_embeds,
-            batch_size,
-            noise_offset,
-            start=start,
-            strength=strength,
-        )
+        return _sample_kandinsky(prior, {"start": start, "strength": strength}, **sampling)
 
 
 def _sample_kandinsky(
     prior: Prior,
+    start: dict[str, Any],
+    *,
     positive: list,
     negative: list,
     seed: int,
@@ -243,9 +209,10 @@ def _sample_kandinsky(
     cfg: float,
     negative_embeds: str,
     batch_size: int,
-    noise_offset: int,
-    **start: Any,
+    noise_offset: int = 0,
 ) -> io.NodeOutput:
+    """Both embeddings, and the stream's position after them; ``start`` is what
+    ``sample_prior`` begins with, if not with noise."""
     if batch_size < 1:
         raise EdgeError(f"'batch_size' is {batch_size}; ask for at least one image embedding")
     if negative_embeds not in (ZERO, NEGATIVE):
@@ -260,8 +227,7 @@ def _sample_kandinsky(
         )
     text = conditioning_to_text(positive, prior.space, "positive")
     unconditional = conditioning_to_text(negative, prior.space, "negative")
-    rows = [len(text.pooled), *(len(start[name]) for name in ("start",) if name in start)]
-    count = max(rows) * batch_size
+    count = max(len(text.pooled), len(start.get("start", ()))) * batch_size
     both = negative_embeds == NEGATIVE
     streams = generators(seed, 2 * count if both else count, noise_offset)
     network, device, dtype = host.use(prior.managed)

@@ -23,7 +23,7 @@ from .grammar import training_scenes
 from .loop import Draw, Plan, draw_for, train
 from .pictures import training_batch
 from .stages_sr import edge_loss, pictures_of
-from .stages_vqgan import begin_codebook
+from .stages_vqgan import begin_codebook, draw_on
 
 PLAN = Plan("movq", steps=2600, batch=8, rate=1e-3, ema=0.99, warmup=20)
 SHARP = Plan("movq_sharp", steps=4000, batch=8, rate=1.2e-3, ema=0.995, warmup=20)
@@ -84,16 +84,11 @@ def train_movq(
     )
     network.load_state_dict(weights)
     begin_codebook(network, draw_for("movq codebook", plan.seed, 0), device)
-    drawing = torch.nn.ModuleDict(
-        {name: network.get_submodule(name) for name in ("post_quant_conv", "decoder")}
-    )
-    drawing.load_state_dict(
-        train(
-            SHARP.limited(steps),
-            drawing,
-            lambda draw: sharp_loss(network, draw, SHARP.batch, device),
-            folder / "movq_sharp.pt",
-            stop_after=stop_after,
-        )
+    draw_on(
+        network,
+        SHARP.limited(steps),
+        lambda draw: sharp_loss(network, draw, SHARP.batch, device),
+        folder / "movq_sharp.pt",
+        stop_after,
     )
     return {name: value.detach().cpu() for name, value in network.state_dict().items()}

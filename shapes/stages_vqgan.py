@@ -8,6 +8,7 @@ their own.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -145,16 +146,25 @@ def train_vqgan(
         return vqgan_loss(network, draw, plan.batch, device, coded=True)
 
     network.load_state_dict(train(plan, network, coded, folder / "vqgan.pt", stop_after=stop_after))
+    draw_on(
+        network,
+        SHARP.limited(steps),
+        lambda draw: sharp_loss(network, draw, SHARP.batch, device),
+        folder / "vqgan_sharp.pt",
+        stop_after,
+    )
+    return {name: value.detach().cpu() for name, value in network.state_dict().items()}
+
+
+def draw_on(
+    network: torch.nn.Module,
+    plan: Plan,
+    loss_of: Callable[[Draw], tuple[torch.Tensor, dict[str, float]]],
+    state_path: Path,
+    stop_after: int | None,
+) -> None:
+    """A course for the half that draws pictures; what it draws from stands."""
     drawing = torch.nn.ModuleDict(
         {name: network.get_submodule(name) for name in ("post_quant_conv", "decoder")}
     )
-    drawing.load_state_dict(
-        train(
-            SHARP.limited(steps),
-            drawing,
-            lambda draw: sharp_loss(network, draw, SHARP.batch, device),
-            folder / "vqgan_sharp.pt",
-            stop_after=stop_after,
-        )
-    )
-    return {name: value.detach().cpu() for name, value in network.state_dict().items()}
+    drawing.load_state_dict(train(plan, drawing, loss_of, state_path, stop_after=stop_after))

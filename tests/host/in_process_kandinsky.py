@@ -125,9 +125,8 @@ def lora_changes_it() -> None:
 
 def our_decoder(model, **changes):
     inputs = {"width": 64, "height": 64, "seed": 3, "steps": 3, "cfg": 4.0, "batch_size": 1}
-    return KandinskyDecoder.execute(model, embedding(), embedding(seed=9), **inputs | changes).args[
-        0
-    ]["samples"]
+    inputs |= {"image_embeds": embedding(), "negative_image_embeds": embedding(seed=9)}
+    return KandinskyDecoder.execute(model=model, **inputs | changes).args[0]["samples"]
 
 
 def native_masks_and_patches() -> None:

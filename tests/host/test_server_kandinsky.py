@@ -10,7 +10,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from .test_server import Graph, is_a_picture, levels, node, one_clear_error, one_thread, with_inputs
+from .test_server import (
+    Graph,
+    is_a_picture,
+    levels,
+    node,
+    one_clear_error,
+    one_thread,
+    stops_within_a_step,
+    with_inputs,
+)
 
 pytestmark = [pytest.mark.host, pytest.mark.slow]
 
@@ -171,20 +180,7 @@ def test_previews_come_with_the_steps(comfy: Any, graph: Graph) -> None:
 
 @pytest.mark.parametrize("stage", ["prior", "decoder"])
 def test_interrupt_stops_within_a_step(comfy: Any, stage: str) -> None:
-    graph = with_inputs(kandinsky(), stage, steps=1000, seed=int(time.time()))
-    asked: list[float] = []
-    stopped: list[float] = []
-
-    def watch(kind: str, data: dict[str, Any]) -> None:
-        if kind == "progress" and data["node"] == stage and data["value"] >= 3 and not asked:
-            comfy.interrupt()
-            asked.append(time.monotonic())
-        if kind == "execution_interrupted":
-            stopped.append(time.monotonic())
-
-    run = comfy.run(graph, on_event=watch)
-    assert asked and stopped and stopped[0] - asked[0] < 2.0
-    assert run.steps(stage)[-1][0] < 500
+    stops_within_a_step(comfy, kandinsky(), stage)
     assert comfy.run(kandinsky()).error is None
 
 

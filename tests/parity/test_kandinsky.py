@@ -27,14 +27,6 @@ PLACE = {"device": torch.device("cpu"), "dtype": torch.float32}
 PROMPT, NEGATIVE = "a red cat", "the bird and the cat"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_kandinsky(tmp_path_factory.mktemp("models"))
