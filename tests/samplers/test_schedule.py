@@ -14,6 +14,7 @@ from prior_art.samplers.schedule import (
     p_sampler,
     predict_latent,
     predict_x0,
+    press,
     previous_sample,
 )
 
@@ -106,6 +107,18 @@ def test_latent_schedules_equal_the_published_ones(kind: str, count: int, spacin
         else:
             x = previous_sample(step, x, x0, None if step.last else randn((4, 4, 4), [mine]))
         torch.testing.assert_close(x, their_x, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [0.2, 0.6, 3.0])
+def test_dynamic_thresholding_is_the_published_one(scale: float) -> None:
+    """Below 1 nothing happens, up to the largest value latents are divided, beyond clamped too."""
+    from diffusers import DDPMScheduler
+
+    config = {"thresholding": True, "sample_max_value": 2.0, "variance_type": "learned_range"}
+    x0 = scale * torch.randn(3, 4, 16, 16, generator=torch.Generator().manual_seed(1))
+    wanted = DDPMScheduler(**config)._threshold_sample(x0)
+    torch.testing.assert_close(press(LatentSchedule.from_config(config), x0), wanted)
+    assert torch.equal(wanted, x0) == (scale < 0.3)
 
 
 @pytest.mark.parametrize(
