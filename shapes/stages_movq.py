@@ -5,12 +5,13 @@ it, and the codebook is what k-means makes of the finished latents. The publishe
 thresholding presses x0 into ±1, so that is where latents are kept; a little noise on them while
 training makes the decoder forgive what a sampler leaves.
 
-Two courses: encoder and decoder together, then the latents stand and the decoder alone learns to
-draw sharply.
+Encoder and decoder learn together; then the latents stand and the decoder alone learns to draw
+sharply; and when the latent decoder has learnt to sample, to mend what that makes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +23,13 @@ from . import recipe
 from .grammar import training_scenes
 from .loop import Draw, Plan, draw_for, train
 from .pictures import training_batch
-from .stages_sr import edge_loss, pictures_of
+from .stages_sr import Pairs, edge_loss, pictures_of
 from .stages_vqgan import begin_codebook, draw_on
 
 PLAN = Plan("movq", steps=2600, batch=8, rate=1e-3, ema=0.99, warmup=20)
-SHARP = Plan("movq_sharp", steps=4000, batch=8, rate=1.2e-3, ema=0.995, warmup=20)
+SHARP = Plan("movq_sharp", steps=3200, batch=8, rate=1.2e-3, ema=0.995, warmup=20)
+MENDING = Plan("movq_mending", steps=1500, batch=8, rate=8e-4, ema=0.99, warmup=20)
+PAIRS = 2048
 _NOISE = 0.05
 _DEVIATION = 0.5  # of every channel of the latents
 
@@ -89,6 +92,44 @@ def train_movq(
         SHARP.limited(steps),
         lambda draw: sharp_loss(network, draw, SHARP.batch, device),
         folder / "movq_sharp.pt",
+        stop_after,
+    )
+    return {name: value.detach().cpu() for name, value in network.state_dict().items()}
+
+
+def mending_loss(
+    network: torch.nn.Module,
+    pairs: Pairs,
+    draw: Draw,
+    batch: int,
+    device: torch.device | str,
+) -> tuple[torch.Tensor, dict[str, float]]:
+    """True pictures from true latents, and the nearest true picture from sampled ones."""
+    true, figures = sharp_loss(network, draw, batch // 2, device)
+    chosen = torch.from_numpy(draw.numpy.integers(len(pairs.seen), size=batch - batch // 2))
+    latents, pictures = pairs.seen[chosen].to(device), pairs.pictures[chosen].to(device)
+    made = network.decoder(network.post_quant_conv(latents), latents)
+    plain = F.mse_loss(made, pictures) + F.l1_loss(made, pictures)
+    return (true + plain + 3 * edge_loss(made, pictures)) / 2, figures | {"mended": plain.item()}
+
+
+def mend_movq(
+    network: torch.nn.Module,
+    pairs: Callable[[int], Pairs],
+    folder: Path,
+    device: torch.device | str,
+    steps: int | None = None,
+    stop_after: int | None = None,
+) -> dict[str, torch.Tensor]:
+    """The averaged weights of the finished MoVQ, its drawing half taught on."""
+    plan = MENDING.limited(steps)
+    known = pairs(PAIRS if steps is None else min(PAIRS, 8 * steps))
+    network.requires_grad_(True)
+    draw_on(
+        network,
+        plan,
+        lambda draw: mending_loss(network, known, draw, plan.batch, device),
+        folder / "movq_mending.pt",
         stop_after,
     )
     return {name: value.detach().cpu() for name, value in network.state_dict().items()}

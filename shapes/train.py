@@ -6,7 +6,7 @@ which read the finished CLIP and may train at once in two processes, then sr (bo
 networks), which reads what those paint. minDALL-E's: vqgan, ar (the transformer), reranker (a CLIP
 begun from the embedded Karlo's, in the folder clip), transfer (the class-conditional and the
 unconditional variant). Kandinsky 2.2's: movq and clip, prior (reads clip), decoder (reads them
-all), then inpaint and depth, which begin as the decoder.
+all), mend (the MoVQ on what that paints), inpaint and depth, which begin as the decoder.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from . import layout, recipe
 STAGES = {
     "karlo": ("clip", "prior", "decoder", "sr"),
     "mindalle": ("vqgan", "ar", "reranker", "transfer"),
-    "kandinsky": ("movq", "clip", "prior", "decoder", "inpaint", "depth"),
+    "kandinsky": ("movq", "clip", "prior", "decoder", "mend", "inpaint", "depth"),
 }
 
 
@@ -116,9 +116,10 @@ def _train_kandinsky(
 ) -> None:
     from ..loaders import kandinsky
     from ..loaders.sources import Source
+    from .mended import mended_latents
     from .stages_clip import train_clip
     from .stages_latent import Latents, latent_pool, train_latent_decoder, train_latent_mode
-    from .stages_movq import train_movq
+    from .stages_movq import mend_movq, train_movq
     from .stages_prior import said_by, train_prior
     from .words import read_tokenizer
 
@@ -146,6 +147,15 @@ def _train_kandinsky(
     elif stage == "prior":
         towers = finished("prior/text_encoder"), finished("prior/image_encoder")
         weights = {"prior/prior": train_prior(*towers, tokenizer, state, device, **limits)["prior"]}
+    elif stage == "mend":
+        trained = mend_movq(
+            finished("decoder/movq"),
+            lambda count: mended_latents(out, count, device),
+            state,
+            device,
+            **limits,
+        )
+        weights = {"decoder/movq": trained}
     elif stage == "decoder":
         weights = {"decoder/unet": train_latent_decoder(pool, state, device, **limits)}
     else:

@@ -15,6 +15,7 @@ from prior_art.shapes import (
     grammar,
     layout,
     loop,
+    mended,
     recipe,
     score,
     stages_latent,
@@ -131,6 +132,7 @@ def test_kandinsky_is_written_as_the_loaders_read_it(tmp_path, monkeypatch):
     known = grammar.training_scenes()[::40]
     monkeypatch.setattr(stages_prior, "training_scenes", lambda: known)
     monkeypatch.setattr(stages_latent, "training_scenes", lambda: known)
+    monkeypatch.setattr(mended, "_STEPS", 2)
     out, state = tmp_path / "kandinsky", tmp_path / ".state"
     for stage in train.STAGES["kandinsky"]:
         train.train_stage("kandinsky", stage, out, state, steps=2)
