@@ -84,30 +84,30 @@ SYSTEMS: dict[str, Published] = {
             "kakaobrain/karlo-v1-alpha-image-variations": ("image_encoder", "feature_extractor"),
         },
     ),
-    "kandinsky-2-2-prior": Published(
-        folder="kandinsky-2-2-prior",
-        repositories={
-            "kandinsky-community/kandinsky-2-2-prior": (
-                "",
-                "tokenizer",
-                "text_encoder",
-                "image_encoder",
-                "image_processor",
-                "prior",
-                "scheduler",
-            ),
-        },
-    ),
     **{
         name: Published(
             folder=name,
-            repositories={f"kandinsky-community/{name}": ("", "unet", "movq", "scheduler")},
+            repositories={f"kandinsky-community/{name}": ("", *components, "scheduler")},
         )
-        for name in (
-            "kandinsky-2-2-decoder",
-            "kandinsky-2-2-decoder-inpaint",
-            "kandinsky-2-2-controlnet-depth",
+        for names, components in (
+            (
+                ("kandinsky-2-2-prior", "kandinsky-2-1-prior"),
+                ("tokenizer", "text_encoder", "image_encoder", "image_processor", "prior"),
+            ),
+            (
+                (
+                    "kandinsky-2-2-decoder",
+                    "kandinsky-2-2-decoder-inpaint",
+                    "kandinsky-2-2-controlnet-depth",
+                ),
+                ("unet", "movq"),
+            ),
+            (
+                ("kandinsky-2-1", "kandinsky-2-1-inpaint"),
+                ("tokenizer", "text_encoder", "unet", "movq"),
+            ),
         )
+        for name in names
     },
 }
 
