@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
 NAME = "ComfyUI"
 FOLDER = "prior_art"
+EMBEDDINGS = "image_embeds"
 EXTENSIONS = {".safetensors", ".ckpt", ".pt", ".th", ".bin"}
 PREVIEW_SIZE = 512
 
@@ -70,6 +71,12 @@ def model_folders() -> list[Path]:
     """Where weights may lie: models/prior_art and its extra paths, then the diffusers folders."""
     names = (FOLDER, "diffusers")
     return [Path(path) for name in names for path in folder_paths.get_folder_paths(name)]
+
+
+def embedding_folders() -> list[Path]:
+    """Where files of image embeddings are: the first is written to."""
+    output, given = folder_paths.get_output_directory(), folder_paths.get_input_directory()
+    return [Path(output) / EMBEDDINGS, Path(given)]
 
 
 def pick_dtype(choice: str, module_kind: str) -> torch.dtype:
@@ -127,6 +134,7 @@ __all__ = [
     "ComfyExtension",
     "Managed",
     "clip_vision_output",
+    "embedding_folders",
     "free_memory",
     "io",
     "latent_sampler",

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 NAME = "the embedded host"
 MODELS_VARIABLE = "PRIOR_ART_MODELS"
+EMBEDDINGS = "image_embeds"
 PACK = Path(__file__).resolve().parents[1]
 
 logger = logging.getLogger("prior_art")
@@ -186,6 +187,11 @@ def model_folders() -> list[Path]:
         return [Path(part).expanduser() for part in named.split(os.pathsep) if part]
     here, own = Path("models") / "prior_art", PACK / "models" / "prior_art"
     return [here] if here.resolve() == own.resolve() else [here, own]
+
+
+def embedding_folders() -> list[Path]:
+    """Where files of image embeddings are: the first is written to."""
+    return [session.output_folder / EMBEDDINGS, session.input_folder]
 
 
 def pick_dtype(choice: str, module_kind: str) -> torch.dtype:
@@ -405,6 +411,7 @@ __all__ = [
     "Model",
     "Vae",
     "clip_vision_output",
+    "embedding_folders",
     "free_memory",
     "io",
     "latent_sampler",

@@ -28,7 +28,14 @@ from .load import (
     LoadUpscaler,
     LoadVQGAN,
 )
-from .mix import MixEmbeddings
+from .mix import (
+    CompareEmbeddings,
+    InterpolateEmbeddings,
+    LoadEmbeddings,
+    MixEmbeddings,
+    SaveEmbeddings,
+    TextDifference,
+)
 from .prior import KandinskyPrior, KandinskyPriorImage, PriorSample
 from .rerank import CLIPRerank, ImageGrid
 from .text import TextEncode
@@ -59,6 +66,11 @@ NODES = [
     KandinskySampler,
     KandinskySchedule,
     MixEmbeddings,
+    InterpolateEmbeddings,
+    TextDifference,
+    CompareEmbeddings,
+    SaveEmbeddings,
+    LoadEmbeddings,
     LoadVQGAN,
     LoadARTransformer,
     LoadReranker,

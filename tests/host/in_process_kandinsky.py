@@ -331,6 +331,19 @@ def headless_ksampler_is_the_hosts() -> None:
     close(ours["samples"], native["samples"], 1e-4)
 
 
+def embeddings_are_kept_in_the_hosts_folders() -> None:
+    import folder_paths
+
+    from prior_art.nodes.mix import LoadEmbeddings, SaveEmbeddings
+
+    SaveEmbeddings.execute(embedding(2), "kept", "a note")
+    file = Path(folder_paths.get_output_directory()) / "image_embeds" / "kept.safetensors"
+    assert file.is_file()
+    found, note = LoadEmbeddings.execute("kept.safetensors").args
+    assert torch.equal(found.image_embeds, embedding(2).image_embeds)
+    assert (found.embedding_space, note) == ("custom-32d", "a note")
+
+
 # -- beyond Kandinsky ------------------------------------------------------------------------------
 
 
@@ -393,6 +406,7 @@ CHECKS = {
         text_prompts_are_refused,
         native_vae_nodes,
         headless_ksampler_is_the_hosts,
+        embeddings_are_kept_in_the_hosts_folders,
         prior_drives_native_sdxl,
     )
 }

@@ -1,0 +1,102 @@
+"""Image embeddings as files to keep and to send: safetensors that say which space they live in."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ..edges import SPACES
+from .checkpoint import AGAIN, CheckpointError
+
+FORMAT = "prior-art image embeddings 1"
+KEY = "image_embeds"
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """What a file holds: ``image_embeds`` ``[B, D]`` fp32, unnormalised; the name of their space;
+    the node that made them; what the user noted."""
+
+    image_embeds: torch.Tensor
+    space: str
+    made_by: str
+    note: str
+
+
+def write_embedding(file: Path, embedding: Embedding) -> None:
+    """Writes the file whole or not at all.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    from safetensors.torch import save
+
+    tensor = embedding.image_embeds.detach().float().cpu().contiguous()
+    metadata = {
+        "format": FORMAT,
+        "space": embedding.space,
+        "normalised": "false",
+        "made_by": embedding.made_by,
+        "note": embedding.note,
+        "fingerprint": fingerprint(tensor),
+    }
+    file.parent.mkdir(parents=True, exist_ok=True)
+    scratch = file.with_suffix(f".{os.getpid()}.part")
+    try:
+        scratch.write_bytes(save({KEY: tensor}, metadata))
+        scratch.replace(file)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def read_embedding(file: Path) -> Embedding:
+    """Reads what :func:`write_embedding` wrote.
+
+    Raises:
+        CheckpointError: no safetensors, none of ours, damaged, or an unknown space.
+    """
+    from safetensors import safe_open
+
+    try:
+        with safe_open(str(file), framework="pt") as opened:
+            metadata = opened.metadata() or {}
+            tensor = opened.get_tensor(KEY) if KEY in opened.keys() else None  # noqa: SIM118
+    except Exception as error:
+        first = (str(error).strip().splitlines() or [""])[0][:120]
+        raise CheckpointError(
+            f"'{file.name}' is no safetensors file, whatever its name says ({first}). Choose one"
+            " that 'Save Image Embeddings' wrote"
+        ) from error
+    if metadata.get("format") != FORMAT or tensor is None or tensor.ndim != 2:
+        raise CheckpointError(
+            f"'{file.name}' holds no image embeddings of PriorArt. Choose one that 'Save Image"
+            " Embeddings' wrote"
+        )
+    space = metadata.get("space", "")
+    known = SPACES.get(space)
+    if known is None and not space.startswith("custom-"):
+        raise CheckpointError(
+            f"'{file.name}' is of the embedding space '{space}', which this version of the pack"
+            f" does not know; known are {', '.join(SPACES)}. Update the pack"
+        )
+    if known is not None and tensor.shape[1] != known.dim:
+        raise CheckpointError(
+            f"'{file.name}' says '{space}', which has {known.dim} dimensions, but holds"
+            f" {tensor.shape[1]}. {AGAIN}"
+        )
+    if metadata.get("fingerprint") != fingerprint(tensor):
+        raise CheckpointError(
+            f"'{file.name}' is damaged: its numbers are not those that were saved. {AGAIN}"
+        )
+    return Embedding(tensor, space, metadata.get("made_by", ""), metadata.get("note", ""))
+
+
+def fingerprint(tensor: torch.Tensor) -> str:
+    """A sha256 of an embedding's shape and fp32 numbers."""
+    shape = json.dumps(list(tensor.shape)).encode()
+    return hashlib.sha256(shape + tensor.float().contiguous().numpy().tobytes()).hexdigest()

@@ -1,0 +1,120 @@
+"""Arithmetic of image embeddings: mixtures, walks from one to another, differences of texts.
+
+Source: unCLIP (Ramesh et al. 2022, sections 3.2 and 3.3: interpolations and text diffs); spherical
+interpolation (Shoemake 1985), of directions, with lengths mixed linearly.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..edges import EdgeError
+
+MODES = (
+    "weighted sum",
+    "average",
+    "average, length kept",
+    "add",
+    "subtract",
+    "slerp",
+)
+_PARALLEL, _OPPOSITE = 1 - 1e-6, -1 + 1e-6
+
+
+def mix(a: Tensor, b: Tensor, weight_a: float, weight_b: float, mode: str) -> Tensor:
+    """Two embeddings ``[R, D]`` as one; a single row serves all rows of the other.
+
+    Args:
+        mode: "weighted sum" ``wa*a + wb*b``; "average" divides that by ``wa + wb``; "average,
+            length kept" gives it the average of their lengths; "add" and "subtract" are ``a ±
+            wb*b``; "slerp" goes from a to b on the sphere, as far as ``wb / (wa + wb)``.
+
+    Raises:
+        EdgeError: another mode, batches of different length, weights that add up to nothing where
+            they divide, opposite directions in "slerp".
+    """
+    if len(a) != len(b) and 1 not in (len(a), len(b)):
+        raise EdgeError(
+            f"'image_embeds_a' has {len(a)} rows and 'image_embeds_b' {len(b)}; make them equal,"
+            " or one of them a single row"
+        )
+    a, b = a.float(), b.float().to(a.device)
+    if mode in ("add", "subtract"):
+        return a + (weight_b if mode == "add" else -weight_b) * b
+    if mode == "weighted sum":
+        return weight_a * a + weight_b * b
+    if mode not in MODES:
+        raise EdgeError(f"'mode' is '{mode}'; choose {', '.join(MODES)}")
+    total = weight_a + weight_b
+    if total == 0:
+        raise EdgeError(
+            f"'weight_a' and 'weight_b' are {weight_a} and {weight_b}, which add up to nothing;"
+            f" '{mode}' divides by their sum"
+        )
+    share = weight_b / total
+    if mode == "slerp":
+        return slerp(a, b, share)
+    average = (1 - share) * a + share * b
+    if mode == "average":
+        return average
+    length = (1 - share) * a.norm(dim=-1, keepdim=True) + share * b.norm(dim=-1, keepdim=True)
+    return average / average.norm(dim=-1, keepdim=True).clamp(min=1e-12) * length
+
+
+def slerp(a: Tensor, b: Tensor, share: float | Tensor) -> Tensor:
+    """From ``a`` (0) to ``b`` (1) ``[R, D]`` on the sphere, the length changing linearly.
+
+    Raises:
+        EdgeError: opposite directions, between which no way is shorter than another.
+    """
+    lengths = a.norm(dim=-1, keepdim=True), b.norm(dim=-1, keepdim=True)
+    first, second = (x / n.clamp(min=1e-12) for x, n in zip((a, b), lengths, strict=True))
+    cosine = (first * second).sum(dim=-1, keepdim=True)
+    if bool((cosine < _OPPOSITE).any()):
+        raise EdgeError(
+            "the two embeddings point in opposite directions, between which 'slerp' knows no way;"
+            " mix them by 'average', or put a third between them"
+        )
+    angle = cosine.clamp(-1, _PARALLEL).acos()
+    weights = ((1 - share) * angle).sin() / angle.sin(), (share * angle).sin() / angle.sin()
+    # Almost the same direction: the chord is the arc.
+    near = cosine > _PARALLEL
+    weights = (
+        torch.where(near, torch.as_tensor(1 - share).to(a), weights[0]),
+        torch.where(near, torch.as_tensor(share).to(a), weights[1]),
+    )
+    length = (1 - share) * lengths[0] + share * lengths[1]
+    return (weights[0] * first + weights[1] * second) * length
+
+
+def interpolate(points: Tensor, count: int, mode: str) -> Tensor:
+    """``count`` embeddings ``[count, D]`` on the way through ``points`` ``[P, D]``, evenly spaced;
+    both ends, and points that are met, exactly.
+
+    Args:
+        mode: "lerp" or "slerp".
+
+    Raises:
+        EdgeError: fewer points than 2, fewer embeddings than 2, opposite directions.
+    """
+    if len(points) < 2:
+        raise EdgeError(f"a walk needs two embeddings or more, but got {len(points)}")
+    if count < 2:
+        raise EdgeError(f"'count' is {count}; a walk has two ends, so ask for two or more")
+    points = points.float()
+    rows = []
+    for i in range(count):
+        place, part = divmod(i * (len(points) - 1), count - 1)
+        if part == 0:
+            rows.append(points[place])
+            continue
+        share, (a, b) = part / (count - 1), points[place : place + 2]
+        rows.append(slerp(a, b, share) if mode == "slerp" else (1 - share) * a + share * b)
+    return torch.stack(rows)
+
+
+def cosines(a: Tensor, b: Tensor) -> Tensor:
+    """Cosine of each row of ``a`` ``[N, D]`` with each of ``b`` ``[M, D]``: ``[N, M]``."""
+    a, b = (x.float() / x.float().norm(dim=-1, keepdim=True).clamp(min=1e-12) for x in (a, b))
+    return (a @ b.T.to(a.device)).clamp(-1, 1)
