@@ -457,23 +457,22 @@ class ImageCompositeMasked(io.ComfyNode):
         resize_source: bool,
         mask: torch.Tensor | None = None,
     ) -> io.NodeOutput:
-        count = max(len(destination), len(source))
-        destination, source = (
-            part.expand(count, -1, -1, -1) if len(part) == 1 else part
-            for part in (destination, source)
-        )
         height, width = destination.shape[1:3]
 
         def resized(pixels: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
             return torch.nn.functional.interpolate(pixels, size, mode="bilinear")
 
+        def as_many(rows: torch.Tensor) -> torch.Tensor:
+            return rows.repeat(-(-len(destination) // len(rows)), 1, 1, 1)[: len(destination)]
+
         if resize_source:
             source = resized(source.movedim(-1, 1), (height, width)).movedim(1, -1)
+        source = as_many(source)
         high, wide = min(source.shape[1], height - y), min(source.shape[2], width - x)
         share = torch.ones(1, high, wide, 1)
         if mask is not None:
             mask = resized(mask.reshape(-1, 1, *mask.shape[-2:]), tuple(source.shape[1:3]))
-            share = mask[:, 0, :high, :wide, None]
+            share = as_many(mask[:, 0, :high, :wide, None])
         out = destination.clone()
         old, new = out[:, y : y + high, x : x + wide, :3], source[:, :high, :wide, :3]
         out[:, y : y + high, x : x + wide, :3] = new * share + old * (1 - share)

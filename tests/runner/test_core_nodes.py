@@ -13,6 +13,7 @@ from PIL import Image
 from prior_art.host.core_nodes import (
     ConditioningAverage,
     ImageBatch,
+    ImageCompositeMasked,
     LoadImage,
     PreviewAny,
     SaveImage,
@@ -124,6 +125,21 @@ def test_a_batch_crops_and_resizes_the_second_picture():
     batch = ImageBatch.execute(torch.zeros(1, 2, 2, 3), wide).args[0]
     assert batch.shape == (3, 2, 2, 3)
     assert batch[0].max() == 0 and batch[1:].min() == 1
+
+
+def test_a_picture_is_pasted_where_the_mask_says():
+    ground, patch = torch.zeros(2, 4, 6, 3), torch.ones(1, 3, 3, 3)
+    (plain,) = ImageCompositeMasked.execute(ground, patch, 4, 2, False).args
+    assert plain.sum() == 2 * 2 * 2 * 3 and plain[:, 2:, 4:].min() == 1  # cut at the border
+    mask = torch.zeros(1, 2, 3)
+    mask[:, :, 0] = 1
+    (masked,) = ImageCompositeMasked.execute(ground, patch, 0, 0, True, mask).args
+    assert masked.shape == ground.shape and ground.max() == 0
+    assert masked[:, :, 0].min() == 1 and masked[:, :, 4:].max() == 0
+    # As in the host: as many as there are grounds.
+    assert ImageCompositeMasked.execute(ground[:1], patch.repeat(3, 1, 1, 1), 0, 0, False).args[
+        0
+    ].shape == (1, 4, 6, 3)
 
 
 @pytest.mark.parametrize(
