@@ -168,9 +168,11 @@ def colours_of(network: nn.Module) -> torch.Tensor:
     Fitted to what the network makes of plain latents of many values.
     """
     channels = network.config.latent_channels
-    values = torch.randn(96, channels, generator=torch.Generator().manual_seed(0))
+    values = torch.randn(24, channels, generator=torch.Generator().manual_seed(0))
     weight = next(network.parameters())
     plain = values.to(weight)[:, :, None, None].expand(-1, -1, 4, 4)
-    made = torch.cat([decode(network, part) for part in plain.split(8)]).float().mean(dim=(2, 3))
+    made = torch.cat([decode(network, part) for part in plain.split(8)]).float()
+    edge = made.shape[2] // 4  # where the picture's end shows
+    made = made[:, :, edge:-edge, edge:-edge].mean(dim=(2, 3))
     known = torch.cat([values, torch.ones(len(values), 1)], dim=1)
     return torch.linalg.lstsq(known, made.clamp(-1, 1).cpu()).solution

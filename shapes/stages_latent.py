@@ -29,10 +29,11 @@ PLAN = Plan("latent", steps=3000, batch=48, rate=1.5e-3, ema=0.997)
 GUIDED = Plan("latent_guided", steps=2500, batch=48, rate=1e-3, ema=0.995, warmup=50)
 MODES = {
     "inpaint": Plan("latent_inpaint", steps=1500, batch=48, rate=1e-3, ema=0.995, warmup=50),
-    "depth": Plan("latent_depth", steps=1200, batch=32, rate=1e-3, ema=0.995, warmup=50),
+    "depth": Plan("latent_depth", steps=500, batch=32, rate=1e-3, ema=0.995, warmup=50),
 }
 _GUIDANCE = 4.0
 _DROP = 0.1
+_WORN = 0.5  # of an embedding's own deviation, at the most
 _VARIANCE_WEIGHT = 0.05
 _AT_ONCE = 64
 
@@ -120,6 +121,10 @@ def latent_loss(
         told = torch.rand(batch, 1, generator=draw.torch) < 0.6
         which = torch.randint(pool.said.shape[1], (batch,), generator=draw.torch)
         image = torch.where(told, pool.said[pool.rows[chosen], which], image)
+        # New combinations have embeddings a little off all that were seen: half are worn so.
+        worn = _WORN * torch.rand(batch, 1, generator=draw.torch)
+        worn = worn * (torch.rand(batch, 1, generator=draw.torch) < 0.5)
+        image = image + worn * draw.randn(*image.shape) * pool.embeds.std(0, keepdim=True)
     dropped = torch.rand(batch, 1, generator=draw.torch) < _DROP
     image = torch.where(dropped, pool.nothing, image)
 

@@ -403,12 +403,12 @@ def kandinsky_pipeline(folder: str | Path, part: str, class_name: str = "") -> A
         loader = loader.replace("CLIPImageProcessor", "CLIPImageProcessorPil").replace(
             "PilPil", "Pil"
         )
-        if not (folder / name).is_dir():  # the embedded family keeps one MoVQ for all
-            folder = folder.parent / "decoder"
+        # The embedded family keeps one MoVQ for all.
+        here = folder if (folder / name).is_dir() else folder.parent / "decoder"
         cls = getattr(libraries[library], loader)
         options = {"low_cpu_mem_usage": False} if issubclass(cls, diffusers.ModelMixin) else {}
-        parts[name] = cls.from_pretrained(folder / name, **options)
-    pipe = getattr(diffusers, class_name or index["_class_name"])(**parts)
+        parts[name] = cls.from_pretrained(here / name, **options)
+    pipe = getattr(diffusers, class_name or index["_class_name"])(**parts).to(torch.float32)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

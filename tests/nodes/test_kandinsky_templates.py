@@ -175,6 +175,7 @@ def test_interpolation_passes_through_both_ends(runner, template, find):
     mix = {
         "image_embeds_a": ["902", 0],
         "image_embeds_b": [keys["PriorArtKandinskyPrior"], 0],
+        "mode": "weighted sum",
     }
     mixed["903"] = {"class_type": "PriorArtMixEmbeddings", "inputs": mix, "_meta": {"title": "x"}}
     mixed[keys["PriorArtKandinskyDecoder"]]["inputs"]["image_embeds"] = ["903", 0]

@@ -87,3 +87,48 @@ def test_pictures_obey_their_prompts():
     painted = KarloPainter().paint(scenes, seed=11)
     result = score(scenes, [check(picture) for picture in painted])
     assert result.all_right >= 0.75, result
+
+
+KANDINSKY = layout.WEIGHTS / "kandinsky"
+
+
+def test_kandinskys_folders_are_whole_and_half_precision():
+    from safetensors.torch import load_file
+
+    for name in {name for group in layout.KANDINSKY.values() for name in group}:
+        assert (KANDINSKY / name).is_dir(), name
+    for file in KANDINSKY.rglob("*.safetensors"):
+        half = file.name != "zero_image_embeds.safetensors"
+        for key, value in load_file(file).items():
+            assert value.dtype == (torch.float16 if half else torch.float32), (file, key)
+            assert torch.isfinite(value).all(), (file, key)
+
+
+def test_previews_of_latents_have_the_pictures_colours():
+    from prior_art.loaders.kandinsky import load_latent_decoder, load_movq
+    from prior_art.loaders.sources import find_source
+    from prior_art.networks.movq import encode
+    from prior_art.shapes.grammar import COLOURS
+
+    colours = load_latent_decoder(find_source("shapes-kandinsky", "latent_decoder", [])).colours
+    movq = load_movq(find_source("shapes-kandinsky", "movq", [])).network
+    palette = torch.tensor(list(COLOURS.values())) / 127.5 - 1
+    plain = palette[:, :, None, None].expand(-1, -1, 64, 64)
+    latents = encode(movq, plain)[:, :, 2:6, 2:6].mean(dim=(2, 3))
+    found = latents @ colours[:-1] + colours[-1]
+    assert torch.cdist(found, palette).argmin(1).tolist() == list(range(len(palette)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("mode", "least"), [("decoder", 0.75), ("inpaint", 0.75), ("depth", 0.75)])
+def test_kandinskys_pictures_obey_their_prompts(mode, least):
+    from prior_art.shapes.check import check
+    from prior_art.shapes.grammar import draw_prompts
+    from prior_art.shapes.painters import KandinskyPainter
+    from prior_art.shapes.score import score
+
+    scenes = draw_prompts(12, seed=3)
+    painter = KandinskyPainter(mode=mode)
+    result = score(scenes, [check(picture) for picture in painter.paint(scenes, seed=11)])
+    assert result.all_right >= least, result
+    assert painter.outside == 0
