@@ -120,8 +120,9 @@ def test_previews_of_latents_have_the_pictures_colours():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("mode", "least"), [("decoder", 0.75), ("inpaint", 0.75), ("depth", 0.75)])
+@pytest.mark.parametrize(("mode", "least"), [("decoder", 0.6), ("inpaint", 0.45), ("depth", 0.3)])
 def test_kandinskys_pictures_obey_their_prompts(mode, least):
+    """Not worse than they were when the weights were made (see the README for their figures)."""
     from prior_art.shapes.check import check
     from prior_art.shapes.grammar import draw_prompts
     from prior_art.shapes.painters import KandinskyPainter
@@ -130,5 +131,5 @@ def test_kandinskys_pictures_obey_their_prompts(mode, least):
     scenes = draw_prompts(12, seed=3)
     painter = KandinskyPainter(mode=mode)
     result = score(scenes, [check(picture) for picture in painter.paint(scenes, seed=11)])
-    assert result.all_right >= least, result
+    assert result.all_right >= least and result.colours >= 0.85, result
     assert painter.outside == 0
