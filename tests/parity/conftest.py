@@ -1,15 +1,18 @@
-"""One thread for all parity tests: so small networks gain nothing from more, and on a busy machine
-these would only spin."""
-
 from __future__ import annotations
+
+from pathlib import Path
 
 import pytest
 import torch
 
+from ..samplers.stages import Stages
+from ..tiny import tiny_karlo
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def stages(tmp_path_factory: pytest.TempPathFactory) -> Stages:
+    """Every stage of a tiny Karlo, loaded by the pack."""
+    folder: Path = tmp_path_factory.mktemp("models") / "karlo"
+    return Stages(tiny_karlo(folder))
