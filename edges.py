@@ -42,7 +42,7 @@ SPACES: dict[str, EmbeddingSpace] = {
         EmbeddingSpace("laion-vit-bigg-14", 1280, "OpenCLIP ViT-bigG/14 (Kandinsky 2.2)", 1664),
         EmbeddingSpace("openai-vit-b-32", 512, "OpenAI CLIP ViT-B/32 (minDALL-E's reranker)", 768),
         EmbeddingSpace("laion-vit-h-14", 1024, "OpenCLIP ViT-H/14 (Stable Diffusion 2.1)", 1280),
-        EmbeddingSpace("mclip-vit-l-14", 768, "mCLIP XLM-R (Kandinsky 2.1's text encoder)", 0),
+        EmbeddingSpace("mclip-vit-l-14", 768, "mCLIP XLM-R (Kandinsky 2.1's text encoder)"),
         EmbeddingSpace("shapes-vit-l", 64, "the embedded family's CLIP (shapes-karlo)"),
         EmbeddingSpace("shapes-vit-g", 96, "the embedded family's wider CLIP (shapes-kandinsky)"),
     )

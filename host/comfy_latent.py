@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from ..edges import EdgeError, conditioning_to_embeds, text_beside
-from ..samplers.latent import keep_mask, sample_from_sigmas
+from ..samplers.latent import keep_mask, mode_of, sample_from_sigmas
 from ..samplers.noise import generators, randn
 from ..samplers.schedule import published_sigmas
 from .comfy_memory import Adopted, Managed, kind_of, patcher_of, prepare, weight_dtype
@@ -123,8 +123,7 @@ class KandinskyModel(comfy.model_base.BaseModel):
 
     def concat_cond(self, **kwargs: Any) -> torch.Tensor | None:
         """The inpainting decoder's further channels: the kept part of the latent, and where."""
-        config = self.network.config
-        if config.in_channels != config.out_channels // 2 + 5:
+        if mode_of(self.network) != "inpainting":
             return None
         noise, device = kwargs["noise"], kwargs["device"]
         latent = kwargs.get("concat_latent_image")
@@ -151,7 +150,7 @@ class KandinskyModel(comfy.model_base.BaseModel):
             out["text_hidden"] = comfy.conds.CONDRegular(text.hidden)
             out["text_pooled"] = comfy.conds.CONDRegular(text.pooled)
         hint, noise = kwargs.get("depth_hint"), kwargs["noise"]
-        takes = self.network.config.addition_embed_type == "image_hint"
+        takes = mode_of(self.network) == "depth"
         if takes and hint is None:
             raise EdgeError(
                 f"'{side}' has no depth map, but 'model' is a depth decoder; wire a picture into"

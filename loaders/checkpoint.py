@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import mmap
+import os
 import pickle
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
@@ -338,6 +339,20 @@ def _compute_buffers(network: nn.Module, source_name: str) -> None:
                     " version of the pack does not know. Update the pack"
                 )
             setattr(module, name, BUFFERS[name](buffer, dtype))
+
+
+def write_whole(file: Path, data: bytes) -> None:
+    """Writes a file so that a reader sees the old one or the new one, and no half stays behind.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    scratch = file.with_name(f"{file.name}.{os.getpid()}.part")
+    try:
+        scratch.write_bytes(data)
+        scratch.replace(file)
+    finally:
+        scratch.unlink(missing_ok=True)
 
 
 # -- TorchScript archives ----------------------------------------------------------------------

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from ..edges import SPACES
-from .checkpoint import AGAIN, CheckpointError
+from .checkpoint import AGAIN, CheckpointError, write_whole
 
 FORMAT = "prior-art image embeddings 1"
 KEY = "image_embeds"
@@ -46,12 +45,7 @@ def write_embedding(file: Path, embedding: Embedding) -> None:
         "fingerprint": fingerprint(tensor),
     }
     file.parent.mkdir(parents=True, exist_ok=True)
-    scratch = file.with_suffix(f".{os.getpid()}.part")
-    try:
-        scratch.write_bytes(save({KEY: tensor}, metadata))
-        scratch.replace(file)
-    finally:
-        scratch.unlink(missing_ok=True)
+    write_whole(file, save({KEY: tensor}, metadata))
 
 
 def read_embedding(file: Path) -> Embedding:

@@ -19,7 +19,14 @@ from ..networks.mclip import MultilingualCLIP
 from ..networks.movq import at_latent_size, colours_of
 from ..samplers.schedule import LatentSchedule, p_sampler
 from . import clip, kandinsky_original
-from .checkpoint import AGAIN, CheckpointError, check_inside, read_json, read_state_dict
+from .checkpoint import (
+    AGAIN,
+    CheckpointError,
+    check_inside,
+    read_json,
+    read_state_dict,
+    write_whole,
+)
 from .hub import build, build_diffusers, fill, part, read_hub
 from .karlo_original import HEAD_DIM
 from .libraries import require
@@ -133,10 +140,8 @@ def load_latent_decoder(
     if kind == "image_proj":
         dim, text_space = network.config.encoder_hid_dim, None
     elif kind == "text_image_proj":
-        dim, text_space = network.config.cross_attention_dim, SPACES["mclip-vit-l-14"]
-        schedule = replace(schedule, original_start=True)
-        if dim != text_space.dim:
-            text_space = replace(text_space, name=f"mclip-{dim}d", dim=dim)
+        dim = network.config.cross_attention_dim
+        text_space, schedule = _mclip_space(dim), replace(schedule, original_start=True)
     else:
         raise CheckpointError(
             f"'{name}' does not read image embeddings (encoder_hid_dim_type is {kind!r}), so it is"
@@ -181,10 +186,15 @@ def load_mclip(source: Source, dtype: torch.dtype = torch.float32) -> TextEncode
     except Exception as error:
         raise CheckpointError(f"'{folder}' is no XLM-R tokenizer ({error}). {AGAIN}") from error
     tokenizer.model_max_length = clip.CONTEXT
-    space = SPACES["mclip-vit-l-14"]
-    if dim != space.dim:
-        space = replace(space, name=f"mclip-{dim}d", dim=dim)
-    return TextEncoder(network, tokenizer, space)
+    return TextEncoder(network, tokenizer, _mclip_space(dim))
+
+
+def _mclip_space(dim: int) -> EmbeddingSpace:
+    """The space of an mCLIP of this width: the published one's, or a name of its own."""
+    published = SPACES["mclip-vit-l-14"]
+    if dim == published.dim:
+        return published
+    return replace(published, name=f"mclip-{dim}d", dim=dim)
 
 
 def zero_image(source: Source) -> torch.Tensor | None:
@@ -225,9 +235,8 @@ def write_zero_image(folder: Path, embeds: torch.Tensor) -> None:
     """
     from safetensors.torch import save
 
-    scratch = folder / f"{ZERO_IMAGE}.part"
-    scratch.write_bytes(save({"zero_image_embeds": embeds.contiguous()}, {"format": "pt"}))
-    scratch.replace(folder / ZERO_IMAGE)
+    data = save({"zero_image_embeds": embeds.contiguous()}, {"format": "pt"})
+    write_whole(folder / ZERO_IMAGE, data)
 
 
 def _read_schedule(source: Source) -> LatentSchedule:

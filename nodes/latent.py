@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 
 from ..edges import (
@@ -25,6 +24,8 @@ from ..networks.movq import encode
 from ..networks.vqgan import HELD_ENCODING
 from ..samplers.latent import Kept, keep_mask, latent_size, sample_latents
 from ..samplers.noise import generators
+from ..samplers.resize import resized
+from ..samplers.schedule import draws
 from .pictures import check_image, from_image, preview
 from .sampling import noise_offset_input, noise_offset_output, sampling_inputs
 
@@ -404,10 +405,8 @@ def _sample(
         **mode,
         **texts,
     )
-    draws = sum(not step.last for step in run) + bool(run)
-    return io.NodeOutput(
-        {"samples": host.offload(latents)}, noise_offset + latents[0].numel() * draws
-    )
+    drawn = latents[0].numel() * draws(run)
+    return io.NodeOutput({"samples": host.offload(latents)}, noise_offset + drawn)
 
 
 def _texts(loaded: Any, positive: list | None, negative: list | None) -> dict[str, Any]:
@@ -462,12 +461,7 @@ def _fitted(image: torch.Tensor, width: int, height: int, name: str) -> torch.Te
         f"'{name}' is {own[1]}×{own[0]}; it was resized to {wide}×{high}, as a Kandinsky decoder's"
         " sides are multiples of 64"
     )
-    eight = (image[..., :3].float().cpu().clamp(0, 1) * 255).round().to(torch.uint8).numpy()
-    rows = [
-        np.asarray(Image.fromarray(row).resize((wide, high), Image.Resampling.BICUBIC))
-        for row in eight
-    ]
-    return from_image(torch.from_numpy(np.stack(rows)).float() / 255)
+    return from_image(resized(image[..., :3], (high, wide), Image.Resampling.BICUBIC))
 
 
 def _fitted_mask(mask: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
@@ -485,12 +479,7 @@ def _fitted_mask(mask: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
         raise EdgeError("'mask' holds NaN or infinite numbers; look at the node that made it")
     if tuple(mask.shape[1:]) == tuple(size):
         return mask
-    eight = (mask.float().cpu().clamp(0, 1) * 255).round().to(torch.uint8).numpy()
-    rows = [
-        np.asarray(Image.fromarray(row).resize((size[1], size[0]), Image.Resampling.LANCZOS))
-        for row in eight
-    ]
-    return torch.from_numpy(np.stack(rows)).float() / 255
+    return resized(mask, size, Image.Resampling.LANCZOS)
 
 
 def _encode(vae: Any, pixels: torch.Tensor) -> torch.Tensor:

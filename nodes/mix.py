@@ -19,7 +19,7 @@ from ..edges import (
 )
 from ..host import host, io
 from ..loaders.embedding import Embedding, read_embedding, write_embedding
-from ..samplers.mix import MODES, cosines, interpolate, mix
+from ..samplers.mix import MODES, cosines, interpolate, mix, move_by_texts
 
 CATEGORY = "PriorArt/mix"
 WEIGHT = {"min": -10.0, "max": 10.0, "step": 0.01}
@@ -173,17 +173,13 @@ class TextDifference(io.ComfyNode):
     ) -> io.NodeOutput:
         _finite(strength=strength)
         space = _space_of(image_embeds, "image_embeds")
-        embeds = image_embeds_of(image_embeds, space, "image_embeds").float()
+        embeds = image_embeds_of(image_embeds, space, "image_embeds")
         to, away = (
-            conditioning_to_text(part, space, name).pooled.float().to(embeds.device)
+            conditioning_to_text(part, space, name).pooled
             for part, name in ((text, "text"), (from_text, "from_text"))
         )
-        difference = to - away
-        length = difference.norm(dim=-1, keepdim=True)
-        if bool((length == 0).any()):
-            raise EdgeError("'text' and 'from_text' are the same, so there is no way between them")
-        moved = difference / length * embeds.norm(dim=-1, keepdim=True)
-        return _made(embeds + strength * moved, space, "Add Text Difference")
+        moved = move_by_texts(embeds, to, away, strength)
+        return _made(moved, space, "Add Text Difference")
 
 
 class CompareEmbeddings(io.ComfyNode):

@@ -8,6 +8,7 @@ from ..edges import EdgeError, Prior, conditioning_to_text, image_embeds_of
 from ..host import host, io
 from ..samplers.noise import generators
 from ..samplers.prior import numbers_drawn, sample_prior
+from ..samplers.schedule import draws
 from .sampling import noise_offset_input, noise_offset_output, sampling_inputs
 
 
@@ -249,7 +250,7 @@ def _sample_kandinsky(
     )
     embeds = host.offload(embeds)
     found = embeds[count:] if both else host.offload(prior.zero_image).expand(count, -1)
-    drawn = prior.space.dim * sum(not step.last for step in run) + prior.space.dim * bool(run)
+    drawn = prior.space.dim * draws(run)
     made = [
         host.clip_vision_output(
             part, embedding_space=prior.space.name, made_by="Prior Sample (Kandinsky)"

@@ -65,12 +65,6 @@ def keep_mask(repaint: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     return (grown == 0).float()
 
 
-def latent_numbers_drawn(shape: tuple[int, ...], steps: int) -> int:
-    """Random numbers per image that :func:`sample_latents` draws for latents of this shape, where
-    ``steps`` of them add noise."""
-    return math.prod(shape) * steps
-
-
 @torch.no_grad()
 def sample_latents(
     unet: nn.Module,

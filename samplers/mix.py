@@ -114,6 +114,21 @@ def interpolate(points: Tensor, count: int, mode: str) -> Tensor:
     return torch.stack(rows)
 
 
+def move_by_texts(embeds: Tensor, text: Tensor, from_text: Tensor, strength: float) -> Tensor:
+    """Image embeddings ``[R, D]`` moved along ``text - from_text`` ``[1 or R, D]``, by ``strength``
+    times their own length.
+
+    Raises:
+        EdgeError: texts that do not differ.
+    """
+    difference = (text.float() - from_text.float()).to(embeds.device)
+    length = difference.norm(dim=-1, keepdim=True)
+    if bool((length == 0).any()):
+        raise EdgeError("'text' and 'from_text' are the same, so there is no way between them")
+    embeds = embeds.float()
+    return embeds + strength * embeds.norm(dim=-1, keepdim=True) * difference / length
+
+
 def cosines(a: Tensor, b: Tensor) -> Tensor:
     """Cosine of each row of ``a`` ``[N, D]`` with each of ``b`` ``[M, D]``: ``[N, M]``."""
     a, b = (x.float() / x.float().norm(dim=-1, keepdim=True).clamp(min=1e-12) for x in (a, b))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 from PIL import Image
 
 
@@ -25,3 +26,12 @@ def resize_and_crop(
     # Python's rounding to even, as torchvision's CenterCrop.
     left, top = round((width - size) / 2), round((height - size) / 2)
     return np.asarray(picture.crop((left, top, left + size, top + size)))
+
+
+def resized(
+    pixels: torch.Tensor, size: tuple[int, int], resample: Image.Resampling
+) -> torch.Tensor:
+    """Pictures ``[B, H, W, 3]`` or masks ``[B, H, W]`` in 0..1 as ones of this height and width."""
+    eight = (pixels.float().cpu().clamp(0, 1) * 255).round().to(torch.uint8).numpy()
+    rows = [np.asarray(Image.fromarray(row).resize(size[::-1], resample)) for row in eight]
+    return torch.from_numpy(np.stack(rows)).float() / 255

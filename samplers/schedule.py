@@ -303,6 +303,11 @@ def p_sampler(schedule: LatentSchedule) -> LatentSchedule:
     )
 
 
+def draws(steps: list[Step]) -> int:
+    """How often a sampler over these steps draws noise: for its start, and where a step adds it."""
+    return sum(not step.last for step in steps) + bool(steps)
+
+
 def part_of(steps: list[Step], strength: float) -> list[Step]:
     """The last ``strength`` (0..1) of the steps, rounded down as published; none at 0.
 

@@ -45,6 +45,11 @@ def draw_for(stage: str, seed: int, step: int) -> Draw:
     return Draw(step, np.random.default_rng(sequence), torch.Generator().manual_seed(number))
 
 
+def some_of(most: int, steps: int | None) -> int:
+    """How many of ``most`` samples to prepare where no more than so many steps are run."""
+    return most if steps is None else min(most, 8 * steps)
+
+
 @dataclass(frozen=True)
 class Plan:
     """How one stage is trained."""

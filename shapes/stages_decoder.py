@@ -13,7 +13,7 @@ from torch import nn
 
 from . import recipe
 from .grammar import Scene, training_scenes
-from .loop import Draw, Plan, draw_for, train
+from .loop import Draw, Plan, draw_for, some_of, train
 from .pictures import training_batch
 from .stages_sr import picture_weight, signal_and_noise, wandering
 
@@ -256,7 +256,7 @@ def train_decoder(
     # a signal of its own.
     nn.init.normal_(trainee.text_proj.learned_classifier_free_guidance_embeddings, std=0.5)
     table = TextTable(text_encoder, tokenizer, device)
-    pool = embedded_pool(image_encoder, POOL if steps is None else min(POOL, 8 * steps), device)
+    pool = embedded_pool(image_encoder, some_of(POOL, steps), device)
     weights = train(
         plan,
         trainee,

@@ -18,7 +18,7 @@ from torch import nn
 from ..networks.movq import encode
 from . import recipe
 from .grammar import training_scenes
-from .loop import Draw, Plan, draw_for, train
+from .loop import Draw, Plan, draw_for, some_of, train
 from .pictures import training_batch
 from .stages_decoder import chain_of, variance_loss
 from .stages_sr import picture_weight
@@ -170,7 +170,7 @@ def train_latent_decoder(
     plan = PLAN.limited(steps)
     torch.manual_seed(plan.seed)
     unet = recipe.latent_decoder().to(device)
-    known = pool(POOL if steps is None else min(POOL, 8 * steps))
+    known = pool(some_of(POOL, steps))
     weights = train(
         plan,
         unet,
@@ -203,7 +203,7 @@ def train_latent_mode(
     torch.manual_seed(plan.seed)
     unet = recipe.latent_decoder(mode).to(device)
     begin_as(unet, decoder)
-    known = pool(POOL if steps is None else min(POOL, 8 * steps))
+    known = pool(some_of(POOL, steps))
     return train(
         plan,
         unet,

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from ..networks.movq import encode
 from . import recipe
 from .grammar import training_scenes
-from .loop import Draw, Plan, draw_for, train
+from .loop import Draw, Plan, draw_for, some_of, train
 from .pictures import training_batch
 from .stages_sr import Pairs, edge_loss, pictures_of
 from .stages_vqgan import begin_codebook, draw_on
@@ -123,7 +123,7 @@ def mend_movq(
 ) -> dict[str, torch.Tensor]:
     """The averaged weights of the finished MoVQ, its drawing half taught on."""
     plan = MENDING.limited(steps)
-    known = pairs(PAIRS if steps is None else min(PAIRS, 8 * steps))
+    known = pairs(some_of(PAIRS, steps))
     network.requires_grad_(True)
     draw_on(
         network,

@@ -11,7 +11,7 @@ from torch import nn
 
 from . import recipe
 from .grammar import training_scenes
-from .loop import Draw, Plan, train
+from .loop import Draw, Plan, some_of, train
 from .stages_decoder import POOL, TextTable, embedded_pool
 from .stages_sr import signal_and_noise
 
@@ -84,7 +84,7 @@ def train_prior(
     nn.init.normal_(prior.positional_embedding, std=0.02)
     nn.init.normal_(prior.prd_embedding, std=0.02)
     table = TextTable(text_encoder, tokenizer, device)
-    pool = embedded_pool(image_encoder, POOL if steps is None else min(POOL, 8 * steps), device)
+    pool = embedded_pool(image_encoder, some_of(POOL, steps), device)
     mean, std = pool.spread
     # Statistics, not weights: kept from the optimiser.
     prior.clip_mean.data, prior.clip_std.data = mean, std

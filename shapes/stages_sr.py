@@ -13,7 +13,7 @@ from torch import nn
 from ..samplers.schedule import UnCLIPSchedule, predict_x0, previous_sample
 from . import recipe
 from .grammar import training_scenes
-from .loop import Draw, Plan, draw_for, train
+from .loop import Draw, Plan, draw_for, some_of, train
 from .pictures import training_batch
 
 FIRST = Plan("sr_first", steps=3000, batch=6, rate=2e-3)
@@ -199,7 +199,7 @@ def train_sr(
         stop_after=stop_after,
     )
     first.load_state_dict(weights)
-    pairs = pairs_of(PAIRS if steps is None else min(PAIRS, 8 * steps))
+    pairs = pairs_of(some_of(PAIRS, steps))
     weights = train(
         MENDING.limited(steps),
         first,
