@@ -33,9 +33,14 @@ _BLOCKS = {
     "UNetMidBlock2DSimpleCrossAttn",
     "ResnetUpsampleBlock2D",
     "SimpleCrossAttnUpBlock2D",
+    "DownBlock2D",
+    "CrossAttnDownBlock2D",
+    "UNetMidBlock2DCrossAttn",
+    "UpBlock2D",
+    "CrossAttnUpBlock2D",
 }
-# What Kandinsky's decoders have beside: an embedding added to the time's, and image tokens.
-_ADDED = (None, "image", "image_hint", "text_image")
+# What the latent decoders have beside: an embedding added to the time's, and image tokens.
+_ADDED = (None, "image", "image_hint", "text_image", "text_time")
 _PROJECTED = (None, "image_proj", "text_image_proj")
 # Below these sizes the direct convolution is as fast. For a few pixels most of its time goes into
 # reordering the weights, and a plain matrix product is faster.
@@ -108,6 +113,37 @@ def prepare_latent_decoder(
     return predict
 
 
+@torch.no_grad()
+def prepare_sdxl(
+    unet: nn.Module,
+    hidden: Tensor,
+    pooled: Tensor,
+    time_ids: Tensor,
+    timesteps: list[float],
+) -> Callable[[Tensor, int], Tensor]:
+    """An SDXL or KOALA U-Net with its conditioning held fixed.
+
+    Args:
+        unet: diffusers' ``UNet2DConditionModel``.
+        hidden: ``[R, L, W]``; pooled: ``[R, D]``; time_ids: ``[R, 6]``, SDXL's sizes and crop.
+        timesteps: the schedule, first step first.
+
+    Returns:
+        ``predict(x [R, 4, h, w], step index) -> [R, 4, h, w]``.
+    """
+    conditions = {"text_embeds": pooled, "time_ids": time_ids}
+    if _is_known(unet):
+        # Its sizes come as fp32 cosines whatever the network computes in.
+        sizes = unet.add_time_proj(time_ids.flatten()).reshape(len(pooled), -1)
+        extra = unet.add_embedding(torch.cat([pooled, sizes.to(pooled.dtype)], dim=-1))
+        return _Run(unet, timesteps, hidden, extra)
+
+    def predict(x: Tensor, index: int) -> Tensor:
+        return unet(x, timesteps[index], hidden, added_cond_kwargs=conditions).sample
+
+    return predict
+
+
 def prepare_upscaler(unet: nn.Module, timesteps: list[int]) -> Callable[[Tensor, int], Tensor]:
     """A super-resolution U-Net over a schedule: ``predict([B, 6, S, S], index) -> [B, 3, S, S]``"""
     if _is_known(unet):
@@ -120,7 +156,8 @@ def prepare_upscaler(unet: nn.Module, timesteps: list[int]) -> Callable[[Tensor,
 
 
 def _blocks(unet: nn.Module) -> list[nn.Module]:
-    return [*unet.down_blocks, unet.mid_block, *unet.up_blocks]
+    middle = [] if unet.mid_block is None else [unet.mid_block]  # KOALA-700M has none
+    return [*unet.down_blocks, *middle, *unet.up_blocks]
 
 
 def _attentions(block: nn.Module) -> list[nn.Module | None]:
@@ -134,8 +171,40 @@ def _resnets(unet: nn.Module) -> list[nn.Module]:
     for block in _blocks(unet):
         found += block.resnets
         for name in ("downsamplers", "upsamplers"):
-            found += getattr(block, name, None) or []
+            found += [r for r in getattr(block, name, None) or [] if hasattr(r, "time_emb_proj")]
     return found
+
+
+def _transformer_blocks(unet: nn.Module) -> list[nn.Module]:
+    found: list[nn.Module] = []
+    for block in _blocks(unet):
+        for attention in _attentions(block):
+            found += getattr(attention, "transformer_blocks", [])
+    return found
+
+
+def _is_known_transformer(transformer: nn.Module) -> bool:
+    """Whether this is SDXL's: linear projections around self- and cross-attention and a GEGLU."""
+    return (
+        type(transformer).__name__ == "Transformer2DModel"
+        and transformer.is_input_continuous
+        and transformer.use_linear_projection
+        and all(
+            block.norm_type == "layer_norm"
+            and block.pos_embed is None
+            and block.attn2 is not None
+            and not block.only_cross_attention
+            and type(block.ff.net[0]).__name__ == "GEGLU"
+            and all(
+                type(a.processor).__name__ == "AttnProcessor2_0"
+                and not (a.group_norm or a.spatial_norm or a.norm_cross)
+                and not (a.norm_q or a.norm_k or a.residual_connection)
+                and a.rescale_output_factor == 1
+                for a in (block.attn1, block.attn2)
+            )
+            for block in transformer.transformer_blocks
+        )
+    )
 
 
 def _is_known(unet: nn.Module) -> bool:
@@ -151,6 +220,7 @@ def _is_known(unet: nn.Module) -> bool:
     )
     attentions = all(
         a is None
+        or _is_known_transformer(a)
         or (
             type(a.processor).__name__.startswith("AttnAddedKVProcessor")
             and not a.norm_cross
@@ -223,12 +293,18 @@ class _Run:
         }
         if self.context is not None:
             for attention in (a for b in _blocks(unet) for a in _attentions(b) if a is not None):
-                self.added[attention] = tuple(
-                    self._heads(attention, project(self.context))
-                    for project in (attention.add_k_proj, attention.add_v_proj)
-                )
+                if hasattr(attention, "add_k_proj"):
+                    self._hold(attention, attention.add_k_proj, attention.add_v_proj)
+            for block in _transformer_blocks(unet):
+                self._hold(block.attn2, block.attn2.to_k, block.attn2.to_v)
         if x.device.type == "cpu" and x.dtype == torch.float32:
             self.fast = {r for r in _resnets(unet) if _is_fast(r)}
+
+    def _hold(self, attention: nn.Module, key: nn.Module, value: nn.Module) -> None:
+        """Keep the context's keys and values, which no step changes."""
+        self.added[attention] = tuple(
+            self._heads(attention, project(self.context)) for project in (key, value)
+        )
 
     @torch.no_grad()
     def __call__(self, x: Tensor, index: int) -> Tensor:
@@ -243,19 +319,30 @@ class _Run:
             for resnet, attention in zip(block.resnets, _attentions(block), strict=True):
                 x = self._attend(attention, self._resnet(resnet, [x], index))
                 skips.append(x)
-            for resnet in block.downsamplers or ():
-                x = self._resnet(resnet, [x], index)
+            for resample in block.downsamplers or ():
+                x = self._resample(resample, x, index)
                 skips.append(x)
-        first, *rest = unet.mid_block.resnets
-        x = self._resnet(first, [x], index)
-        for resnet, attention in zip(rest, unet.mid_block.attentions, strict=True):
-            x = self._resnet(resnet, [self._attend(attention, x)], index)
+        if unet.mid_block is not None:
+            first, *rest = unet.mid_block.resnets
+            x = self._resnet(first, [x], index)
+            for resnet, attention in zip(rest, unet.mid_block.attentions, strict=True):
+                x = self._resnet(resnet, [self._attend(attention, x)], index)
         for block in unet.up_blocks:
             for resnet, attention in zip(block.resnets, _attentions(block), strict=True):
                 x = self._attend(attention, self._resnet(resnet, [x, skips.pop()], index))
-            for resnet in block.upsamplers or ():
-                x = self._resnet(resnet, [x], index)
+            for resample in block.upsamplers or ():
+                # An odd side halved and doubled is one longer than the skip beside it.
+                size = skips[-1].shape[2:] if skips else None
+                x = self._resample(resample, x, index, size)
         return unet.conv_out(unet.conv_act(unet.conv_norm_out(x))).contiguous()
+
+    def _resample(
+        self, block: nn.Module, x: Tensor, index: int, size: torch.Size | None = None
+    ) -> Tensor:
+        """Half or twice the size: by a residual block, or by SDXL's convolution."""
+        if block in self.times:
+            return self._resnet(block, [x], index)
+        return block(x) if size is None else block(x, size)
 
     def _resnet(self, block: nn.Module, parts: Sequence[Tensor], index: int) -> Tensor:
         """A residual block on the concatenation of `parts`."""
@@ -336,6 +423,8 @@ class _Run:
         """Attention of the pixels to the context and to themselves."""
         if attention is None:
             return x
+        if hasattr(attention, "transformer_blocks"):
+            return self._transform(attention, x)
         tokens = x.flatten(2).transpose(1, 2)
         normed = attention.group_norm(x).flatten(2).transpose(1, 2)
         query, key, value = (
@@ -355,3 +444,24 @@ class _Run:
         )
         out = attention.to_out[0](out.transpose(1, 2).flatten(2)) + tokens
         return out.transpose(1, 2).unflatten(2, x.shape[2:])
+
+    def _transform(self, transformer: nn.Module, x: Tensor) -> Tensor:
+        """SDXL's transformer: self-attention, attention to the text, a gated layer; L times."""
+        tokens = transformer.proj_in(transformer.norm(x).flatten(2).transpose(1, 2))
+        for block in transformer.transformer_blocks:
+            own, text = block.attn1, block.attn2
+            normed = block.norm1(tokens)
+            query, key, value = (
+                self._heads(own, project(normed)) for project in (own.to_q, own.to_k, own.to_v)
+            )
+            tokens = self._joined(own, query, key, value) + tokens
+            query = self._heads(text, text.to_q(block.norm2(tokens)))
+            tokens = self._joined(text, query, *self.added[text]) + tokens
+            gated, gate = block.ff.net[0].proj(block.norm3(tokens)).chunk(2, dim=-1)
+            tokens = block.ff.net[2](F.gelu(gate).mul_(gated)) + tokens
+        tokens = transformer.proj_out(tokens)
+        return tokens.transpose(1, 2).unflatten(2, x.shape[2:]) + x
+
+    def _joined(self, attention: nn.Module, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        out = F.scaled_dot_product_attention(query, key, value)
+        return attention.to_out[0](out.transpose(1, 2).flatten(2))

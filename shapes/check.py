@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from .grammar import COLOURS, KINDS, SIZES, Scene
+from .grammar import KINDS, SIZES, Scene, nearest_colour
 from .pictures import CROSS_ARM, SIDE, SQUARE
 
 _FARTHEST = 105.0  # RGB distance at which a colour no longer has a name
@@ -45,9 +45,8 @@ class Finding:
 
 def _name(colour: np.ndarray) -> str | None:
     """The palette's nearest name of an RGB colour (0..255), or ``None`` when none is near."""
-    distances = {name: float(np.linalg.norm(colour - rgb)) for name, rgb in COLOURS.items()}
-    best = min(distances, key=distances.__getitem__)
-    return best if distances[best] <= _FARTHEST else None
+    name, distance = nearest_colour(colour)
+    return name if distance <= _FARTHEST else None
 
 
 def _largest_piece(mask: np.ndarray) -> np.ndarray:

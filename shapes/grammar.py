@@ -7,8 +7,9 @@ these, so that a score on them says whether the networks compose or merely remem
 
 from __future__ import annotations
 
+import math
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 # The corners of the RGB cube, drawn in a little: as far apart as eight colours can be, and where
@@ -51,6 +52,13 @@ class Scene:
         """The scene in words."""
         size = f"{self.size} " if self.size else ""
         return f"a {size}{self.colour} {self.kind} on a {self.background} background"
+
+
+def nearest_colour(rgb: Sequence[float]) -> tuple[str, float]:
+    """The palette's name nearest to an RGB colour (0..255), and how far away it is."""
+    distances = {name: math.dist(rgb, known) for name, known in COLOURS.items()}
+    best = min(distances, key=distances.__getitem__)
+    return best, distances[best]
 
 
 def parse(prompt: str) -> Scene:

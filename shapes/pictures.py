@@ -13,7 +13,7 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageDraw
 
-from .grammar import COLOURS, KINDS, SIZES, Scene
+from .grammar import COLOURS, KINDS, SIZES, Scene, held_out, nearest_colour
 
 SIDE = 64
 _OVERSAMPLE = 4
@@ -21,6 +21,7 @@ _OVERSAMPLE = 4
 CROSS_ARM = 0.36
 SQUARE = 0.92
 _COLOUR_JITTER = 14
+_CHANNELS, _APART = (10, 245), 100  # of colours off the palette
 # How far the middle may wander, in pixels: large shapes must stay off the border.
 _WANDER = {"small": 3.0, "medium": 2.5, "large": 2.0}
 
@@ -125,5 +126,30 @@ def coloured(
     both = np.array([[COLOURS[s.colour], COLOURS[s.background]] for s in scenes], np.float32)
     if rng is not None:
         both += rng.uniform(-_COLOUR_JITTER, _COLOUR_JITTER, both.shape).astype(np.float32)
+    return _painted(both, masks)
+
+
+def oddly_coloured(scenes: list[Scene], masks: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Silhouettes of these scenes' kinds in any two colours that are well apart.
+
+    Colours whose nearest names would make a held-out combination are drawn again, so that training
+    on these pictures sees none of them either.
+
+    Args:
+        masks: float32 ``[B, 1, 64, 64]`` in 0..1.
+
+    Returns:
+        float32 ``[B, 3, 64, 64]`` in -1..1.
+    """
+    hidden, both = held_out(), []
+    while len(both) < len(scenes):
+        one, ground = rng.uniform(*_CHANNELS, (2, 3))
+        names = nearest_colour(one)[0], scenes[len(both)].kind, nearest_colour(ground)[0]
+        if np.linalg.norm(one - ground) >= _APART and names not in hidden:
+            both.append((one, ground))
+    return _painted(np.array(both, np.float32), masks)
+
+
+def _painted(both: np.ndarray, masks: np.ndarray) -> np.ndarray:
     both = np.clip(both, 0, 255)[..., None, None] / 127.5 - 1
     return both[:, 1] + (both[:, 0] - both[:, 1]) * masks

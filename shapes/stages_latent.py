@@ -19,11 +19,11 @@ from ..networks.movq import encode
 from . import recipe
 from .grammar import training_scenes
 from .loop import Draw, Plan, draw_for, some_of, train
-from .pictures import training_batch
+from .pictures import oddly_coloured, training_batch
 from .stages_decoder import chain_of, variance_loss
 from .stages_sr import picture_weight
 
-POOL = 10240
+POOL = 20480
 PLAN = Plan("latent", steps=3000, batch=48, rate=1.5e-3, ema=0.997)
 # Then under the published guidance, and told by the prior, as it will be; see stages_decoder.
 GUIDED = Plan("latent_guided", steps=7100, batch=48, rate=1e-3, ema=0.995, warmup=50)
@@ -33,6 +33,7 @@ MODES = {
 }
 _GUIDANCE = 4.0
 _DROP = 0.1
+_TOLD = 0.8  # of the pictures whose prompt the prior was asked
 _WORN = 0.5  # of an embedding's own deviation, at the most
 _VARIANCE_WEIGHT = 0.05
 _AT_ONCE = 64
@@ -44,7 +45,8 @@ class Latents:
 
     Attributes:
         latents: ``[N, 4, 8, 8]``; embeds: ``[N, D]``; rows: int64 ``[N]``, the scene of each in
-            ``training_scenes()``; masks: uint8 ``[N, 1, 64, 64]``, the silhouettes.
+            ``training_scenes()``, or -1 where its colours have no names; masks: uint8
+            ``[N, 1, 64, 64]``, the silhouettes.
         said: ``[scenes, n, D]``, what the prior makes of each scene's prompt.
         nothing: ``[1, D]``, the embedding of a picture of zeros, which guidance subtracts.
     """
@@ -65,13 +67,19 @@ def latent_pool(
     count: int,
     device: torch.device | str,
 ) -> Latents:
-    """``count`` training pictures; equal counts give equal pools."""
+    """``count`` training pictures; equal counts give equal pools.
+
+    Every second one has colours off the palette: a decoder that has seen a kind in any colours
+    paints it in pairs of colours that it never saw together.
+    """
     scenes = training_scenes()
     parts: list[tuple[torch.Tensor, ...]] = []
     for start in range(0, count, _AT_ONCE):
         draw = draw_for("latents", 0, start)
         rows = draw.numpy.integers(len(scenes), size=min(_AT_ONCE, count - start))
         pictures, masks = training_batch([scenes[i] for i in rows], draw.numpy)
+        pictures[1::2] = oddly_coloured([scenes[i] for i in rows[1::2]], masks[1::2], draw.numpy)
+        rows[1::2] = -1
         shown = torch.from_numpy(pictures).to(device)
         silhouettes = torch.from_numpy((masks * 255).round().astype("uint8"))
         embeds = image_encoder(shown).image_embeds
@@ -118,7 +126,8 @@ def latent_loss(
     chosen = torch.from_numpy(draw.numpy.integers(len(pool.rows), size=batch))
     latents, image = pool.latents[chosen].to(device), pool.embeds[chosen].to(device)
     if guidance > 1:
-        told = torch.rand(batch, 1, generator=draw.torch) < 0.6
+        told = torch.rand(batch, 1, generator=draw.torch) < _TOLD
+        told = told & (pool.rows[chosen] >= 0)[:, None]
         which = torch.randint(pool.said.shape[1], (batch,), generator=draw.torch)
         image = torch.where(told, pool.said[pool.rows[chosen], which], image)
         # New combinations have embeddings a little off all that were seen: half are worn so.

@@ -1,0 +1,215 @@
+"""KOALA's and SDXL's sampler: Euler over latents, told by two text encoders and the sizes.
+
+Sources: SDXL (Podell et al. 2023, arXiv 2307.01952: both encoders' penultimate states, the size
+and crop conditioning), KOALA (Lee et al. 2023, arXiv 2312.04005), Euler's method in sigmas (Karras
+et al. 2022), and the numbers of diffusers' ``StableDiffusionXLPipeline``.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..edges import EdgeError
+from .guidance import guide, refuse_nan, spread
+from .noise import randn
+
+LATENT_SCALE = 0.13025
+"""What SDXL's U-Nets multiply the VAE's latents by, so that they vary by about one."""
+
+FACTOR = 8
+"""Pixels of a latent's place."""
+
+SPACINGS = ("leading", "trailing", "linspace")
+
+Prepare = Callable[
+    [torch.Tensor, torch.Tensor, torch.Tensor, list[float]],
+    Callable[[torch.Tensor, int], torch.Tensor],
+]
+"""``(hidden [R, L, W], pooled [R, D], time_ids [R, 6], timesteps) -> predict(x, step index)``, as
+``networks.unet.prepare_sdxl``."""
+
+
+@dataclass(frozen=True)
+class EulerSchedule:
+    """The published constants of a KOALA's diffusion.
+
+    Attributes:
+        beta_start, beta_end: ends of the betas, whose square roots are evenly spaced.
+        spacing: of the timesteps, one of :data:`SPACINGS`; the lightning models are sampled with
+            "trailing". offset: added to "leading".
+        num_train_timesteps: length of the training schedule.
+    """
+
+    beta_start: float = 0.00085
+    beta_end: float = 0.012
+    spacing: str = "leading"
+    offset: int = 1
+    num_train_timesteps: int = 1000
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> EulerSchedule:
+        """Read a hub folder's ``scheduler_config.json``.
+
+        Raises:
+            EdgeError: constants that no KOALA has.
+        """
+        name = config.get("_class_name", "EulerDiscreteScheduler")
+        wanted = {"prediction_type": "epsilon", "beta_schedule": "scaled_linear"}
+        if not name.startswith("EulerDiscrete"):
+            raise EdgeError(f"the scheduler is a {name}, but KOALA's is an EulerDiscreteScheduler")
+        for key, value in wanted.items():
+            if config.get(key, value) != value:
+                raise EdgeError(f"the scheduler's {key} '{config[key]}' is not KOALA's '{value}'")
+        if config.get("use_karras_sigmas") or config.get("trained_betas") is not None:
+            raise EdgeError("the scheduler has noise levels of its own, which KOALA's has not")
+        spacing = config.get("timestep_spacing", "linspace")
+        if spacing not in SPACINGS:
+            raise EdgeError(f"the scheduler's timestep_spacing '{spacing}' is not known")
+        return cls(
+            beta_start=float(config.get("beta_start", 0.0001)),
+            beta_end=float(config.get("beta_end", 0.02)),
+            spacing=spacing,
+            offset=int(config.get("steps_offset", 0)),
+            num_train_timesteps=int(config.get("num_train_timesteps", 1000)),
+        )
+
+    def levels(self) -> np.ndarray:
+        """Noise over signal at every training timestep, float32, ascending."""
+        start, end = self.beta_start**0.5, self.beta_end**0.5
+        betas = torch.linspace(start, end, self.num_train_timesteps, dtype=torch.float32) ** 2
+        products = torch.cumprod(1 - betas, dim=0)
+        return (((1 - products) / products) ** 0.5).numpy()
+
+    def steps(self, count: int) -> tuple[list[float], list[float]]:
+        """The timesteps, descending, and their noise levels with a 0 behind.
+
+        Raises:
+            EdgeError: as many steps as this schedule does not have.
+        """
+        total = self.num_train_timesteps
+        if not 1 <= count <= total:
+            raise EdgeError(f"'steps' is {count}; this sampler takes 1 to {total}")
+        if self.spacing == "leading":
+            times = np.arange(count)[::-1] * (total // count) + self.offset
+        elif self.spacing == "trailing":
+            times = np.arange(total, 0, -total / count).round() - 1
+        else:
+            times = np.linspace(0, total - 1, count)[::-1]
+        times = times.astype(np.float32)
+        levels = self.levels()
+        sigmas = np.interp(times, np.arange(total), levels).astype(np.float32)
+        return times.tolist(), [*sigmas.tolist(), 0.0]
+
+
+@dataclass(frozen=True)
+class SDXLText:
+    """A prompt as SDXL's U-Nets read it.
+
+    Attributes:
+        hidden: both encoders' penultimate hidden states ``[B, 77, W]``.
+        pooled: the second encoder's projected embedding ``[B, D]``.
+        time_ids: ``[B, 6]``, original height and width, crop's top and left, target's height and
+            width, in pixels; ``None`` for those of the picture that is made.
+    """
+
+    hidden: torch.Tensor
+    pooled: torch.Tensor
+    time_ids: torch.Tensor | None = None
+
+
+@torch.no_grad()
+def encode_text_pair(
+    first: nn.Module, second: nn.Module, ids: torch.Tensor, second_ids: torch.Tensor
+) -> SDXLText:
+    """Encode prompts as SDXL does: without an attention mask, the last layer and norm left out.
+
+    Args:
+        first: transformers' ``CLIPTextModel``; second: ``CLIPTextModelWithProjection``.
+        ids, second_ids: ``[B, 77]`` long, of each one's own tokenizer.
+    """
+    one = first(input_ids=ids, output_hidden_states=True)
+    two = second(input_ids=second_ids, output_hidden_states=True)
+    hidden = torch.cat([one.hidden_states[-2], two.hidden_states[-2]], dim=-1)
+    return SDXLText(hidden.float(), two.text_embeds.float())
+
+
+@torch.no_grad()
+def sample_koala(
+    prepare: Prepare,
+    schedule: EulerSchedule,
+    text: SDXLText,
+    negative: SDXLText | None,
+    *,
+    size: tuple[int, int],
+    num_inference_steps: int = 25,
+    guidance_scale: float = 7.5,
+    generators: list[torch.Generator],
+    device: torch.device,
+    dtype: torch.dtype,
+    channels: int = 4,
+    callback: Callable[[int, int, torch.Tensor], None] | None = None,
+) -> torch.Tensor:
+    """Sample latents from a prompt.
+
+    Args:
+        prepare: the U-Net; see :data:`Prepare`.
+        text: R rows; negative: as many or others; ``None`` is the published negative where no
+            prompt was given, zeros. Unused at ``guidance_scale`` ≤ 1.
+        size: height and width of the latents.
+        generators: one per picture, B in all, a multiple of every R; the copies of a row are
+            neighbours.
+        device, dtype: where and in what the network runs. The state stays fp32.
+        channels: of the latents.
+        callback: called with (step from 1, steps, x0 ``[B, 4, h, w]``) after each step; may raise.
+
+    Returns:
+        Latents as the VAE makes them ``[B, 4, h, w]``, fp32: divided by :data:`LATENT_SCALE`.
+
+    Raises:
+        EdgeError: steps or guidance out of range, rows that do not divide into B, no finite result.
+    """
+    count, guided = len(generators), guidance_scale > 1
+    if not math.isfinite(guidance_scale):
+        raise EdgeError(f"'cfg' is {guidance_scale}; guidance needs a finite number")
+    texts = [text]
+    if guided:
+        texts.insert(0, _nothing(text) if negative is None else negative)
+    own = torch.tensor([[FACTOR * size[0], FACTOR * size[1], 0, 0] + [FACTOR * s for s in size]])
+    names = ("negative", "positive")[-len(texts) :]
+    hidden, pooled = (
+        torch.cat([spread(getattr(t, part), count, n) for n, t in zip(names, texts, strict=True)])
+        for part in ("hidden", "pooled")
+    )
+    sizes = [
+        spread(own if t.time_ids is None else t.time_ids, count, name)
+        for name, t in zip(names, texts, strict=True)
+    ]
+    times, sigmas = schedule.steps(num_inference_steps)
+    predict = prepare(
+        hidden.to(device, dtype), pooled.to(device, dtype), torch.cat(sizes).to(device), times
+    )
+    # Published for "leading": the start is scaled as if signal were beside the noise.
+    first = math.sqrt(sigmas[0] ** 2 + 1) if schedule.spacing == "leading" else sigmas[0]
+    x = randn((channels, *size), generators, device) * first
+    for i, (sigma, following) in enumerate(itertools.pairwise(sigmas)):
+        scaled = x / (sigma**2 + 1) ** 0.5
+        eps = predict(torch.cat([scaled] * len(texts)).to(dtype), i).float()
+        if guided:
+            eps = guide(*eps.chunk(2), guidance_scale)
+        if callback is not None:
+            callback(i + 1, len(times), x - sigma * eps)
+        x = x + eps * (following - sigma)
+    return refuse_nan(x, "U-Net", dtype) / LATENT_SCALE
+
+
+def _nothing(text: SDXLText) -> SDXLText:
+    """The published negative where no prompt was given."""
+    return SDXLText(torch.zeros_like(text.hidden), torch.zeros_like(text.pooled), text.time_ids)
