@@ -67,6 +67,22 @@ class TextEncoding:
 
 
 @dataclass(frozen=True)
+class SDXLText:
+    """A prompt as SDXL's U-Nets read it.
+
+    Attributes:
+        hidden: both encoders' penultimate hidden states ``[B, 77, W]``.
+        pooled: the second encoder's projected embedding ``[B, D]``.
+        time_ids: ``[B, 6]``, original height and width, crop's top and left, target's height and
+            width, in pixels; ``None`` for those of the picture that is made.
+    """
+
+    hidden: torch.Tensor
+    pooled: torch.Tensor
+    time_ids: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
 class Prior:
     """UNCLIP_PRIOR: a prior in the host's care, its published ``UnCLIPSchedule``, its space.
 
@@ -161,6 +177,60 @@ def conditioning_to_text(conditioning: list, wanted: EmbeddingSpace, name: str) 
     _refuse_nan(hidden, name)
     _refuse_nan(pooled, name)
     return TextEncoding(hidden, pooled, mask.bool(), wanted)
+
+
+SIZES = ("height", "width", "crop_h", "crop_w", "target_height", "target_width")
+"""Where the host keeps SDXL's sizes beside a prompt, in the network's order."""
+
+
+def sdxl_to_conditioning(text: SDXLText) -> list:
+    """Wrap an :class:`SDXLText` as the host's CONDITIONING; its sizes are the first row's."""
+    extra: dict[str, Any] = {"pooled_output": text.pooled}
+    if text.time_ids is not None:
+        extra |= dict(zip(SIZES, text.time_ids[0].tolist(), strict=True))
+    return [[text.hidden, extra]]
+
+
+def conditioning_to_sdxl(conditioning: list, widths: tuple[int, int], name: str) -> SDXLText:
+    """Unwrap a CONDITIONING for a U-Net of SDXL's kind, of whatever node.
+
+    Args:
+        widths: of the hidden states and of the pooled embedding that the U-Net reads.
+        name: the consuming input, for messages.
+
+    Raises:
+        EdgeError: empty or combined conditioning, another text encoder's, NaN.
+    """
+    if not conditioning:
+        raise EdgeError(f"'{name}' got an empty CONDITIONING; wire 'Text Encode (KOALA)' into it")
+    if len(conditioning) > 1:
+        raise EdgeError(
+            f"'{name}' got {len(conditioning)} combined prompts; this node samples one prompt at a"
+            " time. Use the native KSampler for combined ones"
+        )
+    hidden, extra = conditioning[0]
+    pooled = extra.get("pooled_output")
+    found = tuple(0 if part is None else part.shape[-1] for part in (hidden, pooled))
+    if found != widths:
+        raise EdgeError(
+            f"'{name}' got a prompt of {found[0]} dimensions with a pooled embedding of {found[1]},"
+            f" but 'model' reads {widths[0]} and {widths[1]}: both of SDXL's text encoders. Encode"
+            " the prompt with 'Text Encode (KOALA)' and the clip of 'Load KOALA'"
+        )
+    if "control" in extra or "area" in extra or "mask" in extra:
+        raise EdgeError(
+            f"'{name}' carries a ControlNet, an area or a mask, which this node does not know; use"
+            " the native KSampler, which runs the same model"
+        )
+    _refuse_nan(hidden, name)
+    _refuse_nan(pooled, name)
+    sizes = None
+    if "width" in extra:
+        wide, high = extra["width"], extra["height"]
+        default = dict(zip(SIZES, (high, wide, 0, 0, high, wide), strict=True))
+        row = [float(extra.get(key, default[key])) for key in SIZES]
+        sizes = torch.tensor([row]).expand(len(hidden), -1)
+    return SDXLText(hidden, pooled, sizes)
 
 
 def embeds_to_conditioning(

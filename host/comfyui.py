@@ -2,8 +2,9 @@
 
 The same names as :mod:`.embedded`. The wrappers that make our networks the host's MODEL, CLIP
 and CLIP_VISION are in :mod:`.comfy_wrap`, Kandinsky's MODEL and SAMPLER in :mod:`.comfy_latent`,
-those for its VAE in :mod:`.comfy_vae`, the memory management behind them in :mod:`.comfy_memory`,
-and what older and newer hosts call differently in :mod:`.comfy_compat`.
+KOALA in the host's own classes in :mod:`.comfy_koala`, autoencoders in :mod:`.comfy_vae`, the
+memory management behind them in :mod:`.comfy_memory`, and what older and newer hosts call
+differently in :mod:`.comfy_compat`.
 """
 
 from __future__ import annotations
@@ -20,6 +21,17 @@ import torch
 from comfy_api.latest import ComfyExtension
 
 from .comfy_compat import io, warn
+from .comfy_koala import (
+    encode_sdxl,
+    koala_facts,
+    load_sdxl_vae_file,
+    load_text_pair_files,
+    model_files,
+    use_koala,
+    wrap_koala,
+    wrap_sdxl_vae,
+    wrap_text_pair,
+)
 from .comfy_latent import (
     latent_sampler,
     latent_sigmas,
@@ -135,11 +147,16 @@ __all__ = [
     "Managed",
     "clip_vision_output",
     "embedding_folders",
+    "encode_sdxl",
     "free_memory",
     "io",
+    "koala_facts",
     "latent_sampler",
     "latent_sigmas",
+    "load_sdxl_vae_file",
+    "load_text_pair_files",
     "manage",
+    "model_files",
     "model_folders",
     "offload",
     "open_decoder",
@@ -151,11 +168,15 @@ __all__ = [
     "pick_dtype",
     "progress",
     "use",
+    "use_koala",
     "warn",
     "wrap_decoder",
     "wrap_image_encoder",
+    "wrap_koala",
     "wrap_latent_decoder",
     "wrap_movq",
+    "wrap_sdxl_vae",
     "wrap_text_encoder",
+    "wrap_text_pair",
     "wrap_vqgan",
 ]

@@ -1,4 +1,4 @@
-"""ComfyUI's KSampler and SamplerCustom for the headless runner, over Kandinsky's decoders.
+"""ComfyUI's KSampler and SamplerCustom for the headless runner: Kandinsky's decoders and KOALA.
 
 Only the sampler "euler" with the schedules "normal" and "simple", and Kandinsky's own; the numbers
 are the host's (``comfy/samplers.py``, ``comfy/model_sampling.py``, ``comfy/k_diffusion``).
@@ -9,17 +9,29 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
-from ..edges import conditioning_to_embeds, text_beside
+from ..edges import conditioning_to_embeds, conditioning_to_sdxl, text_beside
 from ..networks.unet import prepare_latent_decoder
 from ..samplers.guidance import guide
+from ..samplers.koala import LATENT_SCALE
 from ..samplers.latent import keep_mask, mode_of, sample_from_sigmas
 from ..samplers.noise import generators, randn
 from . import embedded_io as io
-from .embedded import latent_sampler, offload, open_latent_decoder, progress, use
+from .embedded import (
+    KoalaModel,
+    koala_facts,
+    latent_sampler,
+    offload,
+    open_latent_decoder,
+    progress,
+    use,
+    use_koala,
+)
 from .workflow import WorkflowError
 
 SAMPLERS, SCHEDULERS = ["euler"], ["normal", "simple"]
@@ -117,7 +129,9 @@ class SamplerCustom(io.ComfyNode):
 
 
 def noise_levels(model: Any) -> torch.Tensor:
-    """Noise over signal at every training timestep of a decoder, ascending."""
+    """Noise over signal at every training timestep, ascending."""
+    if isinstance(model, KoalaModel):
+        return torch.from_numpy(koala_facts(model).schedule.levels())
     alphas = open_latent_decoder(model)[1].schedule.alphas_cumprod().double()
     return ((1 - alphas) / alphas).sqrt().float()
 
@@ -135,6 +149,22 @@ def schedule(levels: torch.Tensor, name: str, steps: int) -> list[float]:
     return [*chosen, 0.0]
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """A network with its conditioning held fixed.
+
+    Attributes:
+        predict: ``(x [R * B, c, h, w], step index)`` → noise, and whatever channels follow.
+        device, dtype: where and in what it runs.
+        beside: further input channels ``[R * B, c', h, w]``, as a rule none.
+    """
+
+    predict: Callable[[torch.Tensor, int], torch.Tensor]
+    device: torch.device
+    dtype: torch.dtype
+    beside: tuple[torch.Tensor, ...] = ()
+
+
 @torch.no_grad()
 def sample(
     model: Any,
@@ -149,51 +179,26 @@ def sample(
     """Latents as the host samples them.
 
     Raises:
-        EdgeError: a text prompt, or embeddings of another space.
+        EdgeError: conditioning of another kind than the model's.
         WorkflowError: a sampler that only ComfyUI has.
     """
-    if sampler not in (*SAMPLERS, latent_sampler()):
+    koala = isinstance(model, KoalaModel)
+    if sampler not in (*SAMPLERS, *(() if koala else (latent_sampler(),))):
         raise WorkflowError(f"the headless runner has no sampler '{sampler}'; run it in ComfyUI")
-    managed, loaded = open_latent_decoder(model)
-    network, device, dtype = use(managed)
-    start = latent_image["samples"].to(device, torch.float32)
-    noise = torch.randn(start.shape, generator=torch.manual_seed(seed)).to(device)
+    scale = LATENT_SCALE if koala else 1.0
+    start = latent_image["samples"].float() * scale
+    noise = torch.randn(start.shape, generator=torch.manual_seed(seed))
     sides = [positive] if math.isclose(cfg, 1.0) else [negative, positive]
-    names = ("negative", "positive")[-len(sides) :]
-    rows = [
-        conditioning_to_embeds(side, loaded.space, name).expand(len(start), -1)
-        for name, side in zip(names, sides, strict=True)
-    ]
-    conditions = {"image_embeds": torch.cat(rows).to(device, dtype)}
-    depth = positive[0][1].get("depth_hint")
-    if depth is not None and mode_of(network) == "depth":
-        size = (8 * start.shape[2], 8 * start.shape[3])
-        hint = torch.nn.functional.interpolate(depth, size, mode="bilinear", antialias=True)
-        hint = hint.expand(len(start), -1, -1, -1)
-        conditions["hint"] = torch.cat([hint] * len(sides)).to(device, dtype)
-
-    mask = latent_image.get("noise_mask")
-    beside: list[torch.Tensor] = []
-    if mask is not None:
-        mask = mask.reshape(-1, *mask.shape[-2:]).to(device)
-        keep = keep_mask(mask, start.shape[2:]).expand(len(start), -1, -1, -1)
-        mask = torch.nn.functional.interpolate(mask[:, None], start.shape[2:], mode="bilinear")
-    if mode_of(network) == "inpainting":
-        seen = torch.zeros_like(start[:, :1]) if mask is None else keep
-        beside = [torch.cat([part] * len(sides)) for part in (start * seen, seen)]
-
     levels = noise_levels(model)
     times = [int((levels.log() - math.log(s)).abs().argmin()) for s in sigmas[:-1]]
-    hidden = None
-    if loaded.text_space is not None:
-        texts = [
-            text_beside(side[0][1], loaded.text_space, name)
-            for name, side in zip(names, sides, strict=True)
-        ]
-        hidden = torch.cat([t.hidden.expand(len(start), -1, -1) for t in texts]).to(device, dtype)
-        pooled = torch.cat([t.pooled.expand(len(start), -1) for t in texts])
-        conditions["text_embeds"] = pooled.to(device, dtype)
-    predict = prepare_latent_decoder(network, conditions, times, hidden)
+    mask = latent_image.get("noise_mask")
+    if mask is not None:
+        mask = mask.reshape(-1, *mask.shape[-2:])
+    prepare = _koala if koala else _kandinsky
+    network = prepare(model, sides, start, mask, times)
+    start, noise = start.to(network.device), noise.to(network.device)
+    if mask is not None:
+        mask = F.interpolate(mask[:, None], start.shape[2:], mode="bilinear").to(network.device)
     places = {sigma: i for i, sigma in enumerate(sigmas)}
 
     def noised(sigma: float) -> torch.Tensor:
@@ -204,31 +209,100 @@ def sample(
         if mask is not None:
             x = x * mask + (noise * sigma + start) * (1 - mask)
         scaled = x / (1 + sigma**2) ** 0.5
-        both = torch.cat([torch.cat([scaled] * len(sides)), *beside], dim=1)
-        out = predict(both.to(dtype), places[sigma]).float()
+        both = torch.cat([torch.cat([scaled] * len(sides)), *network.beside], dim=1)
+        out = network.predict(both.to(network.dtype), places[sigma]).float()
         channels = start.shape[1]
         eps, variance = out[:, :channels], out[-len(start) :, channels:]
         x0 = torch.cat([x] * len(sides)) - sigma * eps
         x0 = guide(*x0.chunk(2), cfg) if len(sides) == 2 else x0
         if mask is not None:
             x0 = x0 * mask + start * (1 - mask)
-        return x0, variance if loaded.schedule.learned_range else None
+        return x0, variance
 
     update = progress(len(sigmas) - 1)
     x = noised(sigmas[0])
-    if sampler == latent_sampler():
-        streams = generators(seed + 1, len(start))
-        return offload(
-            sample_from_sigmas(
-                denoise,
-                loaded.schedule,
-                x,
-                sigmas,
-                lambda: randn(tuple(start.shape[1:]), streams, device),
-                lambda i, x0, x: update(i + 1),
-            )
+    if sampler in SAMPLERS:
+        return offload(euler(denoise, x, sigmas, update) / scale)
+    own = open_latent_decoder(model)[1].schedule
+    streams = generators(seed + 1, len(start))
+
+    def ranged(x: torch.Tensor, sigma: float) -> tuple[torch.Tensor, torch.Tensor | None]:
+        x0, variance = denoise(x, sigma)
+        return x0, variance if own.learned_range else None
+
+    return offload(
+        sample_from_sigmas(
+            ranged,
+            own,
+            x,
+            sigmas,
+            lambda: randn(tuple(start.shape[1:]), streams, network.device),
+            lambda i, x0, x: update(i + 1),
         )
-    return offload(euler(denoise, x, sigmas, update))
+    )
+
+
+def _names(sides: list) -> tuple[str, ...]:
+    return ("negative", "positive")[-len(sides) :]
+
+
+def _koala(
+    model: KoalaModel,
+    sides: list,
+    start: torch.Tensor,
+    mask: torch.Tensor | None,
+    times: list[int],
+) -> Prepared:
+    """A U-Net of SDXL's kind; where a prompt names no sizes, they are the host's 768."""
+    facts, count = koala_facts(model), len(start)
+    prepare, device, dtype = use_koala(model, 0)
+    texts = [
+        conditioning_to_sdxl(side, facts.widths, name)
+        for name, side in zip(_names(sides), sides, strict=True)
+    ]
+    default = torch.tensor([[768.0, 768.0, 0.0, 0.0, 768.0, 768.0]])
+    hidden = torch.cat([t.hidden.expand(count, -1, -1) for t in texts]).to(device, dtype)
+    pooled = torch.cat([t.pooled.expand(count, -1) for t in texts]).to(device, dtype)
+    sizes = [default if t.time_ids is None else t.time_ids for t in texts]
+    ids = torch.cat([s.expand(count, -1) for s in sizes]).to(device)
+    return Prepared(prepare(hidden, pooled, ids, times), device, dtype)
+
+
+def _kandinsky(
+    model: Any, sides: list, start: torch.Tensor, mask: torch.Tensor | None, times: list[int]
+) -> Prepared:
+    """A Kandinsky decoder, of whatever mode."""
+    managed, loaded = open_latent_decoder(model)
+    network, device, dtype = use(managed)
+    count, names = len(start), _names(sides)
+    rows = [
+        conditioning_to_embeds(side, loaded.space, name).expand(count, -1)
+        for name, side in zip(names, sides, strict=True)
+    ]
+    conditions = {"image_embeds": torch.cat(rows).to(device, dtype)}
+    depth = sides[-1][0][1].get("depth_hint")
+    if depth is not None and mode_of(network) == "depth":
+        size = (8 * start.shape[2], 8 * start.shape[3])
+        hint = F.interpolate(depth, size, mode="bilinear", antialias=True)
+        hint = hint.expand(count, -1, -1, -1)
+        conditions["hint"] = torch.cat([hint] * len(sides)).to(device, dtype)
+    beside: tuple[torch.Tensor, ...] = ()
+    if mode_of(network) == "inpainting":
+        seen = torch.zeros_like(start[:, :1])
+        if mask is not None:
+            seen = keep_mask(mask, start.shape[2:]).expand(count, -1, -1, -1)
+        beside = tuple(torch.cat([p.to(device)] * len(sides)) for p in (start * seen, seen))
+    hidden = None
+    if loaded.text_space is not None:
+        texts = [
+            text_beside(side[0][1], loaded.text_space, name)
+            for name, side in zip(names, sides, strict=True)
+        ]
+        hidden = torch.cat([t.hidden.expand(count, -1, -1) for t in texts]).to(device, dtype)
+        pooled = torch.cat([t.pooled.expand(count, -1) for t in texts])
+        conditions["text_embeds"] = pooled.to(device, dtype)
+    predict = prepare_latent_decoder(network, conditions, times, hidden)
+    return Prepared(predict, device, dtype, beside)
 
 
 def euler(

@@ -11,6 +11,7 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from ..edges import EdgeError, EmbeddingSpace, text_to_conditioning
+from ..edges import (
+    EdgeError,
+    EmbeddingSpace,
+    SDXLText,
+    sdxl_to_conditioning,
+    text_to_conditioning,
+)
+from ..networks.kl import LatentKL
 from ..networks.movq import LatentMoVQ
 from ..networks.vqgan import LatentVQGAN
 from ..samplers.schedule import published_sigmas
@@ -30,8 +38,10 @@ if TYPE_CHECKING:
 
     from ..loaders.kandinsky import LatentDecoder, MoVQ
     from ..loaders.karlo import LoadedDecoder
+    from ..loaders.koala import SDXLVAE, KoalaFacts, KoalaUNet, TextEncoderPair
     from ..loaders.unclip import ImageEncoder, TextEncoder
     from ..loaders.vqgan import VQGAN
+    from ..samplers.koala import Prepare
     from ..samplers.schedule import UnCLIPSchedule
 
 NAME = "the embedded host"
@@ -87,6 +97,44 @@ class LatentModel:
 
     managed: Managed
     loaded: LatentDecoder
+
+
+@dataclass(frozen=True)
+class KoalaModel:
+    """MODEL: a U-Net of SDXL's kind."""
+
+    managed: Managed
+    facts: KoalaFacts
+
+
+@dataclass(frozen=True)
+class ClipPair:
+    """CLIP: SDXL's two text encoders, with the two methods that native CLIP Text Encode calls."""
+
+    managed: Managed
+    loaded: TextEncoderPair
+
+    def tokenize(self, text: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """Token ids for both; the user is told what was cut."""
+        from ..loaders.clip import tokenize
+
+        tokenizers = self.loaded.tokenizer, self.loaded.second_tokenizer
+        (first, _, cut), (second, _, _) = (tokenize(t, [text]) for t in tokenizers)
+        if cut[0]:
+            warn(f"the prompt has more than {first.shape[1]} tokens; not seen: '{cut[0]}'")
+        return first, second
+
+    def encode(self, tokens: tuple[torch.Tensor, torch.Tensor]) -> SDXLText:
+        """Both encoders on one prompt's tokens."""
+        from ..samplers.koala import encode_text_pair
+
+        towers, device, _ = use(self.managed)
+        first, second = (ids.to(device) for ids in tokens)
+        return encode_text_pair(towers["first"], towers["second"], first, second)
+
+    def encode_from_tokens_scheduled(self, tokens: tuple[torch.Tensor, torch.Tensor]) -> list:
+        """The tokens' CONDITIONING."""
+        return sdxl_to_conditioning(self.encode(tokens))
 
 
 @dataclass(frozen=True)
@@ -151,7 +199,7 @@ class Vae:
     managed: Managed
     coder: Any
     factor: int
-    facts: VQGAN | MoVQ
+    facts: VQGAN | MoVQ | SDXLVAE
 
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
         """IMAGE ``[B, H, W, 3]`` → latent, cut to multiples of the factor as native VAEs do."""
@@ -295,6 +343,84 @@ def latent_sigmas(model: Any, steps: int, denoise: float) -> torch.Tensor:
     return published_sigmas(open_latent_decoder(model)[1].schedule, steps, denoise)
 
 
+def wrap_koala(loaded: KoalaUNet, colours: torch.Tensor | None) -> KoalaModel:
+    """A U-Net of SDXL's kind as MODEL; ``colours`` are those of its latents, for previews."""
+    from ..loaders.koala import facts_of
+
+    return KoalaModel(manage(loaded.network), facts_of(loaded, colours))
+
+
+def koala_facts(model: Any) -> KoalaFacts:
+    """What is known of the U-Net in a MODEL.
+
+    Raises:
+        EdgeError: another kind of MODEL.
+    """
+    if not isinstance(model, KoalaModel):
+        raise EdgeError(
+            f"'model' is another kind of MODEL ({type(model).__name__}); this node needs a U-Net"
+            " of SDXL's kind from 'Load KOALA'"
+        )
+    return model.facts
+
+
+def use_koala(model: KoalaModel, memory_required: int) -> tuple[Prepare, torch.device, torch.dtype]:
+    """Put a U-Net on the device: (what prepares it for a prompt, device, dtype)."""
+    from ..networks.unet import prepare_sdxl
+
+    network, device, dtype = use(model.managed, memory_required)
+    return partial(prepare_sdxl, network), device, dtype
+
+
+def wrap_text_pair(loaded: TextEncoderPair) -> ClipPair:
+    """SDXL's two text encoders as CLIP."""
+    towers = nn.ModuleDict({"first": loaded.first, "second": loaded.second})
+    return ClipPair(manage(towers), loaded)
+
+
+def encode_sdxl(clip: Any, text: str) -> SDXLText:
+    """A prompt through both text encoders, cut to their length with a warning.
+
+    Raises:
+        EdgeError: another kind of CLIP.
+    """
+    if not isinstance(clip, ClipPair):
+        raise EdgeError(
+            f"'clip' is another kind of text encoder ({type(clip).__name__}); this node needs"
+            " SDXL's two, from 'Load KOALA'"
+        )
+    return clip.encode(clip.tokenize(text))
+
+
+def wrap_sdxl_vae(loaded: SDXLVAE) -> Vae:
+    """SDXL's VAE as VAE."""
+    factor = 2 ** (len(loaded.network.config.block_out_channels) - 1)
+    return Vae(manage(loaded.network), LatentKL(loaded.network), factor, loaded)
+
+
+def model_files(kind: str) -> list[str]:
+    """Files of the host's own folder ``kind`` ("text_encoders", "vae"): it has none."""
+    return []
+
+
+def load_text_pair_files(clip_l: str, clip_g: str) -> ClipPair:
+    """CLIP of two of those files: there are none.
+
+    Raises:
+        EdgeError: always.
+    """
+    raise EdgeError(f"{NAME} has no folder for '{clip_l}' and '{clip_g}'; run this in ComfyUI")
+
+
+def load_sdxl_vae_file(name: str) -> Vae:
+    """VAE of one of those files: there are none.
+
+    Raises:
+        EdgeError: always.
+    """
+    raise EdgeError(f"{NAME} has no folder for '{name}'; run this in ComfyUI")
+
+
 def wrap_text_encoder(loaded: TextEncoder) -> Clip:
     """A text tower as CLIP."""
     return Clip(manage(loaded.network), loaded.tokenizer, loaded.space)
@@ -403,20 +529,27 @@ def warn(message: str) -> None:
 __all__ = [
     "NAME",
     "Clip",
+    "ClipPair",
     "ClipVision",
     "ComfyExtension",
     "Interrupted",
+    "KoalaModel",
     "LatentModel",
     "Managed",
     "Model",
     "Vae",
     "clip_vision_output",
     "embedding_folders",
+    "encode_sdxl",
     "free_memory",
     "io",
+    "koala_facts",
     "latent_sampler",
     "latent_sigmas",
+    "load_sdxl_vae_file",
+    "load_text_pair_files",
     "manage",
+    "model_files",
     "model_folders",
     "offload",
     "open_decoder",
@@ -428,11 +561,15 @@ __all__ = [
     "pick_dtype",
     "progress",
     "use",
+    "use_koala",
     "warn",
     "wrap_decoder",
     "wrap_image_encoder",
+    "wrap_koala",
     "wrap_latent_decoder",
     "wrap_movq",
+    "wrap_sdxl_vae",
     "wrap_text_encoder",
+    "wrap_text_pair",
     "wrap_vqgan",
 ]

@@ -86,6 +86,7 @@ STAGES: dict[str, tuple[str, ...]] = {
     "mindalle": ("vqgan", "ar_transformer"),
     "kandinsky-prior": ("text_encoder", "image_encoder", "prior"),
     "kandinsky": ("latent_decoder", "movq", "mclip"),
+    "koala": ("koala_unet", "koala_text", "koala_vae"),
     "clip": ("reranker",),
 }
 
@@ -182,6 +183,23 @@ SYSTEMS: dict[str, System] = {
             ("shapes-kandinsky-depth", "kandinsky/depth"),
         ),
         download="prior-art download kandinsky-2-2-decoder",
+    ),
+    "koala": System(
+        pipelines=frozenset({"StableDiffusionXLPipeline"}),
+        components={
+            "koala_unet": ("unet", "UNet2DConditionModel"),
+            "koala_text": ("text_encoder", "CLIPTextModel"),
+            "koala_vae": ("vae", "AutoencoderKL"),
+        },
+        checkpoints=(
+            (
+                re.compile(r".*(koala|sd_?xl).*\.(safetensors|bin)", re.IGNORECASE),
+                frozenset({"koala_unet"}),
+            ),
+        ),
+        indexed=True,
+        embedded=(("shapes-koala-1b", "koala/1b"), ("shapes-koala-700m", "koala/700m")),
+        download="prior-art download koala-700m",
     ),
     "clip": System(
         components={"reranker": ("", "CLIPModel")},

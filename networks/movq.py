@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .colours import fit_colours
 from .convolution import TILE, Workspace, conv1x1, conv3x3, is_conv, is_plain, norm_affine
 
 
@@ -160,19 +161,8 @@ class LatentMoVQ(nn.Module):
         return decode(self.network, latent)
 
 
-@torch.no_grad()
 def colours_of(network: nn.Module) -> torch.Tensor:
-    """The colour of a latent, roughly, for previews: ``[c + 1, 3]``, rows that the channels are
-    multiplied by and one that is added; the sum is in -1..1.
-
-    Fitted to what the network makes of plain latents of many values.
-    """
-    channels = network.config.latent_channels
-    values = torch.randn(24, channels, generator=torch.Generator().manual_seed(0))
+    """The colours of its latents: see :func:`~.colours.fit_colours`."""
     weight = next(network.parameters())
-    plain = values.to(weight)[:, :, None, None].expand(-1, -1, 4, 4)
-    made = torch.cat([decode(network, part) for part in plain.split(8)]).float()
-    edge = made.shape[2] // 4  # where the picture's end shows
-    made = made[:, :, edge:-edge, edge:-edge].mean(dim=(2, 3))
-    known = torch.cat([values, torch.ones(len(values), 1)], dim=1)
-    return torch.linalg.lstsq(known, made.clamp(-1, 1).cpu()).solution
+    channels = network.config.latent_channels
+    return fit_colours(lambda latents: decode(network, latents), channels, weight, 1.0)

@@ -6,6 +6,7 @@ from ..host import host
 from .autoregressive import ARComplete, ARSample, ARScore, ARVariations
 from .decoder import KarloDecoder
 from .image import ImageEncode
+from .koala import KoalaInfo, KoalaSample, KoalaTextEncode
 from .latent import (
     KandinskyConditioning,
     KandinskyDecoder,
@@ -19,6 +20,7 @@ from .load import (
     LoadARTransformer,
     LoadDecoder,
     LoadImageEncoder,
+    LoadKoala,
     LoadLatentDecoder,
     LoadMCLIP,
     LoadMoVQ,
@@ -71,6 +73,10 @@ NODES = [
     CompareEmbeddings,
     SaveEmbeddings,
     LoadEmbeddings,
+    LoadKoala,
+    KoalaInfo,
+    KoalaTextEncode,
+    KoalaSample,
     LoadVQGAN,
     LoadARTransformer,
     LoadReranker,

@@ -26,7 +26,7 @@ from ..samplers.latent import Kept, keep_mask, latent_size, sample_latents
 from ..samplers.noise import generators
 from ..samplers.resize import resized
 from ..samplers.schedule import draws
-from .pictures import check_image, from_image, preview
+from .pictures import check_image, from_image, latent_preview
 from .sampling import noise_offset_input, noise_offset_output, sampling_inputs
 
 LARGEST = 4096
@@ -401,7 +401,7 @@ def _sample(
         generators=generators(seed, count, noise_offset),
         device=device,
         dtype=dtype,
-        callback=lambda step, total, x0: progress(step, _preview(x0, loaded.colours)),
+        callback=lambda step, total, x0: progress(step, latent_preview(x0, loaded.colours)),
         **mode,
         **texts,
     )
@@ -434,15 +434,6 @@ def _texts(loaded: Any, positive: list | None, negative: list | None) -> dict[st
 
 def _rows(part: Any) -> torch.Tensor:
     return part.latents if isinstance(part, Kept) else part
-
-
-def _preview(x0: torch.Tensor, colours: torch.Tensor | None) -> Any:
-    """The first latent's colours, eight times as large; None where they are not known."""
-    if colours is None:
-        return None
-    factors = colours.to(x0)
-    rgb = torch.einsum("bchw,cd->bdhw", x0[:1], factors[:-1]) + factors[-1][:, None, None]
-    return preview(rgb.repeat_interleave(8, dim=2).repeat_interleave(8, dim=3))
 
 
 def _fitted(image: torch.Tensor, width: int, height: int, name: str) -> torch.Tensor:

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from ..edges import Prior, Transformer, Upscaler
 from ..host import host, io
-from ..loaders import kandinsky, karlo, mindalle, unclip
+from ..loaders import kandinsky, karlo, koala, mindalle, unclip
+from ..loaders.checkpoint import CheckpointError
 from ..loaders.reranker import load_reranker
 from ..loaders.sources import find_source, list_sources
+from ..networks.kl import colours_of
 from ..samplers.rerank import preprocess
 
 CATEGORY = "PriorArt/load"
 DTYPES = ["auto", "fp32", "fp16", "bf16"]
 
-FULL = frozenset({"vqgan", "reranker", "movq"})
+FULL = frozenset({"vqgan", "reranker", "movq", "koala_vae"})
 """Stages that are small and that half precision changes: 4% of the codes, the order of scores,
 flat colours."""
 
@@ -410,3 +413,94 @@ class LoadReranker(io.ComfyNode):
         text = unclip.TextEncoder(loaded.network["text"], loaded.tokenizer, loaded.space)
         image = unclip.ImageEncoder(loaded.network["vision"], prepare, loaded.space)
         return io.NodeOutput(host.wrap_text_encoder(text), host.wrap_image_encoder(image))
+
+
+OWN = "from the source"
+
+
+class LoadKoala(io.ComfyNode):
+    """KOALA's three parts from one folder, or a U-Net file beside SDXL's encoders and VAE."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        def other(name: str, stage: str, kind: str, what: str) -> Any:
+            names = [source.name for source in list_sources(stage, host.model_folders())]
+            return io.Combo.Input(
+                name,
+                options=[OWN, *names, *host.model_files(kind)],
+                default=OWN,
+                tooltip=f"Where {what} comes from. A folder brings its own; a U-Net file needs"
+                " another folder's or SDXL's own file.",
+            )
+
+        return io.Schema(
+            node_id="PriorArtLoadKoala",
+            display_name="Load KOALA",
+            category=CATEGORY,
+            description="Loads a KOALA (or SDXL) in the hub's folder layout, or a KOALA U-Net file:"
+            " the compressed U-Net, both of SDXL's text encoders and its VAE.",
+            inputs=[
+                *_inputs("koala_unet"),
+                io.Combo.Input(
+                    "variant",
+                    options=koala.WANTED,
+                    default=koala.ANY_KOALA,
+                    tooltip="What must be in the file; anything else is refused by name. any SDXL"
+                    " loads SDXL-Base and its like too.",
+                ),
+                other("clip_l", "koala_text", "text_encoders", "the first text encoder"),
+                other("clip_g", "koala_text", "text_encoders", "the second text encoder"),
+                other("vae", "koala_vae", "vae", "the VAE"),
+            ],
+            outputs=[
+                io.Model.Output(display_name="model", tooltip="For KOALA Sample or KSampler."),
+                io.Clip.Output(display_name="clip", tooltip="For Text Encode (KOALA)."),
+                io.Vae.Output(display_name="vae", tooltip="For VAE Decode; computed in fp32."),
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, source: str, **others: str) -> tuple:
+        return _fingerprint("koala_unet", source)
+
+    @classmethod
+    def execute(
+        cls, source: str, dtype: str, variant: str, clip_l: str, clip_g: str, vae: str
+    ) -> io.NodeOutput:
+        unet = _load(koala.load_unet, "koala_unet", source, dtype, wanted=variant)
+        for name, chosen in (("clip_l", clip_l), ("clip_g", clip_g), ("vae", vae)):
+            found = find_source(source, "koala_unet", host.model_folders())
+            if chosen == OWN and found.kind == "checkpoint":
+                raise CheckpointError(
+                    f"'{source}' is a U-Net alone; choose where SDXL's text encoders and VAE come"
+                    f" from ('{name}' is '{OWN}')"
+                )
+        text = _text_pair(source, dtype, clip_l, clip_g)
+        coder, colours = _sdxl_vae(source, dtype, vae)
+        return io.NodeOutput(host.wrap_koala(unet, colours), text, coder)
+
+
+def _text_pair(source: str, dtype: str, clip_l: str, clip_g: str) -> Any:
+    """CLIP of two folders' encoders, or of two of the host's files."""
+    names = [source if name == OWN else name for name in (clip_l, clip_g)]
+    own = [name in host.model_files("text_encoders") for name in names]
+    if all(own):
+        return host.load_text_pair_files(*names)
+    if any(own):
+        raise CheckpointError(
+            f"'clip_l' ('{names[0]}') and 'clip_g' ('{names[1]}') are a folder and a file; choose"
+            " both of one kind"
+        )
+    first, second = (_load(koala.load_text_encoders, "koala_text", n, dtype) for n in names)
+    return host.wrap_text_pair(
+        replace(first, second=second.second, second_tokenizer=second.second_tokenizer)
+    )
+
+
+def _sdxl_vae(source: str, dtype: str, vae: str) -> tuple[Any, Any]:
+    """VAE of a folder or of the host's file, and the colours of its latents."""
+    name = source if vae == OWN else vae
+    if name in host.model_files("vae"):
+        return host.load_sdxl_vae_file(name), None
+    loaded = _load(koala.load_vae, "koala_vae", name, dtype)
+    return host.wrap_sdxl_vae(loaded), colours_of(loaded.network)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..edges import EdgeError
+from ..edges import EdgeError, SDXLText
 from .guidance import guide, refuse_nan, spread
 from .noise import randn
 
@@ -109,22 +109,6 @@ class EulerSchedule:
         return times.tolist(), [*sigmas.tolist(), 0.0]
 
 
-@dataclass(frozen=True)
-class SDXLText:
-    """A prompt as SDXL's U-Nets read it.
-
-    Attributes:
-        hidden: both encoders' penultimate hidden states ``[B, 77, W]``.
-        pooled: the second encoder's projected embedding ``[B, D]``.
-        time_ids: ``[B, 6]``, original height and width, crop's top and left, target's height and
-            width, in pixels; ``None`` for those of the picture that is made.
-    """
-
-    hidden: torch.Tensor
-    pooled: torch.Tensor
-    time_ids: torch.Tensor | None = None
-
-
 @torch.no_grad()
 def encode_text_pair(
     first: nn.Module, second: nn.Module, ids: torch.Tensor, second_ids: torch.Tensor
@@ -205,7 +189,7 @@ def sample_koala(
         if guided:
             eps = guide(*eps.chunk(2), guidance_scale)
         if callback is not None:
-            callback(i + 1, len(times), x - sigma * eps)
+            callback(i + 1, len(times), (x - sigma * eps) / LATENT_SCALE)
         x = x + eps * (following - sigma)
     return refuse_nan(x, "U-Net", dtype) / LATENT_SCALE
 

@@ -1,4 +1,4 @@
-"""A Karlo, a minDALL-E and a Kandinsky 2.2 of random weights and very small widths, for tests.
+"""A Karlo, a minDALL-E, a Kandinsky and a KOALA of random weights and very small widths, for tests.
 
 Every parameter is drawn, also those that a fresh network starts at zero or one, so that a picture
 depends on all of them. Each draw of noise is a multiple of 16 numbers, as in the published sizes.
@@ -348,7 +348,11 @@ def tiny_kandinsky_21(folder: str | Path, seed: int = 0) -> Path:
                     "addition_embed_type": "text_image",
                 }
             )
-            randomise(unet)
+            # Its matrices are drawn as a fresh network's: with larger ones attention is so sharp
+            # that fp32's rounding alone moves a prediction by 0.002.
+            for parameter in unet.parameters():
+                if parameter.ndim == 1:
+                    parameter.data.add_(0.1 * torch.randn(parameter.shape))
             for name, network in (("unet", unet), ("movq", movq), ("text_encoder", tower)):
                 network.save_pretrained(folder / mode / name, safe_serialization=True)
             tokenizer.save_pretrained(folder / mode / "tokenizer")
@@ -373,6 +377,104 @@ def kandinsky_21_pipeline(folder: str | Path, mode: str, class_name: str = "") -
         scheduler=diffusers.DDIMScheduler.from_pretrained(folder / "scheduler"),
         movq=diffusers.VQModel.from_pretrained(folder / "movq", **plain),
     )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+# As published but for widths, 8 channels of a head and depths; the host hard-codes 32 groups and
+# 256 numbers a size. Widths are multiples of the first.
+KOALA: dict[str, Any] = {
+    "sample_size": 8,
+    "in_channels": 4,
+    "out_channels": 4,
+    "layers_per_block": 1,
+    "block_out_channels": (32, 64, 128),
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "transformer_layers_per_block": (1, 1, 2),
+    "attention_head_dim": (4, 8, 16),
+    "use_linear_projection": True,
+    "cross_attention_dim": 80,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 6 * 256 + 40,
+}
+KOALAS: dict[str, dict[str, Any]] = {
+    "koala-1b": {"mid_block_type": "UNetMidBlock2DCrossAttn"},
+    "koala-700m": {"mid_block_type": None},
+    "sdxl": {"layers_per_block": 2},
+}
+KL: dict[str, Any] = {
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "block_out_channels": (32, 32, 64, 64),
+    "layers_per_block": 1,
+    "latent_channels": 4,
+    "norm_num_groups": 32,
+    "scaling_factor": 0.13025,
+    "force_upcast": True,
+}
+EULER: dict[str, Any] = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "timestep_spacing": "leading",
+    "steps_offset": 1,
+}
+
+
+def tiny_koala(folder: str | Path, seed: int = 0) -> Path:
+    """Write a tiny KOALA-1B, KOALA-700M and SDXL into ``folder``, each as the hub's folder."""
+    import diffusers
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    folder = Path(folder)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        start, end = write_tokenizer(folder / "koala-1b" / "tokenizer")
+        shared = {"vocab_size": end + 1, "bos_token_id": start, "eos_token_id": end}
+        wider = {"hidden_size": 48, "projection_dim": 40, "hidden_act": "gelu"}
+        networks = {
+            "text_encoder": CLIPTextModel(CLIPTextConfig(**TEXT | shared)),
+            "text_encoder_2": CLIPTextModelWithProjection(CLIPTextConfig(**TEXT | shared | wider)),
+            "vae": diffusers.AutoencoderKL(**KL),
+        }
+        for network in networks.values():
+            randomise(network)
+        for name, own in KOALAS.items():
+            unet = diffusers.UNet2DConditionModel(**KOALA | own)
+            # Its matrices are drawn as a fresh network's: with larger ones attention is so sharp
+            # that fp32's rounding alone moves a prediction by 0.002.
+            for parameter in unet.parameters():
+                if parameter.ndim == 1:
+                    parameter.data.add_(0.1 * torch.randn(parameter.shape))
+            write_tokenizer(folder / name / "tokenizer")
+            write_tokenizer(folder / name / "tokenizer_2")
+            for part, network in {**networks, "unet": unet}.items():
+                network.save_pretrained(folder / name / part, safe_serialization=True)
+            scheduler = diffusers.EulerDiscreteScheduler(**EULER)
+            scheduler.save_pretrained(folder / name / "scheduler")
+            index = {"_class_name": "StableDiffusionXLPipeline"}
+            (folder / name / "model_index.json").write_text(json.dumps(index), encoding="utf-8")
+    return folder
+
+
+def koala_pipeline(folder: str | Path) -> Any:
+    """diffusers' StableDiffusionXLPipeline of one of the three folders."""
+    import diffusers
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+    folder, plain = Path(folder), {"low_cpu_mem_usage": False}
+    pipe = diffusers.StableDiffusionXLPipeline(
+        vae=diffusers.AutoencoderKL.from_pretrained(folder / "vae", **plain),
+        text_encoder=CLIPTextModel.from_pretrained(folder / "text_encoder"),
+        text_encoder_2=CLIPTextModelWithProjection.from_pretrained(folder / "text_encoder_2"),
+        tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer"),
+        tokenizer_2=CLIPTokenizer.from_pretrained(folder / "tokenizer_2"),
+        unet=diffusers.UNet2DConditionModel.from_pretrained(folder / "unet", **plain),
+        scheduler=diffusers.EulerDiscreteScheduler.from_pretrained(folder / "scheduler"),
+        add_watermarker=False,
+    ).to(torch.float32)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

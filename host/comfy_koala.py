@@ -1,0 +1,393 @@
+"""KOALA in the host's own classes: its SDXL model, its text encoder pair, its VAE.
+
+Published sizes go through the host's detection and loaders. The embedded family's miniatures are
+built of the same classes with their own widths, which the host's tables do not list.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import comfy.latent_formats
+import comfy.model_base
+import comfy.model_management as memory
+import comfy.model_patcher
+import comfy.sd
+import comfy.sd1_clip
+import comfy.sdxl_clip
+import comfy.supported_models
+import comfy.utils
+import folder_paths
+import torch
+
+from ..edges import EdgeError, SDXLText
+from ..loaders import koala
+from ..loaders.checkpoint import CheckpointError, check_inside, read_state_dict
+from ..loaders.clip import tokenize
+from ..samplers.koala import EulerSchedule
+from .comfy_compat import warn
+from .comfy_memory import kind_of
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ..samplers.koala import Prepare
+
+FACTS = "prior_art_koala"
+"""Where a ModelPatcher, and every clone of it, keeps what the loader knew."""
+
+
+@contextmanager
+def _without_missing_mid_block() -> Iterator[None]:
+    """The host warns of the keys of a mid block, which KOALA-700M has not."""
+
+    def wanted(record: logging.LogRecord) -> bool:
+        return "mid_block." not in record.getMessage()
+
+    root = logging.getLogger()
+    root.addFilter(wanted)
+    try:
+        yield
+    finally:
+        root.removeFilter(wanted)
+
+
+# -- MODEL ---------------------------------------------------------------------------------------
+
+
+def wrap_koala(loaded: koala.KoalaUNet, colours: torch.Tensor | None) -> Any:
+    """A U-Net of SDXL's kind as the host's own MODEL.
+
+    Raises:
+        CheckpointError: the host does not know this network.
+    """
+    tensors = dict(loaded.network.state_dict())
+    if tuple(loaded.network.config.block_out_channels) == koala.WIDTHS:
+        with _without_missing_mid_block():
+            options = {"dtype": loaded.variant.dtype}
+            patcher = comfy.sd.load_diffusion_model_state_dict(tensors, model_options=options)
+        if patcher is None:
+            raise CheckpointError(
+                f"'{loaded.name}' is {loaded.variant.name}, which this ComfyUI does not know;"
+                " update ComfyUI"
+            )
+    else:
+        patcher = _miniature(loaded, tensors, colours)
+    patcher.set_attachments(FACTS, koala.facts_of(loaded, colours))
+    return patcher
+
+
+class MiniatureLatents(comfy.latent_formats.SDXL):
+    """SDXL's latent format in a miniature's colours."""
+
+    def __init__(self, colours: torch.Tensor | None) -> None:
+        super().__init__()
+        if colours is not None:
+            self.latent_rgb_factors = (colours[:-1] / self.scale_factor).tolist()
+            self.latent_rgb_factors_bias = colours[-1].tolist()
+            self.taesd_decoder_name = None
+
+
+def _miniature(
+    loaded: koala.KoalaUNet, tensors: dict[str, torch.Tensor], colours: torch.Tensor | None
+) -> Any:
+    """A U-Net whose widths the host's tables do not list."""
+    settings = host_config(loaded.network.config)
+    names = comfy.utils.unet_to_diffusers(settings)
+    config = comfy.supported_models.SDXL(settings)
+    config.latent_format = MiniatureLatents(colours)
+    device, offload = memory.get_torch_device(), memory.unet_offload_device()
+    stored = loaded.variant.dtype
+    config.set_inference_dtype(stored, memory.unet_manual_cast(stored, device))
+    converted = {names[key]: tensor for key, tensor in tensors.items() if key in names}
+    model = config.get_model(converted, "").to(offload)
+    model.load_model_weights(converted, "")
+    return comfy.model_patcher.ModelPatcher(model, load_device=device, offload_device=offload)
+
+
+def host_config(config: Any) -> dict[str, Any]:
+    """A diffusers U-Net's config in the host's words (its ``UNetModel``'s arguments)."""
+    widths, layers = config.block_out_channels, config.layers_per_block
+    depths = config.transformer_layers_per_block
+    per_level = [
+        depth if "CrossAttn" in kind else 0
+        for kind, depth in zip(config.down_block_types, depths, strict=True)
+    ]
+    middle = per_level[-1] if config.mid_block_type else -2
+    head_dim = widths[-1] // config.attention_head_dim[-1]
+    return {
+        "use_checkpoint": False,
+        "image_size": 32,
+        "use_spatial_transformer": True,
+        "legacy": False,
+        "num_classes": "sequential",
+        "adm_in_channels": config.projection_class_embeddings_input_dim,
+        "in_channels": config.in_channels,
+        "out_channels": config.out_channels,
+        "model_channels": widths[0],
+        "channel_mult": [width // widths[0] for width in widths],
+        "num_res_blocks": [layers] * len(widths),
+        "transformer_depth": [depth for depth in per_level for _ in range(layers)],
+        "transformer_depth_output": [d for d in per_level for _ in range(layers + 1)],
+        "transformer_depth_middle": middle,
+        "use_linear_in_transformer": True,
+        "context_dim": config.cross_attention_dim,
+        "num_head_channels": head_dim,
+        "use_temporal_attention": False,
+        "use_temporal_resblock": False,
+    }
+
+
+def koala_facts(model: Any) -> koala.KoalaFacts:
+    """What is known of the U-Net in a MODEL, whoever loaded it.
+
+    Raises:
+        EdgeError: another kind of MODEL; says which.
+    """
+    inner = getattr(model, "model", None)
+    if not isinstance(inner, comfy.model_base.SDXL):
+        raise EdgeError(
+            f"'model' is {kind_of(inner, model)}, but this node needs a U-Net of SDXL's kind; load"
+            " one with 'Load KOALA' or 'Load Checkpoint'"
+        )
+    known = model.get_attachment(FACTS)
+    if known is not None:
+        return known
+    settings = inner.model_config.unet_config
+    layers = settings["num_res_blocks"]
+    blocks = tuple(settings["transformer_depth"][:: layers[0]])
+    middle = settings.get("transformer_depth_middle", 0) >= 0
+    full = settings["model_channels"] == koala.WIDTHS[0]
+    variant = koala.Variant(
+        koala.name_of(layers[0], blocks, middle, full),
+        sum(p.numel() for p in inner.diffusion_model.parameters()),
+        blocks,
+        middle,
+        inner.get_dtype(),
+    )
+    widths = settings["context_dim"], settings["adm_in_channels"] - 6 * 256
+    return koala.KoalaFacts(EulerSchedule(), variant, widths)
+
+
+def use_koala(model: Any, memory_required: int) -> tuple[Prepare, torch.device, torch.dtype]:
+    """Load a U-Net now, with the patches that were put on it: (what prepares it for a prompt,
+    device, dtype to compute in)."""
+    memory.load_models_gpu([model], memory_required=memory_required)
+    inner = model.model
+
+    def prepare(
+        hidden: torch.Tensor,
+        pooled: torch.Tensor,
+        time_ids: torch.Tensor,
+        timesteps: list[float],
+    ) -> Any:
+        sizes = inner.embedder(time_ids.flatten().float()).reshape(len(pooled), -1)
+        label = torch.cat([pooled, sizes.to(pooled)], dim=1)
+        options = dict(model.model_options.get("transformer_options", {}))
+
+        def predict(x: torch.Tensor, index: int) -> torch.Tensor:
+            times = x.new_full((len(x),), timesteps[index], dtype=torch.float32)
+            return inner.diffusion_model(
+                x, times, context=hidden, y=label, transformer_options=options.copy()
+            )
+
+        return predict
+
+    return prepare, model.load_device, inner.manual_cast_dtype or inner.get_dtype()
+
+
+# -- CLIP ----------------------------------------------------------------------------------------
+
+
+def wrap_text_pair(loaded: koala.TextEncoderPair) -> Any:
+    """SDXL's two text encoders as the host's CLIP."""
+    states = [_named(tower) for tower in (loaded.first, loaded.second)]
+    if loaded.first.config.hidden_size == 768 and loaded.second.config.hidden_size == 1280:
+        return _native_pair(states)
+    target = comfy.supported_models.supported_models_base.ClipTarget(
+        _tokenizers(loaded), _towers(loaded)
+    )
+    dtype = next(loaded.first.parameters()).dtype
+    clip = comfy.sd.CLIP(target, model_options={"dtype": dtype})
+    clip.cond_stage_model.clip_l.load_sd(states[0])
+    clip.cond_stage_model.clip_g.load_sd(states[1])
+    return clip
+
+
+def _native_pair(states: list[dict[str, torch.Tensor]]) -> Any:
+    return comfy.sd.load_text_encoder_state_dicts(
+        states,
+        embedding_directory=folder_paths.get_folder_paths("embeddings"),
+        clip_type=comfy.sd.CLIPType.STABLE_DIFFUSION,
+    )
+
+
+def _named(tower: nn.Module) -> dict[str, torch.Tensor]:
+    """A tower's tensors under the names that every transformers before 5 writes."""
+    known = ("text_model.", "text_projection.")
+    return {
+        key if key.startswith(known) else f"text_model.{key}": tensor
+        for key, tensor in tower.state_dict().items()
+    }
+
+
+def _towers(loaded: koala.TextEncoderPair) -> Any:
+    """The host's SDXL text model with these towers' widths."""
+
+    class Towers(comfy.sdxl_clip.SDXLClipModel):
+        def __init__(
+            self, device: Any = "cpu", dtype: Any = None, model_options: Mapping | None = None
+        ) -> None:
+            torch.nn.Module.__init__(self)
+            for name, tower, tokenizer in (
+                ("clip_l", loaded.first, loaded.tokenizer),
+                ("clip_g", loaded.second, loaded.second_tokenizer),
+            ):
+                special = {
+                    "start": tokenizer.bos_token_id,
+                    "end": tokenizer.eos_token_id,
+                    "pad": tokenizer.pad_token_id,
+                }
+                model = comfy.sd1_clip.SDClipModel(
+                    layer="hidden",
+                    layer_idx=-2,
+                    device=device,
+                    dtype=dtype,
+                    layer_norm_hidden_state=False,
+                    textmodel_json_config=tower.config.to_dict(),
+                    special_tokens=special,
+                    model_options=dict(model_options or {}),
+                )
+                setattr(self, name, model)
+            self.dtypes = {dtype}
+
+    return Towers
+
+
+def _tokenizers(loaded: koala.TextEncoderPair) -> Any:
+    """The host's SDXL tokenizer pair with these vocabularies."""
+
+    class Given:
+        def __init__(self, tokenizer: Any) -> None:
+            self.tokenizer = tokenizer
+
+        def from_pretrained(self, path: Any, **kwargs: Any) -> Any:
+            return self.tokenizer
+
+    def one(tokenizer: Any, key: str, width: int, directory: Any) -> Any:
+        return comfy.sd1_clip.SDTokenizer(
+            tokenizer_path="",
+            tokenizer_class=Given(tokenizer),
+            embedding_directory=directory,
+            embedding_size=width,
+            embedding_key=key,
+            pad_token=tokenizer.pad_token_id,
+        )
+
+    class Tokenizers(comfy.sdxl_clip.SDXLTokenizer):
+        def __init__(
+            self, embedding_directory: Any = None, tokenizer_data: Mapping | None = None
+        ) -> None:
+            first, second = loaded.first.config.hidden_size, loaded.second.config.hidden_size
+            self.clip_l = one(loaded.tokenizer, "clip_l", first, embedding_directory)
+            self.clip_g = one(loaded.second_tokenizer, "clip_g", second, embedding_directory)
+
+    return Tokenizers
+
+
+def encode_sdxl(clip: Any, text: str) -> SDXLText:
+    """A prompt through both text encoders as published, cut to their length with a warning.
+
+    Raises:
+        EdgeError: another kind of CLIP.
+    """
+    tokenizers = getattr(clip, "tokenizer", None)
+    if not (hasattr(tokenizers, "clip_l") and hasattr(tokenizers, "clip_g")):
+        raise EdgeError(
+            f"'clip' is another kind of text encoder ({type(tokenizers).__name__}); this node"
+            " needs SDXL's two, from 'Load KOALA' or 'DualCLIPLoader' of type sdxl"
+        )
+    tokens = {}
+    for key, own in (("l", tokenizers.clip_l), ("g", tokenizers.clip_g)):
+        ids, mask, cut = tokenize(own.tokenizer, [text])
+        if cut[0] and key == "l":
+            warn(f"the prompt has more than {ids.shape[1]} tokens; not seen: '{cut[0]}'")
+        padded = ids.masked_fill(~mask, own.pad_token)
+        tokens[key] = [[(token, 1.0) for token in padded[0].tolist()]]
+    hidden, pooled = clip.encode_from_tokens(tokens, return_pooled=True)
+    return SDXLText(hidden, pooled)
+
+
+def load_text_pair_files(clip_l: str, clip_g: str) -> Any:
+    """CLIP of two files in the host's text_encoders folder.
+
+    Raises:
+        CheckpointError: a file is damaged, or they are not SDXL's two.
+    """
+    states = [dict(_read_file("text_encoders", name)) for name in (clip_l, clip_g)]
+    clip = _native_pair(states)
+    tokenizers = getattr(clip, "tokenizer", None)
+    if not (hasattr(tokenizers, "clip_l") and hasattr(tokenizers, "clip_g")):
+        raise CheckpointError(
+            f"'{clip_l}' and '{clip_g}' are not SDXL's two text encoders; choose its clip_l (CLIP"
+            " ViT-L/14) and clip_g (OpenCLIP ViT-bigG/14)"
+        )
+    return clip
+
+
+# -- VAE -----------------------------------------------------------------------------------------
+
+
+def wrap_sdxl_vae(loaded: koala.SDXLVAE) -> Any:
+    """SDXL's VAE as the host's own, in fp32 or bf16: the host never computes it in fp16."""
+    state = dict(loaded.network.state_dict())
+    config = loaded.network.config
+    dtype = next(loaded.network.parameters()).dtype
+    if tuple(config.block_out_channels) == (128, 256, 512, 512):
+        return comfy.sd.VAE(sd=state, dtype=dtype)
+    widths = config.block_out_channels
+    structure = {
+        "double_z": True,
+        "z_channels": config.latent_channels,
+        "resolution": 256,
+        "in_channels": 3,
+        "out_ch": 3,
+        "ch": widths[0],
+        "ch_mult": [width // widths[0] for width in widths],
+        "num_res_blocks": config.layers_per_block,
+        "attn_resolutions": [],
+        "dropout": 0.0,
+    }
+    params = {"ddconfig": structure, "embed_dim": config.latent_channels}
+    return comfy.sd.VAE(sd=state, config={"params": params}, dtype=dtype)
+
+
+def load_sdxl_vae_file(name: str) -> Any:
+    """VAE of a file in the host's vae folder.
+
+    Raises:
+        CheckpointError: the file is damaged, or a VAE of another family.
+    """
+    state = dict(_read_file("vae", name))
+    entry = state.get("decoder.conv_in.weight")
+    if entry is None or entry.shape[1] != 4:
+        found = "no autoencoder" if entry is None else f"a VAE of {entry.shape[1]} channels"
+        raise CheckpointError(
+            f"'{name}' is {found}, but KOALA needs SDXL's, of 4 channels (sdxl_vae.safetensors)"
+        )
+    return comfy.sd.VAE(sd=state)
+
+
+def model_files(kind: str) -> list[str]:
+    """Files of the host's own folder ``kind`` ("text_encoders", "vae")."""
+    return folder_paths.get_filename_list(kind)
+
+
+def _read_file(kind: str, name: str) -> dict[str, torch.Tensor]:
+    path = Path(folder_paths.get_full_path_or_raise(kind, name))
+    check_inside(path, [Path(folder) for folder in folder_paths.get_folder_paths(kind)])
+    return read_state_dict(path)

@@ -1,0 +1,29 @@
+"""The colours of latents, for previews while they are sampled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+
+@torch.no_grad()
+def fit_colours(
+    decode: Callable[[torch.Tensor], torch.Tensor], channels: int, like: torch.Tensor, spread: float
+) -> torch.Tensor:
+    """The colour of a latent, roughly: ``[c + 1, 3]``, rows that the channels are multiplied by and
+    one that is added; the sum is in -1..1.
+
+    Fitted to what a decoder makes of plain latents of many values.
+
+    Args:
+        decode: latents ``[B, c, h, w]`` to pictures in -1..1.
+        like: a weight, for dtype and device; spread: the latents' standard deviation.
+    """
+    values = torch.randn(24, channels, generator=torch.Generator().manual_seed(0)) * spread
+    plain = values.to(like)[:, :, None, None].expand(-1, -1, 4, 4)
+    made = torch.cat([decode(part) for part in plain.split(8)]).float()
+    edge = made.shape[2] // 4  # where the picture's end shows
+    made = made[:, :, edge:-edge, edge:-edge].mean(dim=(2, 3))
+    known = torch.cat([values, torch.ones(len(values), 1)], dim=1)
+    return torch.linalg.lstsq(known, made.clamp(-1, 1).cpu()).solution
