@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import comfy.clip_model
 import comfy.latent_formats
 import comfy.model_base
 import comfy.model_management as memory
@@ -99,6 +100,7 @@ def _miniature(
     settings = host_config(loaded.network.config)
     names = comfy.utils.unet_to_diffusers(settings)
     config = comfy.supported_models.SDXL(settings)
+    config.unet_config = settings  # the host's class wants heads of 64 channels
     config.latent_format = MiniatureLatents(colours)
     device, offload = memory.get_torch_device(), memory.unet_offload_device()
     stored = loaded.variant.dtype
@@ -235,6 +237,19 @@ def _named(tower: nn.Module) -> dict[str, torch.Tensor]:
     }
 
 
+class Tower(comfy.clip_model.CLIPTextModel):
+    """The host's text tower with a vocabulary and a projection of its config's sizes."""
+
+    def __init__(self, config: dict[str, Any], dtype: Any, device: Any, operations: Any) -> None:
+        super().__init__(config, dtype, device, operations)
+        width, place = config["hidden_size"], {"dtype": dtype, "device": device}
+        table = operations.Embedding(config["vocab_size"], width, **place)
+        self.set_input_embeddings(table)
+        self.text_projection = operations.Linear(
+            width, config["projection_dim"], bias=False, **place
+        )
+
+
 def _towers(loaded: koala.TextEncoderPair) -> Any:
     """The host's SDXL text model with these towers' widths."""
 
@@ -257,6 +272,7 @@ def _towers(loaded: koala.TextEncoderPair) -> Any:
                     layer_idx=-2,
                     device=device,
                     dtype=dtype,
+                    model_class=Tower,
                     layer_norm_hidden_state=False,
                     textmodel_json_config=tower.config.to_dict(),
                     special_tokens=special,

@@ -433,6 +433,7 @@ def tiny_koala(folder: str | Path, seed: int = 0) -> Path:
         torch.manual_seed(seed)
         start, end = write_tokenizer(folder / "koala-1b" / "tokenizer")
         shared = {"vocab_size": end + 1, "bos_token_id": start, "eos_token_id": end}
+        shared["num_hidden_layers"] = 3  # the host takes the last but one for granted
         wider = {"hidden_size": 48, "projection_dim": 40, "hidden_act": "gelu"}
         networks = {
             "text_encoder": CLIPTextModel(CLIPTextConfig(**TEXT | shared)),

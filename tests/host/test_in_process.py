@@ -11,7 +11,7 @@ import pytest
 
 pytestmark = [pytest.mark.host, pytest.mark.slow]
 
-SCRIPTS = ("in_process.py", "in_process_kandinsky.py")
+SCRIPTS = ("in_process.py", "in_process_kandinsky.py", "in_process_koala.py")
 STAGES = (
     *("text_encoder", "image_encoder", "prior", "decoder", "upscaler"),
     *("vqgan", "ar_transformer"),

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
-from prior_art.loaders import kandinsky, mindalle, reranker
+from prior_art.loaders import kandinsky, koala, mindalle, reranker
 from prior_art.loaders.sources import Source
+from prior_art.networks.unet import prepare_sdxl
+from prior_art.samplers.koala import LATENT_SCALE, EulerSchedule, SDXLText, sample_koala
+from prior_art.samplers.noise import generators, randn
 from prior_art.shapes import (
     grammar,
     layout,
     loop,
     mended,
+    painters,
     recipe,
     score,
+    stages_koala,
     stages_latent,
     stages_movq,
     stages_prior,
@@ -161,6 +167,113 @@ def test_a_kandinsky_stage_resumes_to_the_same_weights(tmp_path):
     parts = stages_movq.train_movq(tmp_path / "parts", "cpu", steps=2)
     for key, value in whole.items():
         torch.testing.assert_close(parts[key], value, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.slow
+def test_koala_is_written_as_the_loaders_read_it(tmp_path):
+    out, state = tmp_path / "koala", tmp_path / ".state"
+    for stage in train.STAGES["koala"]:
+        train.train_stage("koala", stage, out, state, steps=2)
+    folders = {name for group in layout.KOALA.values() for name in group}
+    assert folders < {path.relative_to(out).as_posix() for path in out.glob("*/*")}
+    for kind, name in (("1b", "KOALA-1B"), ("700m", "KOALA-700M")):
+        source = Source(kind, "embedded", out / kind, "koala", frozenset())
+        loaded = koala.load_unet(source, wanted=name)
+        assert loaded.schedule.spacing == "leading" and loaded.schedule.offset == 1
+        assert koala.load_vae(source).network.config.force_upcast
+        pair = koala.load_text_encoders(source)
+        assert not any("projection" in key for key in pair.first.state_dict())
+        assert pair.second.config.projection_dim == recipe.WIDER
+    scenes = grammar.draw_prompts(2)
+    painted = painters.KoalaPainter(out, variant="700m").paint(scenes, 0)
+    assert painted.shape == (2, 64, 64, 3)
+
+
+@pytest.mark.slow
+def test_a_koala_stage_resumes_to_the_same_weights(tmp_path):
+    whole = stages_koala.train_vae(tmp_path / "whole", "cpu", steps=2)
+    with pytest.raises(loop.Unfinished):
+        stages_koala.train_vae(tmp_path / "parts", "cpu", steps=2, stop_after=1)
+    parts = stages_koala.train_vae(tmp_path / "parts", "cpu", steps=2)
+    for key, value in whole.items():
+        torch.testing.assert_close(parts[key], value, atol=1e-3, rtol=1e-3)
+
+
+def koala_conditions(count=2):
+    """Texts in the table's form: rows of random states."""
+    context = recipe.SPACE_WIDTH + recipe.WIDER
+    return SDXLText(torch.randn(count, 77, context), torch.randn(count, recipe.WIDER))
+
+
+def test_settled_latents_have_the_published_deviation_and_no_variance():
+    torch.manual_seed(0)
+    vae = recipe.koala_vae().eval()
+    pictures = torch.from_numpy(
+        training_batch(grammar.training_scenes()[::40], np.random.default_rng(0))[0]
+    )
+    with torch.no_grad():
+        before = vae.decode(vae.encode(pictures).latent_dist.mode()).sample
+    stages_koala.settle(vae, "cpu")
+    with torch.no_grad():
+        found = vae.encode(pictures).latent_dist
+        after = vae.decode(found.mode()).sample
+    assert 0.8 < found.mode().std() * vae.config.scaling_factor < 1.25
+    assert found.std.max() < 1e-3
+    torch.testing.assert_close(after, before, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["1b", "700m"])
+def test_students_begin_with_the_teachers_weights(kind):
+    torch.manual_seed(0)
+    teacher, student = recipe.koala_unet("teacher"), recipe.koala_unet(kind)
+    stages_koala.begin_as(student, teacher)
+    weights = student.state_dict()
+    theirs = teacher.state_dict()
+    for key in (
+        "conv_in.weight",
+        "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q.weight",
+    ):
+        assert torch.equal(weights[key], theirs[key])
+    last = "up_blocks.2.resnets.{}.conv1.weight"
+    assert torch.equal(weights[last.format(1)], theirs[last.format(2)])
+
+
+@pytest.mark.parametrize("kind", ["1b", "700m"])
+def test_a_students_self_attention_is_met_with_the_teachers(kind):
+    """Every one of its blocks has a match, of the same place and width."""
+    torch.manual_seed(0)
+    text, x = koala_conditions(), torch.randn(2, 4, 8, 8)
+    rows = steps = torch.tensor([0, 1])
+    seen = {}
+    for which in ("teacher", kind):
+        unet = recipe.koala_unet(which)
+        with torch.no_grad(), stages_koala.self_attention(unet) as seen[which]:
+            stages_koala.predict(unet, x, steps, text, rows)
+        assert not any(module._forward_hooks for module in unet.modules())
+    assert len(seen[kind]) == {"1b": 11, "700m": 6}[kind]
+    for name, out in seen[kind].items():
+        assert seen["teacher"][stages_koala.in_teacher(name)].shape == out.shape
+
+
+def test_the_shortened_course_is_the_samplers():
+    """Training's sampling, from pure noise, is what the pack's sampler makes."""
+    torch.manual_seed(0)
+    unet, text = recipe.koala_unet("700m").eval(), koala_conditions(3)
+    noise = randn((4, 8, 8), generators(5, 1), torch.device("cpu"))
+    _, levels = EulerSchedule().steps(stages_koala.SAMPLING_STEPS)
+    rows = torch.tensor([2])
+    made = stages_koala.denoise(unet, text, rows, noise * (levels[0] ** 2 + 1) ** 0.5)
+    wanted = sample_koala(
+        partial(prepare_sdxl, unet),
+        EulerSchedule(),
+        SDXLText(text.hidden[2:], text.pooled[2:]),
+        SDXLText(text.hidden[:1], text.pooled[:1]),
+        size=(8, 8),
+        generators=generators(5, 1),
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+    )
+    torch.testing.assert_close(made, wanted * LATENT_SCALE, atol=1e-3, rtol=1e-3)
 
 
 def test_the_modes_begin_as_the_decoder_paints():

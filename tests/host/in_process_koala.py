@@ -1,0 +1,323 @@
+"""KOALA's checks inside the host's own Python: the host's SDXL classes, ours and diffusers' agree.
+
+Started like in_process.py, whose start of the host and helpers it uses.
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from pathlib import Path
+
+from in_process import (
+    COMFY,
+    FOLDER,
+    close,
+    comfy,
+    find_source,
+    generators,
+    host,
+    nodes,
+    report,
+    tiny,
+    torch,
+)
+
+from prior_art.edges import EdgeError
+from prior_art.loaders import koala
+from prior_art.loaders.checkpoint import CheckpointError
+from prior_art.loaders.clip import tokenize
+from prior_art.networks.kl import LatentKL
+from prior_art.networks.unet import prepare_sdxl
+from prior_art.nodes.koala import KoalaInfo, KoalaSample, KoalaTextEncode
+from prior_art.nodes.load import OWN, LoadKoala
+from prior_art.samplers.koala import LATENT_SCALE, encode_text_pair, sample_koala
+
+PROMPT, NEGATIVE = "the red cat", "worst quality, low quality"
+KINDS = ("koala-1b", "koala-700m", "sdxl")
+
+
+def load(name: str = "koala-1b"):
+    """MODEL, CLIP and VAE, as a user loads them."""
+    return LoadKoala.execute(f"tiny/{name}", "fp32", koala.ANY_SDXL, OWN, OWN, OWN).args
+
+
+def source(name: str, stage: str):
+    return find_source(f"tiny/{name}", stage, host.model_folders())
+
+
+def unet(name: str) -> koala.KoalaUNet:
+    return koala.load_unet(source(name, "koala_unet"), wanted=koala.ANY_SDXL)
+
+
+def said(clip, text: str = PROMPT, side: int = 64):
+    return KoalaTextEncode.execute(clip, text, side, side, 0, 0, 0, 0).args[0]
+
+
+def ours(text: str = PROMPT):
+    """The prompt through transformers' towers."""
+    pair = koala.load_text_encoders(source("koala-1b", "koala_text"))
+    ids = [tokenize(t, [text])[0] for t in (pair.tokenizer, pair.second_tokenizer)]
+    return encode_text_pair(pair.first, pair.second, *ids)
+
+
+def empty(batch: int = 1) -> dict:
+    return {"samples": torch.zeros(batch, 4, 8, 8)}
+
+
+def ksampler(model, positive, negative, latent=None, sampler="euler", steps=5):
+    (out,) = nodes.KSampler().sample(
+        model, 5, steps, 3.0, sampler, "normal", positive, negative, latent or empty(), 1.0
+    )
+    return out["samples"]
+
+
+def koala_sample(model, clip, **changes):
+    inputs = {"width": 64, "height": 96, "seed": 3, "steps": 5, "cfg": 7.5, "batch_size": 2}
+    inputs |= {"timestep_spacing": "as published", "negative": said(clip, NEGATIVE)}
+    inputs |= {"positive": said(clip)} | changes
+    return KoalaSample.execute(model=model, **inputs).args[0]["samples"]
+
+
+# -- the host's classes give our networks' numbers -------------------------------------------------
+
+
+def text_encoders_are_the_librarys() -> None:
+    _, clip, _ = load()
+    for text in ("", PROMPT, NEGATIVE, "a cat " * 60):
+        wanted, found = ours(text), host.encode_sdxl(clip, text)
+        close(found.hidden, wanted.hidden, 1e-5)
+        close(found.pooled, wanted.pooled, 1e-5)
+    (native,) = nodes.CLIPTextEncode().encode(clip, PROMPT)
+    close(native[0][0], ours().hidden, 1e-5)
+    close(native[0][1]["pooled_output"], ours().pooled, 1e-5)
+    from comfy_extras.nodes_clip_sdxl import CLIPTextEncodeSDXL
+
+    native = CLIPTextEncodeSDXL.execute(clip, 64, 96, 1, 2, 3, 4, PROMPT, PROMPT).args[0]
+    mine = KoalaTextEncode.execute(clip, PROMPT, 64, 96, 1, 2, 3, 4).args[0]
+    assert {k: v for k, v in native[0][1].items() if k != "pooled_output"} == {
+        k: int(v) for k, v in mine[0][1].items() if k != "pooled_output"
+    }
+
+
+def vae_nodes() -> None:
+    _, _, vae = load()
+    coder = LatentKL(koala.load_vae(source("koala-1b", "koala_vae")).network)
+    latent = torch.randn(2, 4, 8, 12, generator=torch.Generator().manual_seed(0))
+    (picture,) = nodes.VAEDecode().decode(vae, {"samples": latent})
+    close(picture.movedim(-1, 1), (coder.decode(latent) / 2 + 0.5).clamp(0, 1), 1e-5)
+    (tiled,) = nodes.VAEDecodeTiled().decode(vae, {"samples": latent}, 64, 16)
+    assert tiled.shape == picture.shape
+    (encoded,) = nodes.VAEEncode().encode(vae, picture)
+    assert encoded["samples"].shape == latent.shape
+
+
+def sampler_is_the_librarys() -> None:
+    """The published sampler over the host's U-Net and over diffusers' is one."""
+    for name in KINDS:
+        model, clip, _ = load(name)
+        loaded = unet(name)
+        wanted = sample_koala(
+            partial(prepare_sdxl, loaded.network),
+            loaded.schedule,
+            ours(),
+            ours(NEGATIVE),
+            size=(12, 8),
+            num_inference_steps=5,
+            generators=generators(3, 2),
+            device=torch.device("cpu"),
+            dtype=torch.float32,
+        )
+        sized = [said(clip, text) for text in (PROMPT, NEGATIVE)]
+        for conditioning in sized:
+            for key in ("height", "target_height"):
+                conditioning[0][1][key] = 96.0
+        made = koala_sample(model, clip, positive=sized[0], negative=sized[1])
+        close(made * LATENT_SCALE, wanted * LATENT_SCALE, 1e-4)
+        assert made.std() > 0.5
+
+
+def ksampler_is_the_pipelines() -> None:
+    """Native KSampler, euler/normal, beside diffusers' pipeline on its noise and noise levels.
+
+    The host rounds each level to a whole timestep, the pipeline interpolates between two, so they
+    agree to 0.05 where latents reach 10 (0.027 was seen).
+    """
+    for name in KINDS[:2]:
+        model, clip, _ = load(name)
+        made = ksampler(model, said(clip), said(clip, NEGATIVE))
+        sigmas = comfy.samplers.calculate_sigmas(
+            model.get_model_object("model_sampling"), "normal", 5
+        )
+        pipe = tiny.koala_pipeline(FOLDER / "tiny" / name)
+        theirs = pipe(
+            PROMPT,
+            negative_prompt=NEGATIVE,
+            sigmas=sigmas[:-1].tolist(),
+            guidance_scale=3.0,
+            height=64,
+            width=64,
+            latents=torch.randn(1, 4, 8, 8, generator=torch.manual_seed(5)),
+            output_type="latent",
+        ).images
+        close(made * LATENT_SCALE, theirs, 0.05)
+
+
+def headless_ksampler_is_the_hosts() -> None:
+    from prior_art.host import core_sampling, embedded
+
+    for name in KINDS[:2]:
+        model, clip, _ = load(name)
+        positive, negative = said(clip), said(clip, NEGATIVE)
+        own = embedded.wrap_koala(unet(name), None)
+        known = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1)) * 7
+        mask = torch.zeros(1, 64, 64)
+        mask[:, :, 32:] = 1
+        (masked,) = nodes.SetLatentNoiseMask().set_mask({"samples": known}, mask)
+        for latent in (empty(2), masked):
+            for scheduler in ("normal", "simple"):
+                shared = (5, 5, 3.0, "euler", scheduler, positive, negative, latent, 1.0)
+                (wanted,) = nodes.KSampler().sample(model, *shared)
+                found = core_sampling.KSampler.execute(own, *shared).args[0]
+                close(found["samples"] * LATENT_SCALE, wanted["samples"] * LATENT_SCALE, 1e-3)
+
+
+# -- native nodes on the model ---------------------------------------------------------------------
+
+
+def native_samplers_run_it() -> None:
+    model, clip, _ = load("koala-700m")
+    positive, negative = said(clip), said(clip, NEGATIVE)
+    for sampler in ("dpmpp_2m", "ddim", "euler_ancestral", "uni_pc", "lcm"):
+        assert ksampler(model, positive, negative, sampler=sampler).isfinite().all(), sampler
+
+
+def lora_changes_both_samplers() -> None:
+    model, clip, _ = load()
+    positive, negative = said(clip), said(clip, NEGATIVE)
+    plain, published = ksampler(model, positive, negative), koala_sample(model, clip)
+    keys = comfy.lora.model_lora_keys_unet(model.model, {})
+    name = next(k for k in keys if k.startswith("lora_unet_down_blocks_1") and "attn1_to_q" in k)
+    weight = model.model.state_dict()[keys[name]]
+    noise = torch.Generator().manual_seed(0)
+    lora = {
+        f"{name}.lora_up.weight": torch.randn(weight.shape[0], 2, generator=noise),
+        f"{name}.lora_down.weight": torch.randn(2, weight.shape[1], generator=noise),
+    }
+    patched, _ = comfy.sd.load_lora_for_models(model, None, lora, 1.0, 0.0)
+    assert (ksampler(patched, positive, negative) - plain).abs().max() > 1e-3
+    assert (koala_sample(patched, clip) - published).abs().max() > 1e-3
+    close(ksampler(model, positive, negative), plain, 1e-5)
+
+
+def previews_have_the_vaes_colours() -> None:
+    model, _, _ = load()
+    latents = model.get_model_object("latent_format")
+    assert len(latents.latent_rgb_factors) == 4 and len(latents.latent_rgb_factors_bias) == 3
+    assert latents.scale_factor == LATENT_SCALE
+
+
+# -- what is known of a model ----------------------------------------------------------------------
+
+
+def facts_of_a_model_from_any_loader() -> None:
+    for name in KINDS:
+        model, _, _ = load(name)
+        known = host.koala_facts(model)
+        model.attachments.clear()
+        told = host.koala_facts(model)
+        assert (known.variant, known.widths, known.schedule) == (
+            told.variant,
+            told.widths,
+            told.schedule,
+        ), name
+    assert "mid block: yes" in KoalaInfo.execute(model).args[1]
+
+
+def published_size_through_the_hosts_detection() -> None:
+    """KOALA-700M of its published widths, and no word of the mid block that it has not."""
+    from diffusers import UNet2DConditionModel
+
+    config = tiny.KOALA | tiny.KOALAS["koala-700m"]
+    config |= {"block_out_channels": koala.WIDTHS, "attention_head_dim": (5, 10, 20)}
+    config |= {"cross_attention_dim": 2048, "projection_class_embeddings_input_dim": 2816}
+    with torch.device("meta"):
+        network = UNet2DConditionModel(**config | {"transformer_layers_per_block": (1, 2, 5)})
+    nothing = torch.zeros((), dtype=torch.float16)
+    tensors = {k: nothing.expand(v.shape) for k, v in network.state_dict().items()}
+    network.load_state_dict(tensors, assign=True)
+    variant = koala.variant_of(network, torch.float16)
+    loaded = koala.KoalaUNet(network, koala.EulerSchedule(), variant, "a test")
+    heard: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: heard.append(record.getMessage())
+    logging.getLogger().addHandler(handler)
+    try:
+        model = host.wrap_koala(loaded, None)
+    finally:
+        logging.getLogger().removeHandler(handler)
+    assert type(model.model.model_config).__name__ == "KOALA_700M"
+    assert not any("mid_block" in line or "missing" in line for line in heard), heard
+    model.attachments.clear()
+    assert host.koala_facts(model).variant == variant
+
+
+def other_models_are_refused() -> None:
+    from types import SimpleNamespace
+
+    _, clip, vae = load()
+    for call in (
+        lambda: host.koala_facts(SimpleNamespace(model=None)),
+        lambda: host.encode_sdxl(SimpleNamespace(tokenizer=None), "a"),
+    ):
+        try:
+            call()
+        except EdgeError as error:
+            assert "Load KOALA" in str(error)
+        else:
+            raise AssertionError("not refused")
+    assert clip is not None and vae is not None
+
+
+def files_of_the_hosts_folders() -> None:
+    """A VAE of another family and encoders that are not SDXL's are refused by name."""
+    from safetensors.torch import save_file
+
+    for kind, name, tensors, words in (
+        ("vae", "flux.safetensors", {"decoder.conv_in.weight": torch.zeros(8, 16, 3, 3)}, "16"),
+        ("vae", "other.safetensors", {"x": torch.zeros(1)}, "no autoencoder"),
+    ):
+        folder = FOLDER.parent / kind
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, folder / name)
+        assert name in host.model_files(kind), host.model_files(kind)
+        try:
+            host.load_sdxl_vae_file(name)
+        except CheckpointError as error:
+            assert name in str(error) and words in str(error), error
+        else:
+            raise AssertionError("not refused")
+
+
+CHECKS = {
+    check.__name__: check
+    for check in (
+        text_encoders_are_the_librarys,
+        vae_nodes,
+        sampler_is_the_librarys,
+        ksampler_is_the_pipelines,
+        headless_ksampler_is_the_hosts,
+        native_samplers_run_it,
+        lora_changes_both_samplers,
+        previews_have_the_vaes_colours,
+        facts_of_a_model_from_any_loader,
+        published_size_through_the_hosts_detection,
+        other_models_are_refused,
+        files_of_the_hosts_folders,
+    )
+}
+
+if __name__ == "__main__":
+    assert Path(COMFY).is_dir()
+    tiny.tiny_koala(FOLDER / "tiny")
+    report(CHECKS)
