@@ -32,6 +32,7 @@ def models(tiny, tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
     tiny.tiny_karlo(folder / SOURCE)
     tiny.tiny_kandinsky(folder / "tiny-kandinsky")
+    tiny.tiny_koala(folder / "tiny-koala")
     tiny.tiny_mindalle(folder / "tiny-mindalle")
     for kind in ("class", "unconditional"):
         tiny.tiny_mindalle(folder / f"tiny-{kind}", kind)

@@ -1,0 +1,213 @@
+"""KOALA's U-Nets: PriorArt against diffusers, and both KOALAs against SDXL, in one process.
+
+    python benchmarks/koala.py --unet all --pixels 1024 --steps 1 --threads 1 --json out.json
+
+The peer of a U-Net is diffusers' StableDiffusionXLPipeline, given prompt embeddings and asked for
+latents, on the same random weights and noise; runs alternate and the median counts. The rows
+"against SDXL" compare our own stage on two U-Nets, as the model card's table does (25 steps on an
+RTX 4090: 2.49 times for KOALA-700M, 1.95 for KOALA-1B).
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import statistics
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from karlo import generator, machine, matmul_rate, measure, ratios
+from torch import Tensor
+
+from prior_art.edges import SDXLText
+from prior_art.loaders.koala import WIDTHS
+from prior_art.networks.unet import prepare_sdxl
+from prior_art.samplers.koala import FACTOR, LATENT_SCALE, EulerSchedule, sample_koala
+
+# Layers a block, transformer blocks of each level, mid block: the table of the model card.
+UNETS: dict[str, tuple[int, tuple[int, int, int], bool]] = {
+    "koala-700m": (1, (1, 2, 5), False),
+    "koala-1b": (1, (1, 2, 6), True),
+    "sdxl": (2, (1, 2, 10), True),
+}
+GUIDANCE = 7.5
+HIDDEN, POOLED = 2048, 1280
+
+
+def config_of(name: str) -> dict[str, Any]:
+    """The published diffusers config."""
+    layers, depths, middle = UNETS[name]
+    return {
+        "sample_size": 128,
+        "in_channels": 4,
+        "out_channels": 4,
+        "layers_per_block": layers,
+        "block_out_channels": WIDTHS,
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        "mid_block_type": "UNetMidBlock2DCrossAttn" if middle else None,
+        "transformer_layers_per_block": depths,
+        "attention_head_dim": (5, 10, 20),
+        "use_linear_projection": True,
+        "cross_attention_dim": HIDDEN,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 256,
+        "projection_class_embeddings_input_dim": 6 * 256 + POOLED,
+    }
+
+
+class UNet:
+    """One U-Net of published size under both samplers."""
+
+    def __init__(self, name: str, args: argparse.Namespace) -> None:
+        from diffusers import (
+            AutoencoderKL,
+            EulerDiscreteScheduler,
+            StableDiffusionXLPipeline,
+            UNet2DConditionModel,
+        )
+        from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+
+        torch.manual_seed(1)
+        self.device, self.dtype = torch.device(args.device), getattr(torch, args.dtype)
+        self.pixels, self.steps = args.pixels, args.steps
+        with self.device:
+            network = UNet2DConditionModel(**config_of(name))
+        self.network = network.eval().requires_grad_(False).to(self.dtype)
+        self.parameters = sum(p.numel() for p in network.parameters())
+        # The pipeline asks these two for sizes; they never run.
+        small = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
+        config = CLIPTextConfig(**small, num_attention_heads=1, projection_dim=POOLED)
+        self.pipe = StableDiffusionXLPipeline(
+            vae=AutoencoderKL(block_out_channels=(32,) * 4, scaling_factor=LATENT_SCALE),
+            text_encoder=None,
+            text_encoder_2=CLIPTextModelWithProjection(config),
+            tokenizer=None,
+            tokenizer_2=None,
+            unet=self.network,
+            scheduler=EulerDiscreteScheduler(
+                beta_start=0.00085,
+                beta_end=0.012,
+                beta_schedule="scaled_linear",
+                timestep_spacing="leading",
+                steps_offset=1,
+            ),
+            add_watermarker=False,
+        )
+        self.pipe.set_progress_bar_config(disable=True)
+        drawn = generator()
+        self.text, self.negative = (
+            SDXLText(
+                torch.randn(1, 77, HIDDEN, generator=drawn), torch.randn(1, POOLED, generator=drawn)
+            )
+            for _ in range(2)
+        )
+
+    def ours(self) -> Tensor:
+        side = self.pixels // FACTOR
+        latent = sample_koala(
+            partial(prepare_sdxl, self.network),
+            EulerSchedule(),
+            self.text,
+            self.negative,
+            size=(side, side),
+            num_inference_steps=self.steps,
+            guidance_scale=GUIDANCE,
+            generators=[generator()],
+            device=self.device,
+            dtype=self.dtype,
+        )
+        return latent * LATENT_SCALE
+
+    def peer(self) -> Tensor:
+        def here(tensor: Tensor) -> Tensor:
+            return tensor.to(self.device, self.dtype)
+
+        return self.pipe(
+            prompt_embeds=here(self.text.hidden),
+            pooled_prompt_embeds=here(self.text.pooled),
+            negative_prompt_embeds=here(self.negative.hidden),
+            negative_pooled_prompt_embeds=here(self.negative.pooled),
+            height=self.pixels,
+            width=self.pixels,
+            num_inference_steps=self.steps,
+            guidance_scale=GUIDANCE,
+            generator=[generator()],
+            output_type="latent",
+        ).images
+
+
+def compare(name: str, args: argparse.Namespace) -> dict[str, Any]:
+    """Both sides of one U-Net, alternating; medians."""
+    unet = UNet(name, args)
+    print(f"{name}: {unet.parameters / 1e6:.1f}M parameters", flush=True)
+    measured: dict[str, list[dict[str, Any]]] = {"ours": [], "peer": []}
+    results: dict[str, Tensor] = {}
+    for run in range(-int(args.device == "cuda"), args.runs):
+        for side, work in (("ours", unet.ours), ("peer", unet.peer)):
+            with torch.no_grad():
+                results[side], took = measure(unet.device, work)
+            if run >= 0:
+                measured[side].append(took)
+                print(f"  {name} run {run + 1} {side}: {took['s']:.4g} s", flush=True)
+    difference = (results["ours"].float() - results["peer"].float()).abs().max().item()
+    row: dict[str, Any] = {"work": f"{name}, {args.steps} steps, {args.pixels}px"}
+    row["size"] = "published"
+    for key in ("s", "cpu_s", "peak_mib"):
+        for side, runs in measured.items():
+            values = [took[key] for took in runs]
+            row[f"{side}_{key}"] = None if None in values else statistics.median(values)
+    return row | ratios(row) | {"max_abs_diff": difference}
+
+
+def against_sdxl(row: dict[str, Any], sdxl: dict[str, Any]) -> dict[str, Any]:
+    """Our stage on a KOALA beside our stage on SDXL."""
+    keys = ("s", "cpu_s", "peak_mib")
+    sides = {f"ours_{key}": row[f"ours_{key}"] for key in keys}
+    sides |= {f"peer_{key}": sdxl[f"ours_{key}"] for key in keys}
+    found = {"work": f"{row['work']}, against SDXL", "size": "published", **sides}
+    return found | ratios(found) | {"max_abs_diff": None}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--unet", choices=[*UNETS, "all"], default="all")
+    parser.add_argument("--pixels", type=int, default=1024)
+    parser.add_argument("--steps", type=int, default=1)
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], default="float32")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--json", type=Path, help="write the rows here")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    print(machine(args), flush=True)
+
+    rows: dict[str, dict[str, Any]] = {}
+    for name in UNETS if args.unet == "all" else [args.unet]:
+        rows[name] = compare(name, args)
+        gc.collect()
+        found = list(rows.values())
+        if "sdxl" in rows:
+            found += [against_sdxl(r, rows["sdxl"]) for n, r in rows.items() if n != "sdxl"]
+        if args.json:
+            args.json.parent.mkdir(parents=True, exist_ok=True)
+            settings = {"machine": machine(args), "runs": args.runs}
+            args.json.write_text(json.dumps([row | settings for row in found], indent=1) + "\n")
+
+    print(f"\n{'work':44}{'ours s':>10}{'peer s':>10}{'ratio':>8}{'CPU ratio':>11}{'max diff':>10}")
+    for row in found:
+        difference = row["max_abs_diff"]
+        print(
+            f"{row['work']:44}{row['ours_s']:10.4g}{row['peer_s']:10.4g}{row['ratio']:8.2f}"
+            f"{row['cpu_ratio']:11.2f}{'' if difference is None else f'{difference:.1e}':>10}"
+        )
+    rate = matmul_rate(torch.device(args.device), getattr(torch, args.dtype))
+    print(f"a matrix product here: {rate / 1e12:.3g} TFLOP/s")
+
+
+if __name__ == "__main__":
+    main()
