@@ -109,6 +109,29 @@ SYSTEMS: dict[str, Published] = {
         )
         for name in names
     },
+    **{
+        name: Published(
+            folder=name,
+            repositories={
+                f"etri-vilab/{repository}": (
+                    "",
+                    "tokenizer",
+                    "tokenizer_2",
+                    "text_encoder",
+                    "text_encoder_2",
+                    "unet",
+                    "vae",
+                    "scheduler",
+                )
+            },
+        )
+        for name, repository in (
+            ("koala-700m", "koala-700m-llava-cap"),
+            ("koala-1b", "koala-1b-llava-cap"),
+            ("koala-lightning-700m", "koala-lightning-700m"),
+            ("koala-lightning-1b", "koala-lightning-1b"),
+        )
+    },
 }
 
 TOGETHER: dict[str, tuple[str, ...]] = {

@@ -260,6 +260,19 @@ def _is_fast(resnet: nn.Module) -> bool:
     )
 
 
+def _fast_upsamplers(block: nn.Module) -> list[nn.Module]:
+    """The upsamplers that only convolve, with enough channels for `convolution`."""
+    return [
+        u
+        for u in getattr(block, "upsamplers", None) or ()
+        if type(u).__name__ == "Upsample2D"
+        and u.norm is None
+        and u.interpolate
+        and is_conv(getattr(u, "conv", None), 3)
+        and u.conv.in_channels >= _LEAST_CHANNELS
+    ]
+
+
 class _Run:
     """One U-Net over one schedule; called with a picture and the index of the step."""
 
@@ -299,6 +312,7 @@ class _Run:
                 self._hold(block.attn2, block.attn2.to_k, block.attn2.to_v)
         if x.device.type == "cpu" and x.dtype == torch.float32:
             self.fast = {r for r in _resnets(unet) if _is_fast(r)}
+            self.fast |= {u for block in unet.up_blocks for u in _fast_upsamplers(block)}
 
     def _hold(self, attention: nn.Module, key: nn.Module, value: nn.Module) -> None:
         """Keep the context's keys and values, which no step changes."""
@@ -342,7 +356,16 @@ class _Run:
         """Half or twice the size: by a residual block, or by SDXL's convolution."""
         if block in self.times:
             return self._resnet(block, [x], index)
-        return block(x) if size is None else block(x, size)
+        batch, _, height, width = x.shape
+        double = (2 * height, 2 * width)
+        if size is not None and size != double:
+            return block(x, size)
+        tiles = batch * (double[0] // TILE) * (double[1] // TILE)
+        if block not in self.fast or tiles < _LEAST_TILES or double[0] % TILE or double[1] % TILE:
+            return block(x)
+        out = torch.empty(batch, *double, block.conv.out_channels)
+        conv3x3([x.permute(0, 2, 3, 1)], block.conv, out, self.workspace, up=True)
+        return out.permute(0, 3, 1, 2)
 
     def _resnet(self, block: nn.Module, parts: Sequence[Tensor], index: int) -> Tensor:
         """A residual block on the concatenation of `parts`."""
