@@ -406,6 +406,15 @@ def test_systems_of_several_folders_name_what_there_is() -> None:
         assert "scheduler" in components and "" in components
 
 
+def test_a_koala_is_one_folder_of_all_its_parts() -> None:
+    table = sources.SYSTEMS["koala"]
+    for name in (n for n in SYSTEMS if n.startswith("koala")):
+        (components,) = SYSTEMS[name].repositories.values()
+        assert {folder for folder, _ in table.components.values()} <= set(components)
+        assert {"", "scheduler", "text_encoder_2", "tokenizer", "tokenizer_2"} <= set(components)
+    assert table.download.split()[-1] in SYSTEMS
+
+
 def test_console_progress() -> None:
     out = io.StringIO()
     tell = module.console_progress(out)
