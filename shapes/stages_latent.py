@@ -26,9 +26,9 @@ from .stages_sr import picture_weight
 POOL = 20480
 PLAN = Plan("latent", steps=3000, batch=48, rate=1.5e-3, ema=0.997)
 # Then under the published guidance, and told by the prior, as it will be; see stages_decoder.
-GUIDED = Plan("latent_guided", steps=7100, batch=48, rate=1e-3, ema=0.995, warmup=50)
+GUIDED = Plan("latent_guided", steps=14600, batch=48, rate=1e-3, ema=0.995, warmup=50)
 MODES = {
-    "inpaint": Plan("latent_inpaint", steps=1500, batch=48, rate=1e-3, ema=0.995, warmup=50),
+    "inpaint": Plan("latent_inpaint", steps=3000, batch=48, rate=1e-3, ema=0.995, warmup=50),
     "depth": Plan("latent_depth", steps=500, batch=32, rate=1e-3, ema=0.995, warmup=50),
 }
 _GUIDANCE = 4.0

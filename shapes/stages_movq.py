@@ -28,7 +28,7 @@ from .stages_vqgan import begin_codebook, draw_on
 
 PLAN = Plan("movq", steps=2600, batch=8, rate=1e-3, ema=0.99, warmup=20)
 SHARP = Plan("movq_sharp", steps=3200, batch=8, rate=1.2e-3, ema=0.995, warmup=20)
-MENDING = Plan("movq_mending", steps=1500, batch=8, rate=8e-4, ema=0.99, warmup=20)
+MENDING = Plan("movq_mending", steps=2900, batch=8, rate=8e-4, ema=0.99, warmup=20)
 PAIRS = 2048
 _NOISE = 0.05
 _DEVIATION = 0.5  # of every channel of the latents
