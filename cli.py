@@ -321,8 +321,8 @@ DEMO = (
 
 def _demo(options: argparse.Namespace) -> int:
     """Karlo: a few prompts, three seeds of one, variations of the first picture. Kandinsky: text to
-    image, native sampling, a picture and a text mixed. minDALL-E: the best of sixteen candidates, a
-    class."""
+    image, native sampling, a picture and a text mixed. KOALA: both U-Nets, native sampling.
+    minDALL-E: the best of sixteen candidates, a class."""
     from .host.runner import node_classes
     from .host.workflow import to_api
 
@@ -355,6 +355,8 @@ def _demo(options: argparse.Namespace) -> int:
     paint("kandinsky_ksampler", "Kandinsky: KSampler")
     pictures = [f"{title}.image={first.name}" for title in ("First picture", "Second picture")]
     paint("kandinsky_image_mixing", "mixed with the first", *pictures)
+    paint("koala_side_by_side", "KOALA-700M and -1B")
+    paint("koala_ksampler", "KOALA: KSampler")
     paint("mindalle_rerank", "minDALL-E: best of 16")
     paint("mindalle_class_grid", "minDALL-E: a class")
     path = contact_sheet(sheet, options.out / "contact_sheet.png")

@@ -1,7 +1,9 @@
 """KOALA in the host's own classes: its SDXL model, its text encoder pair, its VAE.
 
-Published sizes go through the host's detection and loaders. The embedded family's miniatures are
-built of the same classes with their own widths, which the host's tables do not list.
+Published sizes go through the host's detection and loaders. Miniatures are built of the same
+classes with widths that the host's tables do not list; where those classes cannot be so small (they
+want 32 groups a norm, and widths that are multiples of the first), diffusers' network runs in the
+host's model.
 """
 
 from __future__ import annotations
@@ -25,13 +27,15 @@ import comfy.utils
 import folder_paths
 import torch
 
-from ..edges import EdgeError, SDXLText
+from ..edges import SIZES, EdgeError, SDXLText
 from ..loaders import koala
 from ..loaders.checkpoint import CheckpointError, check_inside, read_state_dict
 from ..loaders.clip import tokenize
+from ..networks.kl import LatentKL
 from ..samplers.koala import EulerSchedule
 from .comfy_compat import warn
-from .comfy_memory import kind_of
+from .comfy_memory import Adopted, kind_of, patcher_of, prepare
+from .comfy_vae import native_vae
 
 if TYPE_CHECKING:
     from torch import nn
@@ -76,8 +80,10 @@ def wrap_koala(loaded: koala.KoalaUNet, colours: torch.Tensor | None) -> Any:
                 f"'{loaded.name}' is {loaded.variant.name}, which this ComfyUI does not know;"
                 " update ComfyUI"
             )
-    else:
+    elif fits_the_host(loaded.network.config):
         patcher = _miniature(loaded, tensors, colours)
+    else:
+        patcher = _adopted(loaded, colours)
     patcher.set_attachments(FACTS, koala.facts_of(loaded, colours))
     return patcher
 
@@ -109,6 +115,61 @@ def _miniature(
     model = config.get_model(converted, "").to(offload)
     model.load_model_weights(converted, "")
     return comfy.model_patcher.ModelPatcher(model, load_device=device, offload_device=offload)
+
+
+def fits_the_host(config: Any) -> bool:
+    """Whether the host's classes can have a diffusers network's widths and norms."""
+    widths = config.block_out_channels
+    return config.norm_num_groups == 32 and all(width % widths[0] == 0 for width in widths)
+
+
+class AdoptedNetwork(Adopted):
+    """diffusers' U-Net with the signature that the host calls."""
+
+    def __init__(self, unet: nn.Module) -> None:
+        super().__init__(unet, unet)
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        timesteps: torch.Tensor,
+        context: torch.Tensor | None = None,
+        y: torch.Tensor | None = None,
+        control: Any = None,
+        transformer_options: dict | None = None,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        """Predict the noise; ``y`` is the pooled embedding and the six sizes behind it."""
+        if control is not None:
+            raise EdgeError("this miniature of KOALA takes no ControlNet; load a published one")
+        conditions = {"text_embeds": y[:, :-6], "time_ids": y[:, -6:]}
+        return self.network(x, timesteps, context, added_cond_kwargs=conditions).sample
+
+
+class AdoptedSDXL(comfy.model_base.SDXL):
+    """The host's SDXL around such a network, which turns the sizes into waves itself."""
+
+    def encode_adm(self, **kwargs: Any) -> torch.Tensor:
+        pooled, width, height = (
+            kwargs["pooled_output"],
+            kwargs.get("width", 768),
+            kwargs.get("height", 768),
+        )
+        default = dict(zip(SIZES, (height, width, 0, 0, height, width), strict=True))
+        row = [float(kwargs.get(key, default[key])) for key in SIZES]
+        return torch.cat([pooled, pooled.new_tensor([row]).expand(len(pooled), -1)], dim=1)
+
+
+def _adopted(loaded: koala.KoalaUNet, colours: torch.Tensor | None) -> Any:
+    """A U-Net that the host's own class cannot be."""
+    device, offload = memory.get_torch_device(), memory.unet_offload_device()
+    stored, compute = loaded.variant.dtype, prepare(loaded.network, device)
+    config = comfy.supported_models.SDXL({"disable_unet_model_creation": True})
+    config.latent_format = MiniatureLatents(colours)
+    config.set_inference_dtype(stored, None if compute == stored else compute)
+    model = AdoptedSDXL(config, device=offload)
+    model.diffusion_model = AdoptedNetwork(loaded.network)
+    return patcher_of(model, device, offload)
 
 
 def host_config(config: Any) -> dict[str, Any]:
@@ -187,7 +248,9 @@ def use_koala(model: Any, memory_required: int) -> tuple[Prepare, torch.device, 
         time_ids: torch.Tensor,
         timesteps: list[float],
     ) -> Any:
-        sizes = inner.embedder(time_ids.flatten().float()).reshape(len(pooled), -1)
+        sizes = time_ids
+        if not isinstance(inner, AdoptedSDXL):
+            sizes = inner.embedder(time_ids.flatten().float()).reshape(len(pooled), -1)
         label = torch.cat([pooled, sizes.to(pooled)], dim=1)
         options = dict(model.model_options.get("transformer_options", {}))
 
@@ -365,6 +428,9 @@ def wrap_sdxl_vae(loaded: koala.SDXLVAE) -> Any:
     dtype = next(loaded.network.parameters()).dtype
     if tuple(config.block_out_channels) == (128, 256, 512, 512):
         return comfy.sd.VAE(sd=state, dtype=dtype)
+    if not fits_the_host(config):
+        factor = 2 ** (len(config.block_out_channels) - 1)
+        return native_vae(LatentKL(loaded.network), factor, config.latent_channels)
     widths = config.block_out_channels
     structure = {
         "double_z": True,

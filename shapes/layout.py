@@ -35,6 +35,14 @@ KANDINSKY = {
 }
 """Folders of the Kandinsky 2.2 member by the stage of training that writes them."""
 
+KOALA = {
+    "vae": ("1b/vae", "700m/vae"),
+    "700m": ("700m/unet",),
+    "1b": ("1b/unet",),
+}
+"""Folders of the KOALA member by the stage of training that writes them; mending writes the VAE's
+again. Both variants have the same one, as they have the same text encoders."""
+
 _INDEX = {
     "_class_name": "UnCLIPPipeline",
     "_diffusers_version": "0.12.0.dev0",
@@ -76,6 +84,19 @@ _KANDINSKY_INDEX = {
     },
 }
 
+_KOALA_INDEX = {
+    "_class_name": "StableDiffusionXLPipeline",
+    "_diffusers_version": "0.25.0",
+    "force_zeros_for_empty_prompt": True,
+    "scheduler": ["diffusers", "EulerDiscreteScheduler"],
+    "text_encoder": ["transformers", "CLIPTextModel"],
+    "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
+    "tokenizer": ["transformers", "CLIPTokenizer"],
+    "tokenizer_2": ["transformers", "CLIPTokenizer"],
+    "unet": ["diffusers", "UNet2DConditionModel"],
+    "vae": ["diffusers", "AutoencoderKL"],
+}
+
 
 def fresh(name: str, tokenizer: Any = None) -> torch.nn.Module:
     """A network with random weights, by its folder's name."""
@@ -96,6 +117,10 @@ def fresh(name: str, tokenizer: Any = None) -> torch.nn.Module:
         "decoder/unet": partial(recipe.latent_decoder, "decoder"),
         "inpaint/unet": partial(recipe.latent_decoder, "inpaint"),
         "depth/unet": partial(recipe.latent_decoder, "depth"),
+        "1b/unet": partial(recipe.koala_unet, "1b"),
+        "700m/unet": partial(recipe.koala_unet, "700m"),
+        "1b/vae": recipe.koala_vae,
+        "700m/vae": recipe.koala_vae,
     }[name]()
 
 
@@ -126,6 +151,34 @@ def write_kandinsky_settings(out: Path) -> None:
         DDPMScheduler(**recipe.LATENT_SCHEDULER).save_pretrained(out / mode / "scheduler")
     for folder, index in _KANDINSKY_INDEX.items():
         _write_json(out / folder / "model_index.json", index)
+
+
+def write_koala_settings(out: Path) -> None:
+    """The same for KOALA, whose hub folders are ``out``'s: 1b and 700m.
+
+    The text encoders are the family's: SDXL's are the ViT-L that Karlo uses, without what projects
+    its states, and Kandinsky 2.2's bigG.
+    """
+    from diffusers import EulerDiscreteScheduler
+    from safetensors.torch import save_file
+    from transformers import CLIPTextModel
+
+    first = read_network(WEIGHTS / "karlo", "text_encoder")
+    second = read_network(WEIGHTS / "kandinsky", "prior/text_encoder").half()
+    plain = CLIPTextModel(first.config)
+    plain.load_state_dict(first.text_model.state_dict())
+    plain.half()
+    # As published; transformers of today leaves the prefix out.
+    keyed = {f"text_model.{key}": tensor for key, tensor in plain.state_dict().items()}
+    for kind in ("1b", "700m"):
+        folder = out / kind
+        for tokenizer in ("tokenizer", "tokenizer_2"):
+            write_tokenizer(folder / tokenizer)
+        plain.save_pretrained(folder / "text_encoder", safe_serialization=True)
+        save_file(keyed, folder / "text_encoder" / "model.safetensors", {"format": "pt"})
+        second.save_pretrained(folder / "text_encoder_2", safe_serialization=True)
+        EulerDiscreteScheduler(**recipe.KOALA_SCHEDULER).save_pretrained(folder / "scheduler")
+        _write_json(folder / "model_index.json", _KOALA_INDEX)
 
 
 def _write_preparation(folder: Path) -> None:

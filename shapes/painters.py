@@ -226,6 +226,58 @@ class KandinskyPainter:
         return Kept(latents, keep_mask(mask, (8, 8)).expand(len(scenes), -1, -1, -1))
 
 
+class KoalaPainter:
+    """KOALA's whole chain; ``variant`` is "700m" or "1b". The empty prompt is what guidance
+    subtracts."""
+
+    def __init__(
+        self, weights: Path | None = None, device: str = "cpu", variant: str = "700m"
+    ) -> None:
+        from ..loaders import koala
+        from ..loaders.sources import EMBEDDED_ROOT, Source
+
+        folder = ((weights or EMBEDDED_ROOT / "koala") / variant).resolve()
+        source = Source(variant, "embedded", folder, "koala", frozenset())
+        self.place = {"device": torch.device(device), "dtype": torch.float32}
+        self.text, self.unet = koala.load_text_encoders(source), koala.load_unet(source)
+        self.vae = koala.load_vae(source)
+        text = self.text.first, self.text.second
+        for network in (*text, self.unet.network, self.vae.network):
+            network.to(device)
+
+    def paint(self, scenes: Sequence[Scene], seed: int) -> np.ndarray:
+        """One picture a scene's prompt: uint8 ``[B, 64, 64, 3]``."""
+        from functools import partial
+
+        from ..networks.kl import LatentKL
+        from ..networks.unet import prepare_sdxl
+        from ..samplers.koala import sample_koala
+        from ..samplers.noise import generators
+
+        latents = sample_koala(
+            partial(prepare_sdxl, self.unet.network),
+            self.unet.schedule,
+            self._encode([scene.prompt for scene in scenes]),
+            self._encode([""]),
+            size=(8, 8),
+            generators=generators(seed, len(scenes)),
+            **self.place,
+        )
+        made = LatentKL(self.vae.network).decode(latents).float()
+        pixels = ((made + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+        return pixels.permute(0, 2, 3, 1).cpu().numpy()
+
+    def _encode(self, prompts: list[str]) -> Any:
+        from ..loaders.clip import tokenize
+        from ..samplers.koala import encode_text_pair
+
+        ids = (
+            tokenize(tokenizer, prompts)[0].to(self.place["device"])
+            for tokenizer in (self.text.tokenizer, self.text.second_tokenizer)
+        )
+        return encode_text_pair(self.text.first, self.text.second, *ids)
+
+
 def _other(scene: Scene) -> Scene:
     """A small scene of another colour and kind on the same background: a mask in the middle covers
     it."""

@@ -134,6 +134,63 @@ LATENT_DECODER: dict[str, Any] = {
     "resnet_time_scale_shift": "scale_shift",
     "norm_num_groups": 8,
 }
+# As published but for widths and norms: SDXL's, which all KOALAs use.
+KOALA_VAE: dict[str, Any] = {
+    "in_channels": 3,
+    "out_channels": 3,
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "block_out_channels": (16, 24, 32, 64),
+    "layers_per_block": 1,
+    "latent_channels": 4,
+    "norm_num_groups": 2,
+    "sample_size": FINAL_SIDE,
+    "scaling_factor": 0.13025,
+    "force_upcast": True,
+}
+# Published: (320, 640, 1280), 64 channels a head. The host's U-Net has 32 groups a norm whatever is
+# asked for and takes the mean of each away, so that one channel a group would know neither time nor
+# colour: hence the widths. The innermost level has four places and little to say.
+_KOALA_UNET: dict[str, Any] = {
+    "sample_size": FINAL_SIDE // 8,
+    "in_channels": 4,
+    "out_channels": 4,
+    "block_out_channels": (64, 64, 32),
+    "down_block_types": ("DownBlock2D", *("CrossAttnDownBlock2D",) * 2),
+    "up_block_types": (*("CrossAttnUpBlock2D",) * 2, "UpBlock2D"),
+    "attention_head_dim": (2, 2, 1),  # of 32 channels each; diffusers' name for their number
+    "cross_attention_dim": SPACE_WIDTH + WIDER,
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 6 * 256 + WIDER,
+    "norm_num_groups": 32,
+}
+_MIDDLE = {"mid_block_type": "UNetMidBlock2DCrossAttn"}
+# Published: 2 layers of (2, 10) transformer blocks with a middle (SDXL); 1 of (2, 6) and (2, 5).
+KOALA_UNETS: dict[str, dict[str, Any]] = {
+    "teacher": _KOALA_UNET
+    | _MIDDLE
+    | {"layers_per_block": 2, "transformer_layers_per_block": (1, 1, 2)},
+    "1b": _KOALA_UNET
+    | _MIDDLE
+    | {"layers_per_block": 1, "transformer_layers_per_block": (1, 1, 2)},
+    "700m": _KOALA_UNET
+    | {
+        "layers_per_block": 1,
+        "transformer_layers_per_block": (1, 1, 1),
+        "mid_block_type": None,
+    },
+}
+# As published, SDXL's.
+KOALA_SCHEDULER: dict[str, Any] = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "prediction_type": "epsilon",
+    "timestep_spacing": "leading",
+    "steps_offset": 1,
+}
 # Published: 42 layers of 1536, 64 text tokens, 16x16 of 16384 codes.
 AR: dict[str, Any] = {
     "layers": 6,
@@ -247,6 +304,20 @@ def latent_decoder(mode: str = "decoder") -> torch.nn.Module:
     from diffusers import UNet2DConditionModel
 
     return UNet2DConditionModel(**LATENT_DECODER | LATENT_MODES[mode])
+
+
+def koala_vae() -> torch.nn.Module:
+    """A fresh AutoencoderKL: 64 pixel pictures as 4x8x8 latents."""
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(**KOALA_VAE)
+
+
+def koala_unet(kind: str) -> torch.nn.Module:
+    """A fresh UNet2DConditionModel of SDXL's kind: "teacher", "1b" or "700m"."""
+    from diffusers import UNet2DConditionModel
+
+    return UNet2DConditionModel(**KOALA_UNETS[kind])
 
 
 def ar_transformer(text_vocab: int) -> ARTransformer:

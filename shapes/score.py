@@ -21,9 +21,12 @@ from PIL import Image
 
 from .check import Finding, check
 from .grammar import Scene, draw_prompts, held_out
-from .painters import KandinskyPainter, KarloPainter, MinDALLEPainter
+from .painters import KandinskyPainter, KarloPainter, KoalaPainter, MinDALLEPainter
 
-_SYSTEMS = ("karlo", "mindalle", "kandinsky", "kandinsky-inpaint", "kandinsky-depth")
+_SYSTEMS = (
+    *("karlo", "mindalle", "kandinsky", "kandinsky-inpaint", "kandinsky-depth"),
+    *("koala-700m", "koala-1b"),
+)
 
 
 @dataclass(frozen=True)
@@ -105,6 +108,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     elif chosen.system.startswith("kandinsky"):
         mode = chosen.system.removeprefix("kandinsky").removeprefix("-") or "decoder"
         painter = KandinskyPainter(chosen.weights, chosen.device, mode)
+    elif chosen.system.startswith("koala"):
+        variant = chosen.system.removeprefix("koala-")
+        painter = KoalaPainter(chosen.weights, chosen.device, variant)
     else:
         painter = MinDALLEPainter(chosen.weights, chosen.device, chosen.candidates)
     pictures = []

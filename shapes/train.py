@@ -6,7 +6,9 @@ which read the finished CLIP and may train at once in two processes, then sr (bo
 networks), which reads what those paint. minDALL-E's: vqgan, ar (the transformer), reranker (a CLIP
 begun from the embedded Karlo's, in the folder clip), transfer (the class-conditional and the
 unconditional variant). Kandinsky 2.2's: movq and clip, prior (reads clip), decoder (reads them
-all), mend (the MoVQ on what that paints), inpaint and depth, which begin as the decoder.
+all), mend (the MoVQ on what that paints), inpaint and depth, which begin as the decoder. KOALA's,
+with the finished text encoders of Karlo and Kandinsky 2.2: vae, teacher (which stays with the
+state and may train at once with it), 700m and 1b (its students), mend (the VAE on what they paint).
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ STAGES = {
     "karlo": ("clip", "prior", "decoder", "sr"),
     "mindalle": ("vqgan", "ar", "reranker", "transfer"),
     "kandinsky": ("movq", "clip", "prior", "decoder", "mend", "inpaint", "depth"),
+    "koala": ("vae", "teacher", "700m", "1b", "mend"),
 }
 
 
@@ -54,6 +57,7 @@ def train_stage(
         "karlo": _train_karlo,
         "mindalle": _train_mindalle,
         "kandinsky": _train_kandinsky,
+        "koala": _train_koala,
     }
     train_one[system](stage, out, state, device, limits)
 
@@ -168,6 +172,54 @@ def _train_kandinsky(
         kandinsky.zero_image(
             Source("prior", "embedded", out / "prior", "kandinsky-prior", frozenset())
         )
+
+
+def _train_koala(
+    stage: str, out: Path, state: Path, device: torch.device | str, limits: dict[str, Any]
+) -> None:
+    from . import stages_koala as koala
+    from .stages_sr import Pairs
+    from .words import read_tokenizer
+
+    layout.write_koala_settings(out)
+
+    def finished(name: str) -> torch.nn.Module:
+        return layout.read_network(out, name).to(device)
+
+    def text() -> Any:
+        towers = (
+            layout.read_network(layout.WEIGHTS / system, name).to(device)
+            for system, name in (("karlo", "text_encoder"), ("kandinsky", "prior/text_encoder"))
+        )
+        return koala.text_table((*towers,), read_tokenizer(out / "1b" / "tokenizer"), device)
+
+    def pairs(count: int) -> Pairs:
+        words, vae = text(), finished("1b/vae")
+        made = [
+            koala.sampled_pairs(finished(f"{kind}/unet"), vae, words, count // 2, device)
+            for kind in koala.STUDENTS
+        ]
+        return Pairs(
+            torch.cat([part.pictures for part in made]), torch.cat([part.seen for part in made])
+        )
+
+    teacher = state / "teacher.pt"
+    if stage == "teacher":
+        save_atomically(koala.train_teacher(text(), state, device, **limits), teacher)
+        return
+    if stage == "vae":
+        weights = {"vae": koala.train_vae(state, device, **limits)}
+    elif stage == "mend":
+        weights = {"vae": koala.mend_vae(finished("1b/vae"), pairs, state, device, **limits)}
+    else:
+        guide = recipe.koala_unet("teacher").to(device).requires_grad_(False).eval()
+        guide.load_state_dict(read_state(teacher))
+        smaller = finished("700m/unet") if stage == "1b" else None
+        trained = koala.train_student(stage, guide, smaller, text(), state, device, **limits)
+        layout.write_network(out, f"{stage}/unet", trained)
+        return
+    for kind in koala.STUDENTS:
+        layout.write_network(out, f"{kind}/vae", weights["vae"])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

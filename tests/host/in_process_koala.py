@@ -217,6 +217,45 @@ def previews_have_the_vaes_colours() -> None:
     assert latents.scale_factor == LATENT_SCALE
 
 
+def embedded_family_runs_in_the_hosts_model() -> None:
+    """Its widths are not for the host's classes; its numbers are the same."""
+    for name in ("koala-700m", "koala-1b"):
+        where = find_source(f"shapes-{name}", "koala_unet", [])
+        loaded, vae = koala.load_unet(where), koala.load_vae(where)
+        model, clip, coder = LoadKoala.execute(
+            f"shapes-{name}", "fp32", koala.ANY_KOALA, OWN, OWN, OWN
+        ).args
+        pair = koala.load_text_encoders(where)
+        texts = []
+        for text in ("a large red circle on a blue background", ""):
+            ids = [tokenize(t, [text])[0] for t in (pair.tokenizer, pair.second_tokenizer)]
+            texts.append(encode_text_pair(pair.first, pair.second, *ids))
+        wanted = sample_koala(
+            partial(prepare_sdxl, loaded.network),
+            loaded.schedule,
+            *texts,
+            size=(8, 8),
+            generators=generators(3, 2),
+            device=torch.device("cpu"),
+            dtype=torch.float32,
+        )
+        sides = [said(clip, text) for text in ("a large red circle on a blue background", "")]
+        made = koala_sample(model, clip, positive=sides[0], negative=sides[1], height=64, steps=25)
+        close(made * LATENT_SCALE, wanted * LATENT_SCALE, 1e-3)
+        (picture,) = nodes.VAEDecode().decode(coder, {"samples": wanted})
+        own = (LatentKL(vae.network).decode(wanted) / 2 + 0.5).clamp(0, 1)
+        close(picture.movedim(-1, 1), own, 1e-5)
+        from prior_art.host import core_sampling, embedded
+
+        headless = embedded.wrap_koala(koala.load_unet(where), None)
+        shared = (5, 5, 7.5, "euler", "normal", *sides, empty(2), 1.0)
+        (native,) = nodes.KSampler().sample(model, *shared)
+        found = core_sampling.KSampler.execute(headless, *shared).args[0]
+        close(found["samples"] * LATENT_SCALE, native["samples"] * LATENT_SCALE, 1e-3)
+        keys = comfy.lora.model_lora_keys_unet(model.model, {})
+        assert any(key.startswith("lora_unet_down_blocks_1_attentions") for key in keys)
+
+
 # -- what is known of a model ----------------------------------------------------------------------
 
 
@@ -310,6 +349,7 @@ CHECKS = {
         native_samplers_run_it,
         lora_changes_both_samplers,
         previews_have_the_vaes_colours,
+        embedded_family_runs_in_the_hosts_model,
         facts_of_a_model_from_any_loader,
         published_size_through_the_hosts_detection,
         other_models_are_refused,

@@ -32,7 +32,7 @@ from prior_art.shapes import (
 )
 from prior_art.shapes.check import Finding
 from prior_art.shapes.grammar import KINDS, Scene
-from prior_art.shapes.pictures import training_batch
+from prior_art.shapes.pictures import silhouette, training_batch
 from prior_art.training.state import read_state
 
 
@@ -206,20 +206,48 @@ def koala_conditions(count=2):
 
 
 def test_settled_latents_have_the_published_deviation_and_no_variance():
+    """Settling scales latents and their use alike, so that pictures stay as they are."""
     torch.manual_seed(0)
     vae = recipe.koala_vae().eval()
-    pictures = torch.from_numpy(
-        training_batch(grammar.training_scenes()[::40], np.random.default_rng(0))[0]
-    )
+    scenes = grammar.training_scenes()[::40]
+    pictures = torch.from_numpy(training_batch(scenes, np.random.default_rng(0))[0])
     with torch.no_grad():
-        before = vae.decode(vae.encode(pictures).latent_dist.mode()).sample
-    stages_koala.settle(vae, "cpu")
+        before = vae.encode(pictures).latent_dist.mode()
+        drawn = vae.decode(before).sample
+    stages_koala.settle(vae)
     with torch.no_grad():
         found = vae.encode(pictures).latent_dist
-        after = vae.decode(found.mode()).sample
-    assert 0.8 < found.mode().std() * vae.config.scaling_factor < 1.25
+        torch.testing.assert_close(vae.decode(found.mode()).sample, drawn, atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(found.mode() * vae.config.scaling_factor, before)
     assert found.std.max() < 1e-3
-    torch.testing.assert_close(after, before, atol=1e-4, rtol=1e-3)
+
+
+def test_true_latents_have_a_deviation_of_about_one():
+    pool = stages_koala.latent_pool(512)
+    assert 0.85 < pool.latents.std() < 1.15
+    assert pool.latents.shape == (512, 4, 8, 8)
+    again = stages_koala.latent_pool(512)
+    assert torch.equal(pool.latents, again.latents) and torch.equal(pool.rows, again.rows)
+
+
+def test_outlines_count_where_colours_are_near():
+    """A wrong outline costs the same whatever the contrast; the true one costs almost nothing."""
+    masks = {
+        kind: torch.from_numpy(np.asarray(silhouette(kind, 22, 32, 32)) / 255.0)
+        for kind in ("square", "triangle")
+    }
+
+    def picture(kind, paint):
+        ground = torch.tensor([0.5, -0.2, 0.1])[:, None, None]
+        return (ground + (paint[:, None, None] - ground) * masks[kind])[None].float()
+
+    costs = []
+    for paint in (torch.tensor([-0.9, 0.9, -0.9]), torch.tensor([0.5, -0.2, 0.5])):
+        true, wrong = picture("square", paint), picture("triangle", paint)
+        assert stages_koala.outline_loss(true, true) < 0.08
+        costs.append(stages_koala.outline_loss(wrong, true))
+    torch.testing.assert_close(costs[0], costs[1], atol=1e-3, rtol=0)
+    assert costs[0] > 0.25
 
 
 @pytest.mark.parametrize("kind", ["1b", "700m"])
@@ -255,8 +283,7 @@ def test_a_students_self_attention_is_met_with_the_teachers(kind):
         assert seen["teacher"][stages_koala.in_teacher(name)].shape == out.shape
 
 
-def test_the_shortened_course_is_the_samplers():
-    """Training's sampling, from pure noise, is what the pack's sampler makes."""
+def test_trainings_sampling_is_the_packs():
     torch.manual_seed(0)
     unet, text = recipe.koala_unet("700m").eval(), koala_conditions(3)
     noise = randn((4, 8, 8), generators(5, 1), torch.device("cpu"))
