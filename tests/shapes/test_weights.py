@@ -186,8 +186,8 @@ def test_koalas_text_encoders_are_the_familys():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("variant", ["700m", "1b"])
-def test_koalas_pictures_obey_their_prompts(variant):
+@pytest.mark.parametrize(("variant", "least"), [("700m", 0.7), ("1b", 0.5)])
+def test_koalas_pictures_obey_their_prompts(variant, least):
     """Not worse than they were when the weights were made (see the README for their figures)."""
     from prior_art.shapes.check import check
     from prior_art.shapes.grammar import draw_prompts
@@ -197,4 +197,4 @@ def test_koalas_pictures_obey_their_prompts(variant):
     scenes = draw_prompts(12, seed=3)
     painted = KoalaPainter(variant=variant).paint(scenes, seed=11)
     result = score(scenes, [check(picture) for picture in painted])
-    assert result.all_right >= 0.7 and result.colours >= 0.85, result
+    assert result.all_right >= least and result.colours >= 0.85, result
