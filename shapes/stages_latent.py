@@ -29,7 +29,7 @@ PLAN = Plan("latent", steps=3000, batch=48, rate=1.5e-3, ema=0.997)
 GUIDED = Plan("latent_guided", steps=14600, batch=48, rate=1e-3, ema=0.995, warmup=50)
 MODES = {
     "inpaint": Plan("latent_inpaint", steps=3000, batch=48, rate=1e-3, ema=0.995, warmup=50),
-    "depth": Plan("latent_depth", steps=500, batch=32, rate=1e-3, ema=0.995, warmup=50),
+    "depth": Plan("latent_depth", steps=900, batch=32, rate=1e-3, ema=0.995, warmup=50),
 }
 _GUIDANCE = 4.0
 _DROP = 0.1
