@@ -7,6 +7,7 @@ here, in one place, with words instead of a shape mismatch.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -183,6 +184,17 @@ SIZES = ("height", "width", "crop_h", "crop_w", "target_height", "target_width")
 """Where the host keeps SDXL's sizes beside a prompt, in the network's order."""
 
 
+def sizes_beside(extra: Mapping[str, Any], width: int = 768, height: int = 768) -> list[float]:
+    """SDXL's six sizes from what is beside a prompt, in the network's order.
+
+    Where it names none, they are ``width`` and ``height``, as a rule the host's; no crop, and the
+    target is the original.
+    """
+    width, height = extra.get("width", width), extra.get("height", height)
+    default = dict(zip(SIZES, (height, width, 0, 0, height, width), strict=True))
+    return [float(extra.get(key, default[key])) for key in SIZES]
+
+
 def sdxl_to_conditioning(text: SDXLText) -> list:
     """Wrap an :class:`SDXLText` as the host's CONDITIONING; its sizes are the first row's."""
     extra: dict[str, Any] = {"pooled_output": text.pooled}
@@ -226,10 +238,7 @@ def conditioning_to_sdxl(conditioning: list, widths: tuple[int, int], name: str)
     _refuse_nan(pooled, name)
     sizes = None
     if "width" in extra:
-        wide, high = extra["width"], extra["height"]
-        default = dict(zip(SIZES, (high, wide, 0, 0, high, wide), strict=True))
-        row = [float(extra.get(key, default[key])) for key in SIZES]
-        sizes = torch.tensor([row]).expand(len(hidden), -1)
+        sizes = torch.tensor([sizes_beside(extra)]).expand(len(hidden), -1)
     return SDXLText(hidden, pooled, sizes)
 
 

@@ -14,14 +14,14 @@ from __future__ import annotations
 import argparse
 import copy
 import gc
-import json
-import statistics
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import karlo
 import torch
-from karlo import PriorStage, generator, machine, matmul_rate, measure, prompt, ratios
+from karlo import PriorStage, generator, prompt
+from measure import alternate, machine, matmul_rate, print_table, summed, write
 from torch import Tensor, nn
 
 from prior_art.edges import SPACES
@@ -184,27 +184,18 @@ def make(name: str, args: argparse.Namespace) -> Any:
 def compare(
     name: str, stage: Any, given: tuple[Tensor, Tensor], args: argparse.Namespace
 ) -> dict[str, Any]:
-    """Both sides of a stage, alternating; medians, and the results in `ours` and `peer`."""
-    measured: dict[str, list[dict[str, Any]]] = {"ours": [], "peer": []}
-    results: dict[str, Tensor] = {}
-    sides = {"ours": (stage.ours, given[0]), "peer": (stage.peer, given[1])}
-    warm = args.size == "embedded" or args.device == "cuda" or name == "mask"
-    for run in range(-int(warm), args.runs):
-        for side, (work, value) in sides.items():
-            with torch.no_grad():
-                results[side], took = measure(stage.device, lambda w=work, v=value: w(v))
-            if run >= 0:
-                measured[side].append(took)
-                print(f"  {name} run {run + 1} {side}: {took['s']:.4g} s", flush=True)
-    difference = (results["ours"].float() - results["peer"].float()).abs().max().item()
+    """Both sides of a stage; the results are in `ours` and `peer`."""
+    found, results = alternate(
+        name,
+        {"ours": partial(stage.ours, given[0]), "peer": partial(stage.peer, given[1])},
+        stage.device,
+        args.runs,
+        warm=args.size == "embedded" or args.device == "cuda" or name == "mask",
+    )
     said = f", {stage.steps} steps" if name in ("prior", "decoder") else ""
     said += "" if name == "prior" else f", {args.pixels}px"
-    row: dict[str, Any] = {"work": f"kandinsky {name}{said}", "size": args.size}
-    for key in ("s", "cpu_s", "peak_mib"):
-        for side, runs in measured.items():
-            values = [took[key] for took in runs]
-            row[f"{side}_{key}"] = None if None in values else statistics.median(values)
-    return {"row": row | ratios(row) | {"max_abs_diff": difference}, **results}
+    row = {"work": f"kandinsky {name}{said}", "size": args.size}
+    return {"row": row | found, **results}
 
 
 def main() -> None:
@@ -237,35 +228,20 @@ def main() -> None:
     names = ["prior", "decoder", "movq"] if args.stage == "all" else [args.stage]
     given, rows = (alone[names[0]],) * 2, []
 
-    def write() -> None:
-        if args.json:
-            args.json.parent.mkdir(parents=True, exist_ok=True)
-            settings = {"machine": machine(args), "runs": args.runs}
-            args.json.write_text(json.dumps([row | settings for row in rows], indent=1) + "\n")
-
     for name in names:
         stage = make(name, args)
         found = compare(name, stage, given, args)
         given = found["ours"], found["peer"]
         rows.append(found["row"])
-        write()
+        write(rows, args)
         del stage
         gc.collect()
     if args.stage == "all":
         work = f"kandinsky all, 25 and {args.decoder_steps} steps, {args.pixels}px"
-        total: dict[str, Any] = {"work": work, "size": args.size}
-        total |= {key: sum(row[key] for row in rows) for key in rows[0] if key.endswith("_s")}
-        for key in ("ours_peak_mib", "peer_peak_mib"):
-            total[key] = max((row[key] for row in rows if row[key]), default=None)
-        rows.append(total | ratios(total) | {"max_abs_diff": rows[-1]["max_abs_diff"]})
-        write()
+        rows.append({"work": work, "size": args.size} | summed(rows))
+        write(rows, args)
 
-    print(f"\n{'work':40}{'ours s':>10}{'peer s':>10}{'ratio':>8}{'CPU ratio':>11}{'max diff':>10}")
-    for row in rows:
-        print(
-            f"{row['work']:40}{row['ours_s']:10.4g}{row['peer_s']:10.4g}{row['ratio']:8.2f}"
-            f"{row['cpu_ratio']:11.2f}{row['max_abs_diff']:10.1e}"
-        )
+    print_table(rows)
     rate = matmul_rate(torch.device(args.device), getattr(torch, args.dtype))
     print(f"a matrix product here: {rate / 1e12:.3g} TFLOP/s")
 

@@ -12,21 +12,16 @@ the stages, each side fed by its own stage before, and the difference is that of
 from __future__ import annotations
 
 import argparse
-import contextlib
 import gc
-import json
-import os
-import platform
-import statistics
-import sys
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from measure import alternate, machine, matmul_rate, print_table, summed, write
 from torch import Tensor, nn
 
 from prior_art.edges import SPACES, EmbeddingSpace, TextEncoding
@@ -82,7 +77,6 @@ SCHEDULERS = {
     "decoder": recipe.SCHEDULERS["decoder_scheduler"],
     "sr": recipe.SCHEDULERS["super_res_scheduler"],
 }
-MIB = 2**20
 
 
 def generator() -> torch.Generator:
@@ -293,67 +287,17 @@ STAGES: dict[str, type[Stage]] = {s.name: s for s in (PriorStage, DecoderStage, 
 # ------------------------------------------------------------------------------------- measuring
 
 
-def measure(device: torch.device, work: Callable[[], Tensor]) -> tuple[Tensor, dict[str, Any]]:
-    """Run `work`: its result; seconds, processor seconds, peak MiB (None where no one can tell)."""
-    gc.collect()
-    cuda = device.type == "cuda"
-    if cuda:
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-    else:
-        with contextlib.suppress(OSError):
-            Path("/proc/self/clear_refs").write_text("5")  # resets the peak, on Linux
-    start, start_cpu = time.perf_counter(), time.process_time()
-    result = work()
-    if cuda:
-        torch.cuda.synchronize()
-    took = {"s": time.perf_counter() - start, "cpu_s": time.process_time() - start_cpu}
-    if cuda:
-        return result, took | {"peak_mib": torch.cuda.max_memory_allocated() / MIB}
-    try:
-        status = Path("/proc/self/status").read_text()
-        took["peak_mib"] = float(status.split("VmHWM:")[1].split()[0]) / 1024
-    except (OSError, IndexError):
-        took["peak_mib"] = None
-    return result, took
-
-
 def compare(stage: Stage, given: tuple[Tensor, Tensor], args: argparse.Namespace) -> dict[str, Any]:
-    """Both sides of a stage, alternating; medians, and the results in `ours` and `peer`."""
-    measured: dict[str, list[dict[str, Any]]] = {"ours": [], "peer": []}
-    results: dict[str, Tensor] = {}
-    sides = {"ours": (stage.ours, given[0]), "peer": (stage.peer, given[1])}
-    warm = args.size == "embedded" or args.device == "cuda"
-    for run in range(-int(warm), args.runs):
-        for side, (work, value) in sides.items():
-            with torch.no_grad():
-                results[side], took = measure(stage.device, lambda w=work, v=value: w(v))
-            if run >= 0:
-                measured[side].append(took)
-                print(f"  {stage.name} run {run + 1} {side}: {took['s']:.2f} s", flush=True)
-    difference = (results["ours"].float() - results["peer"].float()).abs().max().item()
+    """Both sides of a stage; the results are in `ours` and `peer`."""
+    found, results = alternate(
+        stage.name,
+        {"ours": partial(stage.ours, given[0]), "peer": partial(stage.peer, given[1])},
+        stage.device,
+        args.runs,
+        warm=args.size == "embedded" or args.device == "cuda",
+    )
     row = {"work": f"karlo {stage.name}, {stage.steps} steps", "size": args.size}
-    for key in ("s", "cpu_s", "peak_mib"):
-        for side, runs in measured.items():
-            values = [took[key] for took in runs]
-            row[f"{side}_{key}"] = None if None in values else statistics.median(values)
-    return {"row": row | ratios(row) | {"max_abs_diff": difference}, **results}
-
-
-def ratios(row: dict[str, Any]) -> dict[str, float]:
-    """How many times longer the peer takes."""
-    return {
-        "ratio": row["peer_s"] / row["ours_s"],
-        "cpu_ratio": row["peer_cpu_s"] / row["ours_cpu_s"],
-    }
-
-
-def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating point operations a second of a large matrix product here."""
-    side = 8192 if device.type == "cuda" else 2048
-    a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
-    times = [measure(device, lambda: a @ b)[1] for _ in range(6)]
-    return 2 * side**3 / min(took["s"] for took in times[1:])
+    return {"row": row | found, **results}
 
 
 def sr_flops(config: dict[str, Any]) -> float:
@@ -377,20 +321,6 @@ def prompt(space: EmbeddingSpace, tokens: int, seed: int) -> TextEncoding:
     return TextEncoding(hidden, pooled, torch.arange(77)[None] < tokens, space)
 
 
-def machine(args: argparse.Namespace) -> str:
-    """What ran this, in a line."""
-    name = platform.processor() or platform.machine()
-    if args.device == "cuda":
-        name = torch.cuda.get_device_name()
-    elif sys.platform == "linux":
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), name)
-    return (
-        f"{name}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, torch"
-        f" {torch.__version__}, {args.dtype}"
-    )
-
-
 def compile_networks(stage: Stage) -> None:
     """torch.compile for both sides: every network's forward, and our own walk through a U-Net."""
     networks = [stage.network] if isinstance(stage, PriorStage) else list(stage.network.children())
@@ -405,14 +335,6 @@ def compile_networks(stage: Stage) -> None:
 
             wrapped.plain = plain
             setattr(unclip, name, wrapped)
-
-
-def write(rows: list[dict[str, Any]], args: argparse.Namespace) -> None:
-    """Write what is measured so far to the file asked for."""
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        settings = {"machine": machine(args), "runs": args.runs, "compiled": args.compile}
-        args.json.write_text(json.dumps([row | settings for row in rows], indent=1) + "\n")
 
 
 def main() -> None:
@@ -449,7 +371,7 @@ def main() -> None:
         found = compare(stage, given, args)
         given = found["ours"], found["peer"]
         rows.append(found["row"])
-        write(rows, args)
+        write(rows, args, compiled=args.compile)
         if name == "sr":
             count = sr_flops(stage.config["sr"]) * stage.steps
             rate = matmul_rate(stage.device, stage.dtype)
@@ -463,23 +385,10 @@ def main() -> None:
     if args.stage == "all":
         steps = "/".join(row["work"].split()[-2] for row in rows)
         total = {"work": f"karlo all, {steps} steps", "size": args.size}
-        total |= {key: sum(row[key] for row in rows) for key in rows[0] if key.endswith("_s")}
-        for key in ("ours_peak_mib", "peer_peak_mib"):
-            total[key] = max((row[key] for row in rows if row[key]), default=None)
-        rows.append(total | ratios(total) | {"max_abs_diff": rows[-1]["max_abs_diff"]})
+        rows.append(total | summed(rows))
 
-    columns = f"{'ours s':>10}{'peer s':>10}{'ratio':>8}{'CPU ratio':>11}{'max diff':>10}"
-    print(f"\n{'work':28}{columns}{'peak MiB':>18}")
-    for row in rows:
-        peaks = " / ".join(
-            "?" if row[key] is None else f"{row[key]:.0f}"
-            for key in ("ours_peak_mib", "peer_peak_mib")
-        )
-        print(
-            f"{row['work']:28}{row['ours_s']:10.3f}{row['peer_s']:10.3f}{row['ratio']:8.2f}"
-            f"{row['cpu_ratio']:11.2f}{row['max_abs_diff']:10.1e}{peaks:>18}"
-        )
-    write(rows, args)
+    print_table(rows)
+    write(rows, args, compiled=args.compile)
 
 
 if __name__ == "__main__":

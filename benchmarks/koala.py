@@ -12,14 +12,13 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
-import statistics
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from karlo import generator, machine, matmul_rate, measure, ratios
+from karlo import generator
+from measure import alternate, machine, matmul_rate, print_table, ratios, write
 from torch import Tensor
 
 from prior_art.edges import SDXLText
@@ -141,26 +140,18 @@ class UNet:
 
 
 def compare(name: str, args: argparse.Namespace) -> dict[str, Any]:
-    """Both sides of one U-Net, alternating; medians."""
+    """Both sides of one U-Net."""
     unet = UNet(name, args)
     print(f"{name}: {unet.parameters / 1e6:.1f}M parameters", flush=True)
-    measured: dict[str, list[dict[str, Any]]] = {"ours": [], "peer": []}
-    results: dict[str, Tensor] = {}
-    for run in range(-int(args.device == "cuda"), args.runs):
-        for side, work in (("ours", unet.ours), ("peer", unet.peer)):
-            with torch.no_grad():
-                results[side], took = measure(unet.device, work)
-            if run >= 0:
-                measured[side].append(took)
-                print(f"  {name} run {run + 1} {side}: {took['s']:.4g} s", flush=True)
-    difference = (results["ours"].float() - results["peer"].float()).abs().max().item()
-    row: dict[str, Any] = {"work": f"{name}, {args.steps} steps, {args.pixels}px"}
-    row["size"] = "published"
-    for key in ("s", "cpu_s", "peak_mib"):
-        for side, runs in measured.items():
-            values = [took[key] for took in runs]
-            row[f"{side}_{key}"] = None if None in values else statistics.median(values)
-    return row | ratios(row) | {"max_abs_diff": difference}
+    found, _ = alternate(
+        name,
+        {"ours": unet.ours, "peer": unet.peer},
+        unet.device,
+        args.runs,
+        warm=args.device == "cuda",
+    )
+    work = f"{name}, {args.steps} steps, {args.pixels}px"
+    return {"work": work, "size": "published"} | found
 
 
 def against_sdxl(row: dict[str, Any], sdxl: dict[str, Any]) -> dict[str, Any]:
@@ -193,18 +184,9 @@ def main() -> None:
         found = list(rows.values())
         if "sdxl" in rows:
             found += [against_sdxl(r, rows["sdxl"]) for n, r in rows.items() if n != "sdxl"]
-        if args.json:
-            args.json.parent.mkdir(parents=True, exist_ok=True)
-            settings = {"machine": machine(args), "runs": args.runs}
-            args.json.write_text(json.dumps([row | settings for row in found], indent=1) + "\n")
+        write(found, args)
 
-    print(f"\n{'work':44}{'ours s':>10}{'peer s':>10}{'ratio':>8}{'CPU ratio':>11}{'max diff':>10}")
-    for row in found:
-        difference = row["max_abs_diff"]
-        print(
-            f"{row['work']:44}{row['ours_s']:10.4g}{row['peer_s']:10.4g}{row['ratio']:8.2f}"
-            f"{row['cpu_ratio']:11.2f}{'' if difference is None else f'{difference:.1e}':>10}"
-        )
+    print_table(found)
     rate = matmul_rate(torch.device(args.device), getattr(torch, args.dtype))
     print(f"a matrix product here: {rate / 1e12:.3g} TFLOP/s")
 

@@ -21,11 +21,10 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import math
-import statistics
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -33,7 +32,7 @@ from unittest import mock
 
 import torch
 import torch.nn.functional as F
-from karlo import machine, measure, ratios
+from measure import MIB, alternate, machine, measure, print_table, write
 from torch import Tensor, nn
 
 from prior_art.networks.mindalle import ARConfig, ARTransformer, Block
@@ -208,10 +207,9 @@ def print_memory(network: ARTransformer, count: int) -> None:
     """Peak memory of ``count`` candidates, and what of it weights, keys and values take."""
     tokens, took = measure(CPU, lambda: ours(network, make_prompt(), count))
     config, size = network.config, network.pos_emb_img.weight.element_size()
-    mib = 2**20
-    weights = sum(p.numel() for p in network.parameters()) * size / mib
+    weights = sum(p.numel() for p in network.parameters()) * size / MIB
     positions = config.context + config.image_tokens * count
-    cached = 2 * config.layers * config.width * positions * size / mib
+    cached = 2 * config.layers * config.width * positions * size / MIB
     print(
         f"{count} candidates of {tokens.shape[1]} tokens in {took['s']:.0f} s: peak"
         f" {took['peak_mib']:.0f} MiB; weights {weights:.0f}, keys and values {cached:.0f}, the"
@@ -233,22 +231,28 @@ def compare(
         SystemExit: their tokens differ, in fp32.
     """
     prompt = make_prompt()
-    last: dict[str, Tensor] = {}  # logits of each side's last token
-    side = ""
+    logits: dict[str, Tensor] = {}  # of each side's last token
+    seen: list[Tensor] = []
     hooks = [
-        head.register_forward_hook(lambda *call: last.update({side: call[2]}))
+        head.register_forward_hook(lambda *call: seen.__setitem__(slice(None), [call[2]]))
         for head in {own.head_img, peer[1]}
     ]
-    measured: dict[str, list[dict[str, Any]]] = {"ours": [], "peer": []}
-    tokens: dict[str, Tensor] = {}
-    for run in range(-int(args.size == "small"), args.runs):
-        for side, work, with_ in (("ours", ours, own), ("peer", peer[0], network)):
-            tokens[side], took = measure(CPU, lambda w=work, n=with_: w(n, prompt, count))
-            if run >= 0:
-                measured[side].append(took)
-                print(
-                    f"  {name}, batch {count} run {run + 1} {side}: {took['s']:.2f} s", flush=True
-                )
+
+    def sampled(side: str, work: Work, with_: ARTransformer) -> Tensor:
+        tokens = work(with_, prompt, count)
+        logits[side] = seen[-1]
+        return tokens
+
+    found, tokens = alternate(
+        f"{name}, batch {count}",
+        {
+            "ours": partial(sampled, "ours", ours, own),
+            "peer": partial(sampled, "peer", peer[0], network),
+        },
+        CPU,
+        args.runs,
+        warm=args.size == "small",
+    )
     for hook in hooks:
         hook.remove()
     differing = int((tokens["ours"] != tokens["peer"]).sum())
@@ -256,12 +260,8 @@ def compare(
         raise SystemExit(f"{differing} of {tokens['ours'].numel()} tokens differ at batch {count}")
     work = f"{name}, {args.tokens} tokens, batch {count}"
     row = {"work": work + (", ours bf16" if own is not network else ""), "size": args.size}
-    for key in ("s", "cpu_s", "peak_mib"):
-        for who, runs in measured.items():
-            values = [took[key] for took in runs]
-            row[f"{who}_{key}"] = None if None in values else statistics.median(values)
-    difference = (last["ours"].float() - last["peer"]).abs().max().item()
-    return row | ratios(row) | {"differing_tokens": differing, "max_abs_diff": difference}
+    difference = (logits["ours"].float() - logits["peer"]).abs().max().item()
+    return row | found | {"differing_tokens": differing, "max_abs_diff": difference}
 
 
 def main() -> None:
@@ -294,22 +294,8 @@ def main() -> None:
     rows = []
     for (name, side), count in itertools.product(peers.items(), args.batch):
         rows.append(compare(network, own, side, name, count, args))
-        if args.json:
-            args.json.parent.mkdir(parents=True, exist_ok=True)
-            settings = {"machine": machine(args), "runs": args.runs}
-            args.json.write_text(json.dumps([row | settings for row in rows], indent=1) + "\n")
-
-    columns = f"{'ours s':>10}{'peer s':>10}{'ratio':>8}{'CPU ratio':>11}{'max diff':>10}"
-    print(f"\n{'work':34}{columns}{'peak MiB':>18}")
-    for row in rows:
-        peaks = " / ".join(
-            "?" if row[key] is None else f"{row[key]:.0f}"
-            for key in ("ours_peak_mib", "peer_peak_mib")
-        )
-        print(
-            f"{row['work']:34}{row['ours_s']:10.3f}{row['peer_s']:10.3f}{row['ratio']:8.2f}"
-            f"{row['cpu_ratio']:11.2f}{row['max_abs_diff']:10.1e}{peaks:>18}"
-        )
+        write(rows, args)
+    print_table(rows)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """KOALA in the host's own classes: its SDXL model, its text encoder pair, its VAE.
 
-Published sizes go through the host's detection and loaders. Miniatures are built of the same
-classes with widths that the host's tables do not list; where those classes cannot be so small (they
-want 32 groups a norm, and widths that are multiples of the first), diffusers' network runs in the
-host's model.
+Published sizes go through the host's detection and loaders. Its tables do not list a miniature's
+widths, and its classes cannot be so small (they want 32 groups a norm, and widths that are
+multiples of the first): there diffusers' network runs in the host's model. The host's text towers
+take any width.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import comfy.utils
 import folder_paths
 import torch
 
-from ..edges import SIZES, EdgeError, SDXLText
+from ..edges import EdgeError, SDXLText, sizes_beside
 from ..loaders import koala
 from ..loaders.checkpoint import CheckpointError, check_inside, read_state_dict
 from ..loaders.clip import tokenize
@@ -70,18 +70,16 @@ def wrap_koala(loaded: koala.KoalaUNet, colours: torch.Tensor | None) -> Any:
     Raises:
         CheckpointError: the host does not know this network.
     """
-    tensors = dict(loaded.network.state_dict())
     if tuple(loaded.network.config.block_out_channels) == koala.WIDTHS:
         with _without_missing_mid_block():
-            options = {"dtype": loaded.variant.dtype}
-            patcher = comfy.sd.load_diffusion_model_state_dict(tensors, model_options=options)
+            patcher = comfy.sd.load_diffusion_model_state_dict(
+                dict(loaded.network.state_dict()), model_options={"dtype": loaded.variant.dtype}
+            )
         if patcher is None:
             raise CheckpointError(
                 f"'{loaded.name}' is {loaded.variant.name}, which this ComfyUI does not know;"
                 " update ComfyUI"
             )
-    elif fits_the_host(loaded.network.config):
-        patcher = _miniature(loaded, tensors, colours)
     else:
         patcher = _adopted(loaded, colours)
     patcher.set_attachments(FACTS, koala.facts_of(loaded, colours))
@@ -97,30 +95,6 @@ class MiniatureLatents(comfy.latent_formats.SDXL):
             self.latent_rgb_factors = (colours[:-1] / self.scale_factor).tolist()
             self.latent_rgb_factors_bias = colours[-1].tolist()
             self.taesd_decoder_name = None
-
-
-def _miniature(
-    loaded: koala.KoalaUNet, tensors: dict[str, torch.Tensor], colours: torch.Tensor | None
-) -> Any:
-    """A U-Net whose widths the host's tables do not list."""
-    settings = host_config(loaded.network.config)
-    names = comfy.utils.unet_to_diffusers(settings)
-    config = comfy.supported_models.SDXL(settings)
-    config.unet_config = settings  # the host's class wants heads of 64 channels
-    config.latent_format = MiniatureLatents(colours)
-    device, offload = memory.get_torch_device(), memory.unet_offload_device()
-    stored = loaded.variant.dtype
-    config.set_inference_dtype(stored, memory.unet_manual_cast(stored, device))
-    converted = {names[key]: tensor for key, tensor in tensors.items() if key in names}
-    model = config.get_model(converted, "").to(offload)
-    model.load_model_weights(converted, "")
-    return comfy.model_patcher.ModelPatcher(model, load_device=device, offload_device=offload)
-
-
-def fits_the_host(config: Any) -> bool:
-    """Whether the host's classes can have a diffusers network's widths and norms."""
-    widths = config.block_out_channels
-    return config.norm_num_groups == 32 and all(width % widths[0] == 0 for width in widths)
 
 
 class AdoptedNetwork(Adopted):
@@ -150,14 +124,9 @@ class AdoptedSDXL(comfy.model_base.SDXL):
     """The host's SDXL around such a network, which turns the sizes into waves itself."""
 
     def encode_adm(self, **kwargs: Any) -> torch.Tensor:
-        pooled, width, height = (
-            kwargs["pooled_output"],
-            kwargs.get("width", 768),
-            kwargs.get("height", 768),
-        )
-        default = dict(zip(SIZES, (height, width, 0, 0, height, width), strict=True))
-        row = [float(kwargs.get(key, default[key])) for key in SIZES]
-        return torch.cat([pooled, pooled.new_tensor([row]).expand(len(pooled), -1)], dim=1)
+        pooled = kwargs["pooled_output"]
+        sizes = pooled.new_tensor([sizes_beside(kwargs)])
+        return torch.cat([pooled, sizes.expand(len(pooled), -1)], dim=1)
 
 
 def _adopted(loaded: koala.KoalaUNet, colours: torch.Tensor | None) -> Any:
@@ -170,39 +139,6 @@ def _adopted(loaded: koala.KoalaUNet, colours: torch.Tensor | None) -> Any:
     model = AdoptedSDXL(config, device=offload)
     model.diffusion_model = AdoptedNetwork(loaded.network)
     return patcher_of(model, device, offload)
-
-
-def host_config(config: Any) -> dict[str, Any]:
-    """A diffusers U-Net's config in the host's words (its ``UNetModel``'s arguments)."""
-    widths, layers = config.block_out_channels, config.layers_per_block
-    depths = config.transformer_layers_per_block
-    per_level = [
-        depth if "CrossAttn" in kind else 0
-        for kind, depth in zip(config.down_block_types, depths, strict=True)
-    ]
-    middle = per_level[-1] if config.mid_block_type else -2
-    head_dim = widths[-1] // config.attention_head_dim[-1]
-    return {
-        "use_checkpoint": False,
-        "image_size": 32,
-        "use_spatial_transformer": True,
-        "legacy": False,
-        "num_classes": "sequential",
-        "adm_in_channels": config.projection_class_embeddings_input_dim,
-        "in_channels": config.in_channels,
-        "out_channels": config.out_channels,
-        "model_channels": widths[0],
-        "channel_mult": [width // widths[0] for width in widths],
-        "num_res_blocks": [layers] * len(widths),
-        "transformer_depth": [depth for depth in per_level for _ in range(layers)],
-        "transformer_depth_output": [d for d in per_level for _ in range(layers + 1)],
-        "transformer_depth_middle": middle,
-        "use_linear_in_transformer": True,
-        "context_dim": config.cross_attention_dim,
-        "num_head_channels": head_dim,
-        "use_temporal_attention": False,
-        "use_temporal_resblock": False,
-    }
 
 
 def koala_facts(model: Any) -> koala.KoalaFacts:
@@ -423,29 +359,12 @@ def load_text_pair_files(clip_l: str, clip_g: str) -> Any:
 
 def wrap_sdxl_vae(loaded: koala.SDXLVAE) -> Any:
     """SDXL's VAE as the host's own, in fp32 or bf16: the host never computes it in fp16."""
-    state = dict(loaded.network.state_dict())
     config = loaded.network.config
-    dtype = next(loaded.network.parameters()).dtype
     if tuple(config.block_out_channels) == (128, 256, 512, 512):
-        return comfy.sd.VAE(sd=state, dtype=dtype)
-    if not fits_the_host(config):
-        factor = 2 ** (len(config.block_out_channels) - 1)
-        return native_vae(LatentKL(loaded.network), factor, config.latent_channels)
-    widths = config.block_out_channels
-    structure = {
-        "double_z": True,
-        "z_channels": config.latent_channels,
-        "resolution": 256,
-        "in_channels": 3,
-        "out_ch": 3,
-        "ch": widths[0],
-        "ch_mult": [width // widths[0] for width in widths],
-        "num_res_blocks": config.layers_per_block,
-        "attn_resolutions": [],
-        "dropout": 0.0,
-    }
-    params = {"ddconfig": structure, "embed_dim": config.latent_channels}
-    return comfy.sd.VAE(sd=state, config={"params": params}, dtype=dtype)
+        dtype = next(loaded.network.parameters()).dtype
+        return comfy.sd.VAE(sd=dict(loaded.network.state_dict()), dtype=dtype)
+    factor = 2 ** (len(config.block_out_channels) - 1)
+    return native_vae(LatentKL(loaded.network), factor, config.latent_channels)
 
 
 def load_sdxl_vae_file(name: str) -> Any:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from ..edges import conditioning_to_embeds, conditioning_to_sdxl, text_beside
+from ..edges import conditioning_to_embeds, conditioning_to_sdxl, sizes_beside, text_beside
 from ..networks.unet import prepare_latent_decoder
 from ..samplers.guidance import guide
 from ..samplers.koala import LATENT_SCALE
@@ -260,7 +260,7 @@ def _koala(
         conditioning_to_sdxl(side, facts.widths, name)
         for name, side in zip(_names(sides), sides, strict=True)
     ]
-    default = torch.tensor([[768.0, 768.0, 0.0, 0.0, 768.0, 768.0]])
+    default = torch.tensor([sizes_beside({})])
     hidden = torch.cat([t.hidden.expand(count, -1, -1) for t in texts]).to(device, dtype)
     pooled = torch.cat([t.pooled.expand(count, -1) for t in texts]).to(device, dtype)
     sizes = [default if t.time_ids is None else t.time_ids for t in texts]

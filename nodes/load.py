@@ -460,29 +460,50 @@ class LoadKoala(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, source: str, **others: str) -> tuple:
-        return _fingerprint("koala_unet", source)
+    def fingerprint_inputs(
+        cls, source: str, clip_l: str, clip_g: str, vae: str, **others: str
+    ) -> tuple:
+        chosen = [("koala_unet", source), ("koala_text", clip_l), ("koala_text", clip_g)]
+        own = [name for kind in ("text_encoders", "vae") for name in host.model_files(kind)]
+        return tuple(
+            _fingerprint(stage, name)
+            for stage, name in (*chosen, ("koala_vae", vae))
+            # The host's own loaders do not watch their files either.
+            if name != OWN and name not in own
+        )
 
     @classmethod
     def execute(
         cls, source: str, dtype: str, variant: str, clip_l: str, clip_g: str, vae: str
     ) -> io.NodeOutput:
         unet = _load(koala.load_unet, "koala_unet", source, dtype, wanted=variant)
-        for name, chosen in (("clip_l", clip_l), ("clip_g", clip_g), ("vae", vae)):
-            found = find_source(source, "koala_unet", host.model_folders())
-            if chosen == OWN and found.kind == "checkpoint":
-                raise CheckpointError(
-                    f"'{source}' is a U-Net alone; choose where SDXL's text encoders and VAE come"
-                    f" from ('{name}' is '{OWN}')"
-                )
-        text = _text_pair(source, dtype, clip_l, clip_g)
-        coder, colours = _sdxl_vae(source, dtype, vae)
+        clip_l, clip_g, vae = (
+            _named(source, chosen, name)
+            for name, chosen in (("clip_l", clip_l), ("clip_g", clip_g), ("vae", vae))
+        )
+        text, (coder, colours) = _text_pair(clip_l, clip_g, dtype), _sdxl_vae(vae, dtype)
         return io.NodeOutput(host.wrap_koala(unet, colours), text, coder)
 
 
-def _text_pair(source: str, dtype: str, clip_l: str, clip_g: str) -> Any:
+def _named(source: str, chosen: str, name: str) -> str:
+    """Where a part beside the U-Net comes from.
+
+    Raises:
+        CheckpointError: from a source that is a U-Net alone.
+    """
+    if chosen != OWN:
+        return chosen
+    if find_source(source, "koala_unet", host.model_folders()).kind == "checkpoint":
+        raise CheckpointError(
+            f"'{source}' is a U-Net alone; choose where SDXL's text encoders and VAE come from"
+            f" ('{name}' is '{OWN}')"
+        )
+    return source
+
+
+def _text_pair(clip_l: str, clip_g: str, dtype: str) -> Any:
     """CLIP of two folders' encoders, or of two of the host's files."""
-    names = [source if name == OWN else name for name in (clip_l, clip_g)]
+    names = clip_l, clip_g
     own = [name in host.model_files("text_encoders") for name in names]
     if all(own):
         return host.load_text_pair_files(*names)
@@ -497,9 +518,8 @@ def _text_pair(source: str, dtype: str, clip_l: str, clip_g: str) -> Any:
     )
 
 
-def _sdxl_vae(source: str, dtype: str, vae: str) -> tuple[Any, Any]:
+def _sdxl_vae(name: str, dtype: str) -> tuple[Any, Any]:
     """VAE of a folder or of the host's file, and the colours of its latents."""
-    name = source if vae == OWN else vae
     if name in host.model_files("vae"):
         return host.load_sdxl_vae_file(name), None
     loaded = _load(koala.load_vae, "koala_vae", name, dtype)

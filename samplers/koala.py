@@ -24,6 +24,9 @@ from .noise import randn
 LATENT_SCALE = 0.13025
 """What SDXL's U-Nets multiply the VAE's latents by, so that they vary by about one."""
 
+CHANNELS = 4
+"""Of a latent."""
+
 FACTOR = 8
 """Pixels of a latent's place."""
 
@@ -138,7 +141,6 @@ def sample_koala(
     generators: list[torch.Generator],
     device: torch.device,
     dtype: torch.dtype,
-    channels: int = 4,
     callback: Callable[[int, int, torch.Tensor], None] | None = None,
 ) -> torch.Tensor:
     """Sample latents from a prompt.
@@ -151,7 +153,6 @@ def sample_koala(
         generators: one per picture, B in all, a multiple of every R; the copies of a row are
             neighbours.
         device, dtype: where and in what the network runs. The state stays fp32.
-        channels: of the latents.
         callback: called with (step from 1, steps, x0 ``[B, 4, h, w]``) after each step; may raise.
 
     Returns:
@@ -182,7 +183,7 @@ def sample_koala(
     )
     # Published for "leading": the start is scaled as if signal were beside the noise.
     first = math.sqrt(sigmas[0] ** 2 + 1) if schedule.spacing == "leading" else sigmas[0]
-    x = randn((channels, *size), generators, device) * first
+    x = randn((CHANNELS, *size), generators, device) * first
     for i, (sigma, following) in enumerate(itertools.pairwise(sigmas)):
         scaled = x / (sigma**2 + 1) ** 0.5
         eps = predict(torch.cat([scaled] * len(texts)).to(dtype), i).float()

@@ -28,7 +28,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..samplers.koala import FACTOR, LATENT_SCALE, EulerSchedule, SDXLText
+from ..edges import SDXLText
+from ..networks.unet import prepare_sdxl
+from ..samplers.koala import (
+    FACTOR,
+    LATENT_SCALE,
+    EulerSchedule,
+    encode_text_pair,
+    sample_koala,
+)
 from . import recipe
 from .grammar import Scene, training_scenes
 from .loop import Draw, Plan, draw_for, some_of, train
@@ -49,7 +57,7 @@ STUDENTS = {
 }
 MENDING = Plan("koala_mending", steps=1000, batch=8, rate=8e-4, ema=0.99, warmup=20)
 PAIRS = 2048
-GUIDANCE, SAMPLING_STEPS = 7.5, 25  # as published
+GUIDANCE = 7.5  # as published
 _OUTLINES, _HARDNESS = 3.0, 10.0
 _SLIP = 0.4  # the most, in deviations of the latents
 _SPREAD = 0.64  # of the colours' channels, and mean and spread of the silhouette's: all of them
@@ -257,8 +265,6 @@ def text_table(
 ) -> SDXLText:
     """What guidance subtracts (rows 0, the empty prompt, and 1, zeros, as diffusers has it), and
     every training prompt, all 77 tokens of them."""
-    from ..samplers.koala import encode_text_pair
-
     prompts = ["", "", *(scene.prompt for scene in training_scenes())]
     ids = tokenizer(prompts, padding="max_length", return_tensors="pt").input_ids.to(device)
     text = encode_text_pair(*towers, ids, ids)
@@ -437,26 +443,6 @@ def train_student(
 
 
 @torch.no_grad()
-def denoise(unet: nn.Module, text: SDXLText, rows: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """Samples from ``x``, pure noise of the published strength.
-
-    Args:
-        rows: of the table, one a picture.
-
-    Returns:
-        Latents ``[B, 4, h, w]`` of deviation one.
-    """
-    times, levels = EulerSchedule().steps(SAMPLING_STEPS)
-    both = torch.cat([torch.zeros_like(rows), rows])
-    for i in range(SAMPLING_STEPS):
-        scaled = torch.cat([x, x]) / (levels[i] ** 2 + 1) ** 0.5
-        at = torch.full((len(both),), round(times[i]))
-        base, told = predict(unet, scaled, at, text, both).chunk(2)
-        x = x + (levels[i + 1] - levels[i]) * (base + GUIDANCE * (told - base))
-    return x
-
-
-@torch.no_grad()
 def sampled_pairs(
     unet: nn.Module,
     vae: nn.Module,
@@ -466,16 +452,27 @@ def sampled_pairs(
 ) -> Pairs:
     """Latents of known scenes that a finished student samples, and the true pictures nearest to
     what they show."""
-    _, levels = EulerSchedule().steps(SAMPLING_STEPS)
+    side = recipe.FINAL_SIDE // FACTOR
     pictures, seen = [], []
     for start in range(0, count, _AT_ONCE):
         draw = draw_for("koala pairs", 0, start)
         chosen, scenes = _scenes(draw, min(_AT_ONCE, count - start))
-        noise = draw.randn(len(scenes), 4, 8, 8).to(device)
-        rows = torch.from_numpy(chosen) + 2
-        latents = denoise(unet, text, rows, noise * (levels[0] ** 2 + 1) ** 0.5)
-        shown = F.avg_pool2d(_drawn(vae, latents / LATENT_SCALE), 4).clamp(-1, 1)
-        seen.append(latents)
+        rows = torch.from_numpy(chosen).to(device) + 2
+        latents = sample_koala(
+            partial(prepare_sdxl, unet),
+            EulerSchedule(),
+            SDXLText(text.hidden[rows], text.pooled[rows]),
+            SDXLText(text.hidden[:1], text.pooled[:1]),
+            size=(side, side),
+            generators=[
+                torch.Generator().manual_seed(int(seed))
+                for seed in draw.numpy.integers(2**62, size=len(scenes))
+            ],
+            device=torch.device(device),
+            dtype=torch.float32,
+        )
+        shown = F.avg_pool2d(_drawn(vae, latents), 4).clamp(-1, 1)
+        seen.append(latents * LATENT_SCALE)
         pictures += [
             nearest_true(one, scene.kind) for one, scene in zip(shown, scenes, strict=True)
         ]

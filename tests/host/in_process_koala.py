@@ -24,6 +24,7 @@ from in_process import (
 )
 
 from prior_art.edges import EdgeError
+from prior_art.host import comfy_koala
 from prior_art.loaders import koala
 from prior_art.loaders.checkpoint import CheckpointError
 from prior_art.loaders.clip import tokenize
@@ -38,8 +39,56 @@ KINDS = ("koala-1b", "koala-700m", "sdxl")
 
 
 def load(name: str = "koala-1b"):
-    """MODEL, CLIP and VAE, as a user loads them."""
-    return LoadKoala.execute(f"tiny/{name}", "fp32", koala.ANY_SDXL, OWN, OWN, OWN).args
+    """MODEL, CLIP and VAE, as a user loads them, but that the MODEL is of the host's own class.
+
+    Tiny widths are not in the host's tables, so its class is built by hand.
+    """
+    _, clip, vae = LoadKoala.execute(f"tiny/{name}", "fp32", koala.ANY_SDXL, OWN, OWN, OWN).args
+    loaded = unet(name)
+    settings = host_config(loaded.network.config)
+    names = comfy.utils.unet_to_diffusers(settings)
+    config = comfy.supported_models.SDXL(settings)
+    config.unet_config = settings  # the host's class wants heads of 64 channels
+    config.set_inference_dtype(torch.float32, None)
+    tensors = loaded.network.state_dict()
+    converted = {names[key]: tensor for key, tensor in tensors.items() if key in names}
+    model = config.get_model(converted, "")
+    model.load_model_weights(converted, "")
+    device = comfy.model_management.get_torch_device()
+    patcher = comfy.model_patcher.ModelPatcher(model, device, torch.device("cpu"))
+    patcher.set_attachments(comfy_koala.FACTS, koala.facts_of(loaded, None))
+    return patcher, clip, vae
+
+
+def host_config(config) -> dict:
+    """A diffusers U-Net's config in the host's words (its ``UNetModel``'s arguments)."""
+    widths, layers = config.block_out_channels, config.layers_per_block
+    depths = config.transformer_layers_per_block
+    per_level = [
+        depth if "CrossAttn" in kind else 0
+        for kind, depth in zip(config.down_block_types, depths, strict=True)
+    ]
+    return {
+        "use_checkpoint": False,
+        "image_size": 32,
+        "use_spatial_transformer": True,
+        "legacy": False,
+        "num_classes": "sequential",
+        "adm_in_channels": config.projection_class_embeddings_input_dim,
+        "in_channels": config.in_channels,
+        "out_channels": config.out_channels,
+        "model_channels": widths[0],
+        "channel_mult": [width // widths[0] for width in widths],
+        "num_res_blocks": [layers] * len(widths),
+        "transformer_depth": [depth for depth in per_level for _ in range(layers)],
+        "transformer_depth_output": [d for d in per_level for _ in range(layers + 1)],
+        "transformer_depth_middle": per_level[-1] if config.mid_block_type else -2,
+        "use_linear_in_transformer": True,
+        "context_dim": config.cross_attention_dim,
+        "num_head_channels": widths[-1] // config.attention_head_dim[-1],
+        "use_temporal_attention": False,
+        "use_temporal_resblock": False,
+    }
 
 
 def source(name: str, stage: str):
@@ -110,6 +159,22 @@ def vae_nodes() -> None:
     assert tiled.shape == picture.shape
     (encoded,) = nodes.VAEEncode().encode(vae, picture)
     assert encoded["samples"].shape == latent.shape
+
+
+def published_vae_is_the_hosts() -> None:
+    from diffusers import AutoencoderKL
+
+    torch.manual_seed(0)
+    config = tiny.KL | {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2}
+    network = AutoencoderKL(**config).eval().requires_grad_(False)
+    vae = host.wrap_sdxl_vae(koala.SDXLVAE(network, "a test"))
+    assert type(vae.first_stage_model).__module__.startswith("comfy.")
+    latent = torch.randn(1, 4, 4, 4)
+    close(
+        vae.decode(latent).movedim(-1, 1),
+        (LatentKL(network).decode(latent) / 2 + 0.5).clamp(0, 1),
+        1e-4,
+    )
 
 
 def sampler_is_the_librarys() -> None:
@@ -211,7 +276,7 @@ def lora_changes_both_samplers() -> None:
 
 
 def previews_have_the_vaes_colours() -> None:
-    model, _, _ = load()
+    model, _, _ = LoadKoala.execute("tiny/koala-1b", "fp32", koala.ANY_KOALA, OWN, OWN, OWN).args
     latents = model.get_model_object("latent_format")
     assert len(latents.latent_rgb_factors) == 4 and len(latents.latent_rgb_factors_bias) == 3
     assert latents.scale_factor == LATENT_SCALE
@@ -343,6 +408,7 @@ CHECKS = {
     for check in (
         text_encoders_are_the_librarys,
         vae_nodes,
+        published_vae_is_the_hosts,
         sampler_is_the_librarys,
         ksampler_is_the_pipelines,
         headless_ksampler_is_the_hosts,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from functools import partial
 
 import numpy as np
 import pytest
@@ -13,8 +12,7 @@ import torch
 from prior_art.loaders import kandinsky, koala, mindalle, reranker
 from prior_art.loaders.sources import Source
 from prior_art.networks.unet import prepare_sdxl
-from prior_art.samplers.koala import LATENT_SCALE, EulerSchedule, SDXLText, sample_koala
-from prior_art.samplers.noise import generators, randn
+from prior_art.samplers.koala import SDXLText
 from prior_art.shapes import (
     grammar,
     layout,
@@ -283,24 +281,15 @@ def test_a_students_self_attention_is_met_with_the_teachers(kind):
         assert seen["teacher"][stages_koala.in_teacher(name)].shape == out.shape
 
 
-def test_trainings_sampling_is_the_packs():
+def test_training_asks_the_network_what_sampling_asks_it():
     torch.manual_seed(0)
     unet, text = recipe.koala_unet("700m").eval(), koala_conditions(3)
-    noise = randn((4, 8, 8), generators(5, 1), torch.device("cpu"))
-    _, levels = EulerSchedule().steps(stages_koala.SAMPLING_STEPS)
-    rows = torch.tensor([2])
-    made = stages_koala.denoise(unet, text, rows, noise * (levels[0] ** 2 + 1) ** 0.5)
-    wanted = sample_koala(
-        partial(prepare_sdxl, unet),
-        EulerSchedule(),
-        SDXLText(text.hidden[2:], text.pooled[2:]),
-        SDXLText(text.hidden[:1], text.pooled[:1]),
-        size=(8, 8),
-        generators=generators(5, 1),
-        device=torch.device("cpu"),
-        dtype=torch.float32,
-    )
-    torch.testing.assert_close(made, wanted * LATENT_SCALE, atol=1e-3, rtol=1e-3)
+    x, rows, side = torch.randn(2, 4, 8, 8), torch.tensor([2, 0]), recipe.FINAL_SIDE
+    sizes = torch.tensor([[side, side, 0, 0, side, side]] * 2)
+    with torch.no_grad():
+        wanted = prepare_sdxl(unet, text.hidden[rows], text.pooled[rows], sizes, [500.0])(x, 0)
+        found = stages_koala.predict(unet, x, torch.tensor([500, 500]), text, rows)
+    torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
 
 
 def test_the_modes_begin_as_the_decoder_paints():
