@@ -53,7 +53,7 @@ TEACHER_GUIDED = Plan("koala_teacher_guided", steps=400, batch=32, rate=1e-3, em
 # The 1B begins as the finished 700M, so that most of its course is its mid block's.
 STUDENTS = {
     kind: Plan(f"koala_{kind}", steps=steps, batch=32, rate=1.2e-3, ema=0.995, warmup=50)
-    for kind, steps in (("700m", 4200), ("1b", 1000))
+    for kind, steps in (("700m", 4200), ("1b", 2000))
 }
 MENDING = Plan("koala_mending", steps=1000, batch=8, rate=8e-4, ema=0.99, warmup=20)
 PAIRS = 2048
@@ -64,7 +64,7 @@ _SPREAD = 0.64  # of the colours' channels, and mean and spread of the silhouett
 _COVERED, _COVERED_SPREAD = 0.2, 0.33  # together have a deviation of one
 _NO_VARIANCE = -20.0  # the log of what the autoencoder says of its latents' variance
 _DROP = 0.12
-_TAUGHT = {"700m": 2 / 7, "1b": 1 / 4}  # of a student's course
+_TAUGHT = {"700m": 2 / 7, "1b": 1 / 8}  # of a student's course
 _OUTPUTS, _FEATURES = 0.5, 0.1  # weights of the teacher's noise and of its self-attention
 _AT_ONCE = 64
 
