@@ -229,10 +229,10 @@ def conditioning_to_sdxl(conditioning: list, widths: tuple[int, int], name: str)
             f" but 'model' reads {widths[0]} and {widths[1]}: both of SDXL's text encoders. Encode"
             " the prompt with 'Text Encode (KOALA)' and the clip of 'Load KOALA'"
         )
-    if "control" in extra or "area" in extra or "mask" in extra:
+    if any(key in extra for key in ("control", "area", "mask", "unclip_conditioning")):
         raise EdgeError(
-            f"'{name}' carries a ControlNet, an area or a mask, which this node does not know; use"
-            " the native KSampler, which runs the same model"
+            f"'{name}' carries a ControlNet, an area, a mask or an image embedding, which this node"
+            " does not know; use the native KSampler, which runs the same model"
         )
     _refuse_nan(hidden, name)
     _refuse_nan(pooled, name)
@@ -326,6 +326,26 @@ def image_embeds_of(output: Any, wanted: EmbeddingSpace, name: str) -> torch.Ten
     if embeds.shape[0] == 0:
         raise EdgeError(f"'{name}' got an image embedding with no rows; encode at least one image")
     _refuse_nan(embeds, name)
+    return embeds
+
+
+def check_pooled(output: Any, width: int) -> torch.Tensor:
+    """The ``image_embeds`` ``[B, D]`` of a CLIP_VISION_OUTPUT that is to take the place of SDXL's
+    pooled text embedding, as unCLIPConditioning has it.
+
+    Raises:
+        EdgeError: of another width: it is of another CLIP than the second text encoder; NaN.
+    """
+    embeds = output.image_embeds
+    if embeds.shape[-1] != width:
+        made_by = getattr(output, "made_by", None) or "native CLIP Vision Encode"
+        raise EdgeError(
+            f"the image embedding on the prompt (space '{space_of_output(output)}', made by"
+            f" {made_by}) has {embeds.shape[-1]} dimensions, but 'model' reads {width}: the CLIP of"
+            " its second text encoder, which is Kandinsky 2.2's too. Sample Kandinsky 2.2's prior,"
+            " or encode the picture again with that CLIP"
+        )
+    _refuse_nan(embeds, "clip_vision_output")
     return embeds
 
 

@@ -26,8 +26,9 @@ import comfy.supported_models
 import comfy.utils
 import folder_paths
 import torch
+from comfy.ldm.modules.encoders.noise_aug_modules import CLIPEmbeddingNoiseAugmentation
 
-from ..edges import EdgeError, SDXLText, sizes_beside
+from ..edges import EdgeError, SDXLText, check_pooled, sizes_beside
 from ..loaders import koala
 from ..loaders.checkpoint import CheckpointError, check_inside, read_state_dict
 from ..loaders.clip import tokenize
@@ -125,8 +126,24 @@ class AdoptedSDXL(comfy.model_base.SDXL):
 
     def encode_adm(self, **kwargs: Any) -> torch.Tensor:
         pooled = kwargs["pooled_output"]
+        if "unclip_conditioning" in kwargs:
+            pooled = self._from_images(kwargs, pooled.shape[1])
         sizes = pooled.new_tensor([sizes_beside(kwargs)])
         return torch.cat([pooled, sizes.expand(len(pooled), -1)], dim=1)
+
+    def _from_images(self, kwargs: dict[str, Any], width: int) -> torch.Tensor:
+        """The image embeddings of unCLIPConditioning in the place of the pooled prompt's, as the
+        host's SDXL takes them."""
+        carried = kwargs["unclip_conditioning"]
+        for entry in carried:
+            check_pooled(entry["clip_vision_output"], width)
+        noising = CLIPEmbeddingNoiseAugmentation(
+            noise_schedule_config={"timesteps": 1000, "beta_schedule": "squaredcos_cap_v2"},
+            timestep_dim=width,
+        )
+        seed = kwargs.get("seed", 0) - 10
+        both = comfy.model_base.unclip_adm(carried, kwargs["device"], noising, seed=seed)
+        return both[:, :width]
 
 
 def _adopted(loaded: koala.KoalaUNet, colours: torch.Tensor | None) -> Any:

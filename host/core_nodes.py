@@ -15,6 +15,7 @@ from PIL import Image, ImageOps, ImageSequence
 from PIL.PngImagePlugin import PngInfo
 
 from . import embedded_io as io
+from .core_latents import LatentBatch, LatentBlend, LatentComposite
 from .core_sampling import KSampler, SamplerCustom
 from .embedded import session
 from .workflow import WorkflowError
@@ -513,6 +514,9 @@ CORE_NODES = [
     UnCLIPConditioning,
     ImageBatch,
     ImageCompositeMasked,
+    LatentBlend,
+    LatentComposite,
+    LatentBatch,
     PrimitiveInt,
     KSampler,
     SamplerCustom,

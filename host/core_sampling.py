@@ -15,12 +15,19 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from ..edges import conditioning_to_embeds, conditioning_to_sdxl, sizes_beside, text_beside
+from ..edges import (
+    check_pooled,
+    conditioning_to_embeds,
+    conditioning_to_sdxl,
+    sizes_beside,
+    text_beside,
+)
 from ..networks.unet import prepare_latent_decoder
 from ..samplers.guidance import guide
 from ..samplers.koala import LATENT_SCALE
 from ..samplers.latent import keep_mask, mode_of, sample_from_sigmas
 from ..samplers.noise import generators, randn
+from ..samplers.schedule import UnCLIPSchedule
 from . import embedded_io as io
 from .embedded import (
     KoalaModel,
@@ -194,6 +201,9 @@ def sample(
     mask = latent_image.get("noise_mask")
     if mask is not None:
         mask = mask.reshape(-1, *mask.shape[-2:])
+    if koala:
+        width = koala_facts(model).widths[1]
+        sides = [_pooled_by_images(side, width, seed) for side in sides]
     prepare = _koala if koala else _kandinsky
     network = prepare(model, sides, start, mask, times)
     start, noise = start.to(network.device), noise.to(network.device)
@@ -244,6 +254,34 @@ def sample(
 
 def _names(sides: list) -> tuple[str, ...]:
     return ("negative", "positive")[-len(sides) :]
+
+
+def _pooled_by_images(side: list, width: int, seed: int) -> list:
+    """A prompt with unCLIPConditioning's image embedding in the place of its pooled one, noised as
+    the host's SDXL does (``comfy/model_base.py``, ``unclip_adm``).
+
+    Raises:
+        EdgeError: of another width.
+        WorkflowError: more than one, whose sum the host noises again without a seed.
+    """
+    made, products = [], (1 - UnCLIPSchedule(double_tables=True).betas()).cumprod(0)
+    for hidden, extra in side:
+        extra = dict(extra)
+        carried = extra.pop("unclip_conditioning", [])
+        rows = [row for e in carried for row in check_pooled(e["clip_vision_output"], width)]
+        if len(rows) > 1:
+            raise WorkflowError(
+                "the headless runner takes one image embedding a prompt; run it in ComfyUI, or mix"
+                " them with 'Mix Image Embeddings'"
+            )
+        if rows:
+            level = round(999 * carried[0]["noise_augmentation"])
+            kept = float(products[level])
+            noise = torch.randn(1, width, generator=torch.manual_seed(seed - 10))
+            pooled = kept**0.5 * rows[0].float()[None] + (1 - kept) ** 0.5 * noise
+            extra["pooled_output"] = pooled * carried[0]["strength"]
+        made.append([hidden, extra])
+    return made
 
 
 def _koala(

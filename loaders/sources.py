@@ -149,7 +149,10 @@ SYSTEMS: dict[str, System] = {
         },
         checkpoints=((re.compile(r"prior_fp16\.(ckpt|safetensors)"), frozenset({"prior"})),),
         indexed=True,
-        embedded=(("shapes-kandinsky-prior", "kandinsky/prior"),),
+        embedded=(
+            ("shapes-kandinsky-prior", "kandinsky/prior"),
+            ("shapes-kandinsky-2-1-prior", "kandinsky/2-1-prior"),
+        ),
         download="prior-art download kandinsky-2-2-prior",
     ),
     "kandinsky": System(
@@ -181,6 +184,7 @@ SYSTEMS: dict[str, System] = {
             ("shapes-kandinsky", "kandinsky/decoder"),
             ("shapes-kandinsky-inpaint", "kandinsky/inpaint"),
             ("shapes-kandinsky-depth", "kandinsky/depth"),
+            ("shapes-kandinsky-2-1", "kandinsky/2-1"),
         ),
         download="prior-art download kandinsky-2-2-decoder",
     ),

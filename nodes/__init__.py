@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..host import host
 from .autoregressive import ARComplete, ARSample, ARScore, ARVariations
 from .decoder import KarloDecoder
-from .image import ImageEncode
+from .image import ImageEncode, ZeroImage
 from .koala import KoalaInfo, KoalaSample, KoalaTextEncode
 from .latent import (
     KandinskyConditioning,
@@ -52,6 +52,7 @@ NODES = [
     LoadUpscaler,
     TextEncode,
     ImageEncode,
+    ZeroImage,
     PriorSample,
     KarloDecoder,
     KarloUpscale,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from ..host import host, io
 from ..samplers.clip import encode_image
 from .pictures import check_image
@@ -42,5 +44,43 @@ class ImageEncode(io.ComfyNode):
         return io.NodeOutput(
             host.clip_vision_output(
                 embeds, embedding_space=space.name, made_by="Image Encode (unCLIP)"
+            )
+        )
+
+
+class ZeroImage(io.ComfyNode):
+    """The embedding that Kandinsky's decoders take for nothing, out of the image tower itself."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PriorArtZeroImage",
+            display_name="Zero Image Embedding",
+            category="PriorArt/encode",
+            description="What guidance of Kandinsky's decoders subtracts: the embedding of a"
+            " picture of zeros. Kandinsky's own priors give it; other priors and encoded pictures"
+            " do not bring it along.",
+            inputs=[
+                io.ClipVision.Input(
+                    "clip_vision", tooltip="The decoder's CLIP, from Load Image Encoder (unCLIP)."
+                )
+            ],
+            outputs=[
+                io.ClipVisionOutput.Output(
+                    display_name="negative_image_embeds", tooltip="For Kandinsky's decoders."
+                )
+            ],
+        )
+
+    @classmethod
+    def execute(cls, clip_vision: Any) -> io.NodeOutput:
+        managed, _, space = host.open_image_encoder(clip_vision)
+        network, device, dtype = host.use(managed)
+        side = network.config.image_size
+        # Zeros after preparation, as published: a grey picture, not a black one.
+        embeds = host.offload(encode_image(network, torch.zeros(1, 3, side, side), device, dtype))
+        return io.NodeOutput(
+            host.clip_vision_output(
+                embeds, embedding_space=space.name, made_by="Zero Image Embedding"
             )
         )

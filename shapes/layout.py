@@ -11,7 +11,13 @@ import torch
 
 from ..loaders import mindalle
 from . import recipe
-from .words import read_tokenizer, write_char_tokenizer, write_tokenizer
+from .words import (
+    read_multilingual_tokenizer,
+    read_tokenizer,
+    write_char_tokenizer,
+    write_multilingual_tokenizer,
+    write_tokenizer,
+)
 
 WEIGHTS = Path(__file__).parent / "weights"
 KARLO = {
@@ -32,8 +38,12 @@ KANDINSKY = {
     "decoder": ("decoder/unet", "decoder/scheduler"),
     "inpaint": ("inpaint/unet", "inpaint/scheduler"),
     "depth": ("depth/unet", "depth/scheduler"),
+    "mclip": ("2-1/tokenizer", "2-1/text_encoder"),
+    "2-1-prior": ("2-1-prior/prior", "2-1-prior/scheduler"),
+    "2-1": ("2-1/unet", "2-1/scheduler"),
 }
-"""Folders of the Kandinsky 2.2 member by the stage of training that writes them."""
+"""Folders of the Kandinsky members by the stage of training that writes them. The CLIP of 2.1's
+prior is Karlo's and its MoVQ is 2.2's, as published, and neither lies there again."""
 
 KOALA = {
     "vae": ("1b/vae", "700m/vae"),
@@ -82,6 +92,18 @@ _KANDINSKY_INDEX = {
             ("depth", "ControlnetPipeline"),
         )
     },
+    "2-1-prior": {
+        "_class_name": "KandinskyPriorPipeline",
+        "prior": ["diffusers", "PriorTransformer"],
+        "scheduler": ["diffusers", "UnCLIPScheduler"],
+    },
+    "2-1": {
+        "_class_name": "KandinskyPipeline",
+        "scheduler": ["diffusers", "DDIMScheduler"],
+        "text_encoder": ["kandinsky", "MultilingualCLIP"],
+        "tokenizer": ["transformers", "XLMRobertaTokenizerFast"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+    },
 }
 
 _KOALA_INDEX = {
@@ -117,6 +139,8 @@ def fresh(name: str, tokenizer: Any = None) -> torch.nn.Module:
         "decoder/unet": partial(recipe.latent_decoder, "decoder"),
         "inpaint/unet": partial(recipe.latent_decoder, "inpaint"),
         "depth/unet": partial(recipe.latent_decoder, "depth"),
+        "2-1-prior/prior": recipe.prior,
+        "2-1/unet": recipe.old_decoder,
         "1b/unet": partial(recipe.koala_unet, "1b"),
         "700m/unet": partial(recipe.koala_unet, "700m"),
         "1b/vae": recipe.koala_vae,
@@ -141,14 +165,17 @@ def write_settings(out: Path) -> None:
 
 
 def write_kandinsky_settings(out: Path) -> None:
-    """The same for Kandinsky 2.2, whose hub folders are ``out``'s: prior, decoder and others."""
-    from diffusers import DDPMScheduler, UnCLIPScheduler
+    """The same for Kandinsky, whose hub folders are ``out``'s: prior, decoder and others."""
+    from diffusers import DDIMScheduler, DDPMScheduler, UnCLIPScheduler
 
     write_tokenizer(out / "prior/tokenizer")
     _write_preparation(out / "prior/image_processor")
     UnCLIPScheduler(**recipe.WIDER_PRIOR_SCHEDULER).save_pretrained(out / "prior/scheduler")
     for mode in recipe.LATENT_MODES:
         DDPMScheduler(**recipe.LATENT_SCHEDULER).save_pretrained(out / mode / "scheduler")
+    UnCLIPScheduler(**recipe.WIDER_PRIOR_SCHEDULER).save_pretrained(out / "2-1-prior/scheduler")
+    write_multilingual_tokenizer(out / "2-1/tokenizer")
+    DDIMScheduler(**recipe.OLD_SCHEDULER).save_pretrained(out / "2-1/scheduler")
     for folder, index in _KANDINSKY_INDEX.items():
         _write_json(out / folder / "model_index.json", index)
 
@@ -179,6 +206,18 @@ def write_koala_settings(out: Path) -> None:
         second.save_pretrained(folder / "text_encoder_2", safe_serialization=True)
         EulerDiscreteScheduler(**recipe.KOALA_SCHEDULER).save_pretrained(folder / "scheduler")
         _write_json(folder / "model_index.json", _KOALA_INDEX)
+
+
+def write_mclip(folder: Path, weights: dict[str, torch.Tensor]) -> None:
+    """Kandinsky 2.1's text tower as fp16, as the hub has it."""
+    config = recipe.MCLIP | {
+        "architectures": ["MultilingualCLIP"],
+        "transformerDimSize": recipe.MCLIP["hidden_size"],
+        "imageDimSize": recipe.SPACE_WIDTH,
+        "vocab_size": len(read_multilingual_tokenizer(folder.parent / "tokenizer")),
+    }
+    _write_json(folder / "config.json", config)
+    _write_half(weights, folder / "model.safetensors")
 
 
 def _write_preparation(folder: Path) -> None:

@@ -7,6 +7,8 @@ i``.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,41 +41,68 @@ class KarloPainter:
         self.upscaler = karlo.load_upscaler(sources["upscaler"], self.dtype)
         for part in (self.text, self.prior, self.decoder, self.upscaler):
             part.network.to(self.device)
+        self.place = {"device": self.device, "dtype": self.dtype}
 
     def paint(self, scenes: Sequence[Scene], seed: int) -> np.ndarray:
         """One picture a scene's prompt: uint8 ``[B, 64, 64, 3]``."""
-        from ..loaders.clip import tokenize
-        from ..samplers.clip import encode_text
         from ..samplers.noise import generators
-        from ..samplers.prior import sample_prior
-        from ..samplers.unclip import sample_decoder, upscale
-
-        place = {"device": self.device, "dtype": self.dtype}
-
-        def encode(texts: list[str]):
-            ids, mask, _ = tokenize(self.text.tokenizer, texts)
-            return encode_text(self.text.network, ids, mask, self.text.space, **place)
 
         # One stream a picture runs through all stages, as in the published pipeline.
         streams = generators(seed, len(scenes))
-        text, empty = encode([scene.prompt for scene in scenes]), encode([""])
-        image = sample_prior(
-            self.prior.network, self.prior.schedule, text, empty, generators=streams, **place
-        )
+        prompts = [scene.prompt for scene in scenes]
+        return self.decode(self.embeds(prompts, streams), prompts, streams)
+
+    def embeds(self, prompts: Sequence[str], streams: list[torch.Generator]) -> torch.Tensor:
+        """What the prior makes of the prompts ``[B, D]``."""
+        return _sampled(self, prompts, streams)
+
+    def decode(
+        self, embeds: torch.Tensor, prompts: Sequence[str], streams: list[torch.Generator]
+    ) -> np.ndarray:
+        """Pictures of embeddings: uint8 ``[B, 64, 64, 3]``."""
+        from ..samplers.unclip import sample_decoder, upscale
+
         small = sample_decoder(
             self.decoder.network,
             self.decoder.schedule,
-            image,
-            text,
-            empty,
+            embeds,
+            _encoded(self.text, prompts, self.place),
+            _encoded(self.text, [""], self.place),
             generators=streams,
-            **place,
+            **self.place,
         )
         large = upscale(
-            self.upscaler.network, self.upscaler.schedule, small, generators=streams, **place
+            self.upscaler.network, self.upscaler.schedule, small, generators=streams, **self.place
         )
-        pixels = ((large + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-        return pixels.permute(0, 2, 3, 1).cpu().numpy()
+        return _pixels(large)
+
+
+def _encoded(loaded: Any, prompts: Sequence[str], place: dict[str, Any]) -> Any:
+    from ..loaders.clip import tokenize
+    from ..samplers.clip import encode_text
+
+    ids, mask, _ = tokenize(loaded.tokenizer, list(prompts))
+    return encode_text(loaded.network, ids, mask, loaded.space, **place)
+
+
+def _sampled(painter: Any, prompts: Sequence[str], streams: list[torch.Generator]) -> torch.Tensor:
+    """What the prior of a painter makes of the prompts ``[B, D]``."""
+    from ..samplers.prior import sample_prior
+
+    return sample_prior(
+        painter.prior.network,
+        painter.prior.schedule,
+        _encoded(painter.text, prompts, painter.place),
+        _encoded(painter.text, [""], painter.place),
+        generators=streams,
+        **painter.place,
+    )
+
+
+def _pixels(pictures: torch.Tensor) -> np.ndarray:
+    """``[B, 3, H, W]`` in -1..1 → uint8 ``[B, H, W, 3]``."""
+    pixels = ((pictures.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    return pixels.permute(0, 2, 3, 1).cpu().numpy()
 
 
 class MinDALLEPainter:
@@ -136,16 +165,17 @@ class MinDALLEPainter:
 
 
 class KandinskyPainter:
-    """Kandinsky 2.2's whole chain: text to image, or one of the other decoders' ways.
+    """Kandinsky's whole chain: text to image, or one of the other decoders' ways.
 
     ``mode`` "inpaint" repaints the middle of a picture of another scene on the prompt's
     background; ``outside`` then holds the largest change of a latent outside the mask. "depth"
-    follows the silhouette of the prompt's shape as a depth map.
+    follows the silhouette of the prompt's shape as a depth map. "2-1" is Kandinsky 2.1, all others
+    are 2.2.
     """
 
     def __init__(self, weights: Path | None = None, device: str = "cpu", mode: str = "decoder"):
         from ..loaders import kandinsky, unclip
-        from ..loaders.sources import EMBEDDED_ROOT, Source
+        from ..loaders.sources import EMBEDDED_ROOT, Source, find_source
 
         root = (weights or EMBEDDED_ROOT / "kandinsky").resolve()
 
@@ -154,28 +184,48 @@ class KandinskyPainter:
 
         self.place = {"device": torch.device(device), "dtype": torch.float32}
         self.mode, self.outside = mode, 0.0
-        towers = source("prior", "kandinsky-prior")
-        self.text, self.prior = unclip.load_text_encoder(towers), unclip.load_prior(towers)
-        self.zero = kandinsky.zero_image(towers)
+        old = mode == "2-1"
+        prior = source("2-1-prior" if old else "prior", "kandinsky-prior")
+        self.text = unclip.load_text_encoder(
+            find_source("shapes-karlo", "text_encoder", []) if old else prior
+        )
+        self.prior, self.zero = unclip.load_prior(prior), kandinsky.zero_image(prior)
         self.decoder = kandinsky.load_latent_decoder(source(mode, "kandinsky"))
+        self.mclip = kandinsky.load_mclip(source(mode, "kandinsky")) if old else None
         self.movq = kandinsky.load_movq(source("decoder", "kandinsky"))
-        for part in (self.text, self.prior, self.decoder, self.movq):
-            part.network.to(device)
+        for part in (self.text, self.prior, self.decoder, self.movq, self.mclip):
+            if part is not None:
+                part.network.to(device)
 
     def paint(self, scenes: Sequence[Scene], seed: int) -> np.ndarray:
         """One picture a scene's prompt: uint8 ``[B, 64, 64, 3]``."""
-        from ..networks.movq import decode
-        from ..samplers.latent import sample_latents
         from ..samplers.noise import generators
 
         # One stream a picture runs through both stages, as in the published pipelines.
         streams = generators(seed, len(scenes))
-        embeds = self.embeds([scene.prompt for scene in scenes], streams)
+        prompts = [scene.prompt for scene in scenes]
         extra: dict[str, Any] = {}
         if self.mode == "depth":
             extra["hint"] = torch.stack([_silhouette(scene, seed) for scene in scenes])
         elif self.mode == "inpaint":
             extra["kept"] = self._kept(scenes, seed)
+        return self.decode(self.embeds(prompts, streams), prompts, streams, **extra)
+
+    def decode(
+        self,
+        embeds: torch.Tensor,
+        prompts: Sequence[str],
+        streams: list[torch.Generator],
+        **extra: Any,
+    ) -> np.ndarray:
+        """Pictures of embeddings: uint8 ``[B, 64, 64, 3]``; ``extra`` is ``sample_latents``'."""
+        from ..networks.movq import decode
+        from ..samplers.latent import sample_latents
+
+        if self.mclip is not None:
+            for name, texts in (("text", prompts), ("negative_text", [""])):
+                encoded = _encoded(self.mclip, texts, self.place)
+                extra[name] = (encoded.hidden, encoded.pooled)
         latents = sample_latents(
             self.decoder.network,
             self.decoder.schedule,
@@ -190,28 +240,11 @@ class KandinskyPainter:
             kept = extra["kept"]
             change = ((latents.cpu() - kept.latents.cpu()) * kept.keep.cpu()).abs().max()
             self.outside = max(self.outside, float(change))
-        made = decode(self.movq.network, latents).float()
-        pixels = ((made + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-        return pixels.permute(0, 2, 3, 1).cpu().numpy()
+        return _pixels(decode(self.movq.network, latents))
 
     def embeds(self, prompts: Sequence[str], streams: list[torch.Generator]) -> torch.Tensor:
         """What the prior makes of the prompts ``[B, D]``."""
-        from ..loaders.clip import tokenize
-        from ..samplers.clip import encode_text
-        from ..samplers.prior import sample_prior
-
-        def encode(texts: list[str]) -> Any:
-            ids, mask, _ = tokenize(self.text.tokenizer, texts)
-            return encode_text(self.text.network, ids, mask, self.text.space, **self.place)
-
-        return sample_prior(
-            self.prior.network,
-            self.prior.schedule,
-            encode(list(prompts)),
-            encode([""]),
-            generators=streams,
-            **self.place,
-        )
+        return _sampled(self, prompts, streams)
 
     def _kept(self, scenes: Sequence[Scene], seed: int) -> Any:
         """Pictures of other scenes on the same backgrounds, and a box in the middle to repaint."""
@@ -247,25 +280,33 @@ class KoalaPainter:
 
     def paint(self, scenes: Sequence[Scene], seed: int) -> np.ndarray:
         """One picture a scene's prompt: uint8 ``[B, 64, 64, 3]``."""
-        from functools import partial
+        from ..samplers.noise import generators
 
+        return self.decode([scene.prompt for scene in scenes], generators(seed, len(scenes)))
+
+    def decode(
+        self,
+        prompts: Sequence[str],
+        streams: list[torch.Generator],
+        pooled: torch.Tensor | None = None,
+    ) -> np.ndarray:
+        """Pictures of prompts: uint8 ``[B, 64, 64, 3]``; ``pooled`` ``[B, D]`` in the place of the
+        prompts' own pooled embedding."""
         from ..networks.kl import LatentKL
         from ..networks.unet import prepare_sdxl
         from ..samplers.koala import sample_koala
-        from ..samplers.noise import generators
 
+        text = self._encode(list(prompts))
         latents = sample_koala(
             partial(prepare_sdxl, self.unet.network),
             self.unet.schedule,
-            self._encode([scene.prompt for scene in scenes]),
+            text if pooled is None else replace(text, pooled=pooled),
             self._encode([""]),
             size=(8, 8),
-            generators=generators(seed, len(scenes)),
+            generators=streams,
             **self.place,
         )
-        made = LatentKL(self.vae.network).decode(latents).float()
-        pixels = ((made + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-        return pixels.permute(0, 2, 3, 1).cpu().numpy()
+        return _pixels(LatentKL(self.vae.network).decode(latents))
 
     def _encode(self, prompts: list[str]) -> Any:
         from ..loaders.clip import tokenize

@@ -206,6 +206,37 @@ LATENT_MODES: dict[str, dict[str, Any]] = {
     "inpaint": {"in_channels": 9},
     "depth": {"in_channels": 8, "addition_embed_type": "image_hint"},
 }
+# Kandinsky 2.1's decoder reads the prompt beside the embedding, which is Karlo's CLIP's.
+OLD_DECODER: dict[str, Any] = LATENT_DECODER | {
+    "cross_attention_dim": SPACE_WIDTH,
+    "encoder_hid_dim": 32,
+    "encoder_hid_dim_type": "text_image_proj",
+    "addition_embed_type": "text_image",
+}
+# Published: XLM-R large, 24 layers of 1024.
+MCLIP: dict[str, Any] = {
+    "hidden_size": OLD_DECODER["encoder_hid_dim"],
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 80,
+    "type_vocab_size": 1,
+    "pad_token_id": 1,
+    "bos_token_id": 0,
+    "eos_token_id": 2,
+    "layer_norm_eps": 1e-5,
+}
+# As published.
+OLD_SCHEDULER: dict[str, Any] = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "linear",
+    "clip_sample": False,
+    "set_alpha_to_one": False,
+    "steps_offset": 1,
+    "prediction_type": "epsilon",
+    "thresholding": False,
+}
 # As published. Dynamic thresholding presses x0 into ±1.
 LATENT_SCHEDULER: dict[str, Any] = {
     "beta_start": 0.00085,
@@ -304,6 +335,24 @@ def latent_decoder(mode: str = "decoder") -> torch.nn.Module:
     from diffusers import UNet2DConditionModel
 
     return UNet2DConditionModel(**LATENT_DECODER | LATENT_MODES[mode])
+
+
+def old_decoder() -> torch.nn.Module:
+    """A fresh UNet2DConditionModel of Kandinsky 2.1's kind."""
+    from diffusers import UNet2DConditionModel
+
+    return UNet2DConditionModel(**OLD_DECODER)
+
+
+def mclip(tokenizer: Any) -> torch.nn.Module:
+    """A fresh MultilingualCLIP into Karlo's CLIP's space, for this tokenizer."""
+    from transformers import XLMRobertaConfig, XLMRobertaModel
+
+    from ..networks.mclip import MultilingualCLIP
+
+    settings = XLMRobertaConfig(**MCLIP, vocab_size=len(tokenizer))
+    network = XLMRobertaModel(settings)
+    return MultilingualCLIP(network, MCLIP["hidden_size"], SPACE_WIDTH, settings)
 
 
 def koala_vae() -> torch.nn.Module:

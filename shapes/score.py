@@ -4,7 +4,8 @@ Draws all-different prompts, a quarter of them of combinations that training nev
 with the pack's own loaders and samplers at the published defaults (``painters``), and lets the
 rules of ``check`` judge. minDALL-E paints ``--candidates`` a prompt, of which the reranker picks
 the one to be judged. ``kandinsky-inpaint`` repaints the middle of pictures of other scenes,
-``kandinsky-depth`` follows silhouettes.
+``kandinsky-depth`` follows silhouettes. The chains across systems are those of ``mixes``; they have
+the embedded weights, on the CPU.
 """
 
 from __future__ import annotations
@@ -21,11 +22,13 @@ from PIL import Image
 
 from .check import Finding, check
 from .grammar import Scene, draw_prompts, held_out
+from .mixes import MIXES
 from .painters import KandinskyPainter, KarloPainter, KoalaPainter, MinDALLEPainter
 
 _SYSTEMS = (
     *("karlo", "mindalle", "kandinsky", "kandinsky-inpaint", "kandinsky-depth"),
-    *("koala-700m", "koala-1b"),
+    *("kandinsky-2-1", "koala-700m", "koala-1b"),
+    *MIXES,
 )
 
 
@@ -103,7 +106,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         torch.set_num_threads(chosen.threads)
 
     scenes = draw_prompts(chosen.prompts, chosen.seed)
-    if chosen.system == "karlo":
+    if chosen.system in MIXES:
+        painter = MIXES[chosen.system]()
+    elif chosen.system == "karlo":
         painter = KarloPainter(chosen.weights, chosen.device)
     elif chosen.system.startswith("kandinsky"):
         mode = chosen.system.removeprefix("kandinsky").removeprefix("-") or "decoder"

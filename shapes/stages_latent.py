@@ -1,7 +1,8 @@
 """Training of Kandinsky's latent decoders: 4x8x8 latents from an image embedding alone.
 
 The text-to-image decoder first; the one that inpaints and the one that follows a depth map begin
-as it, with further input channels that start at nothing.
+as it, with further input channels that start at nothing. Kandinsky 2.1's begins as its blocks and
+reads the prompt beside the embedding, which is Karlo's CLIP's.
 """
 
 from __future__ import annotations
@@ -29,9 +30,11 @@ PLAN = Plan("latent", steps=3000, batch=48, rate=1.5e-3, ema=0.997)
 GUIDED = Plan("latent_guided", steps=14600, batch=48, rate=1e-3, ema=0.995, warmup=50)
 MODES = {
     "inpaint": Plan("latent_inpaint", steps=3000, batch=48, rate=1e-3, ema=0.995, warmup=50),
-    "depth": Plan("latent_depth", steps=900, batch=32, rate=1e-3, ema=0.995, warmup=50),
+    "depth": Plan("latent_depth", steps=2000, batch=32, rate=1e-3, ema=0.995, warmup=50),
 }
+OLD = Plan("latent_2_1", steps=2600, batch=48, rate=1.2e-3, ema=0.995, warmup=50)
 _GUIDANCE = 4.0
+_SILENT = 0.2  # of the pictures that 2.1 is shown without their prompt
 _DROP = 0.1
 _TOLD = 0.8  # of the pictures whose prompt the prior was asked
 _WORN = 0.5  # of an embedding's own deviation, at the most
@@ -57,6 +60,18 @@ class Latents:
     masks: torch.Tensor
     said: torch.Tensor
     nothing: torch.Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompts:
+    """What Kandinsky 2.1's text tower makes of nothing (row 0) and of every training prompt.
+
+    Attributes:
+        hidden: ``[scenes + 1, 77, W]``; pooled: ``[scenes + 1, D]``.
+    """
+
+    hidden: torch.Tensor
+    pooled: torch.Tensor
 
 
 @torch.no_grad()
@@ -121,8 +136,13 @@ def latent_loss(
     device: torch.device | str,
     mode: str = "decoder",
     guidance: float = 1.0,
+    prompts: Prompts | None = None,
 ) -> tuple[torch.Tensor, dict[str, float]]:
-    """Noise prediction, under this much guidance, and the variance's bound."""
+    """Noise prediction, under this much guidance, and the variance's bound.
+
+    Args:
+        prompts: for a decoder that reads them too.
+    """
     chosen = torch.from_numpy(draw.numpy.integers(len(pool.rows), size=batch))
     latents, image = pool.latents[chosen].to(device), pool.embeds[chosen].to(device)
     if guidance > 1:
@@ -136,6 +156,10 @@ def latent_loss(
         image = image + worn * draw.randn(*image.shape) * pool.embeds.std(0, keepdim=True)
     dropped = torch.rand(batch, 1, generator=draw.torch) < _DROP
     image = torch.where(dropped, pool.nothing, image)
+    said = torch.zeros(batch, dtype=torch.long)
+    if prompts is not None:
+        silent = torch.rand(batch, generator=draw.torch) < _SILENT
+        said = torch.where(silent | dropped[:, 0], said, pool.rows[chosen] + 1)
 
     steps = draw.timesteps(batch)
     products, chain = _schedule()
@@ -150,16 +174,20 @@ def latent_loss(
     elif mode == "depth":
         hint = (pool.masks[chosen].float() / 255).expand(-1, 3, -1, -1).to(device)
 
-    def predict(embeds: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def predict(embeds: torch.Tensor, said: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         conditions = {"image_embeds": embeds} | ({} if hint is None else {"hint": hint})
+        hidden = None
+        if prompts is not None:
+            hidden = prompts.hidden[said]
+            conditions["text_embeds"] = prompts.pooled[said]
         x = torch.cat(shown, dim=1)
-        out = unet(x, steps.to(device), None, added_cond_kwargs=conditions).sample
+        out = unet(x, steps.to(device), hidden, added_cond_kwargs=conditions).sample
         return out.chunk(2, dim=1)
 
-    predicted, variance = predict(image)
+    predicted, variance = predict(image, said)
     if guidance > 1:
         with torch.no_grad():
-            base = predict(pool.nothing.expand(batch, -1))[0]
+            base = predict(pool.nothing.expand(batch, -1), torch.zeros_like(said))[0]
         guided = base + guidance * (predicted - base)
         predicted = torch.where(dropped[..., None, None], predicted, guided)
     error = (picture_weight(signal, noise_part) * (predicted - noise).pow(2)).mean()
@@ -218,6 +246,34 @@ def train_latent_mode(
         unet,
         lambda draw: latent_loss(unet, known, draw, plan.batch, device, mode, _GUIDANCE),
         folder / f"latent_{mode}.pt",
+        stop_after=stop_after,
+    )
+
+
+def train_old_decoder(
+    decoder: nn.Module,
+    prompts: Prompts,
+    pool: Callable[[int], Latents],
+    folder: Path,
+    device: torch.device | str,
+    steps: int | None = None,
+    stop_after: int | None = None,
+) -> dict[str, torch.Tensor]:
+    """The averaged weights of Kandinsky 2.1's decoder, which begins as the blocks of 2.2's."""
+    plan = OLD.limited(steps)
+    torch.manual_seed(plan.seed)
+    unet = recipe.old_decoder().to(device)
+    mine = unet.state_dict()
+    shared = {k: v for k, v in decoder.state_dict().items() if mine.get(k, v[:0]).shape == v.shape}
+    unet.load_state_dict(shared, strict=False)
+    known = pool(some_of(POOL, steps))
+    return train(
+        plan,
+        unet,
+        lambda draw: latent_loss(
+            unet, known, draw, plan.batch, device, guidance=_GUIDANCE, prompts=prompts
+        ),
+        folder / f"{plan.stage}.pt",
         stop_after=stop_after,
     )
 

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..edges import EmbeddingSpace
 from . import recipe
 from .grammar import training_scenes
 from .loop import Draw, Plan, some_of, train
@@ -16,6 +17,7 @@ from .stages_decoder import POOL, TextTable, embedded_pool
 from .stages_sr import signal_and_noise
 
 PLAN = Plan("prior", steps=3000, batch=128, rate=1e-3, ema=0.995)
+OLD_PLAN = Plan("prior_2_1", steps=600, batch=128, rate=8e-4, ema=0.99, warmup=50)
 _DROP_TEXT = 0.1
 _AT_ONCE = 64
 
@@ -76,13 +78,20 @@ def train_prior(
     device: torch.device | str,
     steps: int | None = None,
     stop_after: int | None = None,
+    begin: nn.Module | None = None,
 ) -> dict[str, dict[str, torch.Tensor]]:
-    """The averaged weights, by folder name, with the embeddings' mean and std among them."""
-    plan = PLAN.limited(steps)
+    """The averaged weights, by folder name, with the embeddings' mean and std among them.
+
+    Args:
+        begin: another prior of this space, to begin as: Kandinsky 2.1's begins as Karlo's.
+    """
+    plan = (PLAN if begin is None else OLD_PLAN).limited(steps)
     torch.manual_seed(plan.seed)
     prior = recipe.prior(image_encoder.config.projection_dim).to(device)
     nn.init.normal_(prior.positional_embedding, std=0.02)
     nn.init.normal_(prior.prd_embedding, std=0.02)
+    if begin is not None:
+        prior.load_state_dict(begin.state_dict())
     table = TextTable(text_encoder, tokenizer, device)
     pool = embedded_pool(image_encoder, some_of(POOL, steps), device)
     mean, std = pool.spread
@@ -95,7 +104,7 @@ def train_prior(
         plan,
         prior,
         lambda draw: prior_loss(prior, table, normal, pool.rows, draw, plan.batch, device),
-        folder / "prior.pt",
+        folder / f"{plan.stage}.pt",
         stop_after=stop_after,
     )
     return {"prior": weights}
@@ -106,14 +115,15 @@ def said_by(
     prior: nn.Module,
     text_encoder: nn.Module,
     tokenizer: Any,
+    space: EmbeddingSpace,
     device: torch.device | str,
     times: int = 8,
 ) -> torch.Tensor:
-    """What the finished prior of Kandinsky 2.2 makes of every training prompt, so many times.
+    """What a finished prior of Kandinsky makes of every training prompt, so many times.
 
     Sampled as published: 25 steps, guidance 4. ``[scenes, times, D]``, unnormalised.
     """
-    from ..edges import SPACES, TextEncoding
+    from ..edges import TextEncoding
     from ..loaders.clip import tokenize
     from ..samplers.clip import encode_text
     from ..samplers.noise import generators
@@ -125,7 +135,7 @@ def said_by(
 
     def encode(prompts: list[str]) -> TextEncoding:
         ids, mask, _ = tokenize(tokenizer, prompts)
-        return encode_text(text_encoder, ids, mask, SPACES["shapes-vit-g"], **place)
+        return encode_text(text_encoder, ids, mask, space, **place)
 
     said, empty, scenes = [], encode([""]), training_scenes()
     for start in range(0, len(scenes), _AT_ONCE):

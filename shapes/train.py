@@ -6,7 +6,8 @@ which read the finished CLIP and may train at once in two processes, then sr (bo
 networks), which reads what those paint. minDALL-E's: vqgan, ar (the transformer), reranker (a CLIP
 begun from the embedded Karlo's, in the folder clip), transfer (the class-conditional and the
 unconditional variant). Kandinsky 2.2's: movq and clip, prior (reads clip), decoder (reads them
-all), mend (the MoVQ on what that paints), inpaint and depth, which begin as the decoder. KOALA's,
+all), mend (the MoVQ on what that paints), inpaint and depth, which begin as the decoder; and, with
+Karlo's finished CLIP and prior, 2.1's mclip, 2-1-prior and 2-1 (its decoder). KOALA's,
 with the finished text encoders of Karlo and Kandinsky 2.2: vae, teacher (which stays with the
 state and may train at once with it), 700m and 1b (its students), mend (the VAE on what they paint).
 """
@@ -27,7 +28,10 @@ from . import layout, recipe
 STAGES = {
     "karlo": ("clip", "prior", "decoder", "sr"),
     "mindalle": ("vqgan", "ar", "reranker", "transfer"),
-    "kandinsky": ("movq", "clip", "prior", "decoder", "mend", "inpaint", "depth"),
+    "kandinsky": (
+        *("movq", "clip", "prior", "decoder", "mend", "inpaint", "depth"),
+        *("mclip", "2-1-prior", "2-1"),
+    ),
     "koala": ("vae", "teacher", "700m", "1b", "mend"),
 }
 
@@ -118,6 +122,7 @@ def _train_mindalle(
 def _train_kandinsky(
     stage: str, out: Path, state: Path, device: torch.device | str, limits: dict[str, Any]
 ) -> None:
+    from ..edges import SPACES
     from ..loaders import kandinsky
     from ..loaders.sources import Source
     from .mended import mended_latents
@@ -138,11 +143,15 @@ def _train_kandinsky(
         kept = state / f"latents-{count}.pt"
         if not kept.is_file():
             text, image = finished("prior/text_encoder"), finished("prior/image_encoder")
-            said = said_by(finished("prior/prior"), text, tokenizer, device)
+            space = SPACES["shapes-vit-g"]
+            said = said_by(finished("prior/prior"), text, tokenizer, space, device)
             made = latent_pool(finished("decoder/movq"), image, said, count, device)
             save_atomically(dataclasses.asdict(made), kept)
         return Latents(**read_state(kept))
 
+    if stage in ("mclip", "2-1-prior", "2-1"):
+        _train_old_kandinsky(stage, out, state, device, limits)
+        return
     if stage == "movq":
         weights = {"decoder/movq": train_movq(state, device, **limits)}
     elif stage == "clip":
@@ -172,6 +181,63 @@ def _train_kandinsky(
         kandinsky.zero_image(
             Source("prior", "embedded", out / "prior", "kandinsky-prior", frozenset())
         )
+
+
+def _train_old_kandinsky(
+    stage: str, out: Path, state: Path, device: torch.device | str, limits: dict[str, Any]
+) -> None:
+    """Kandinsky 2.1, in the space of Karlo's CLIP."""
+    from ..edges import SPACES
+    from ..loaders import kandinsky
+    from ..loaders.sources import Source
+    from .stages_decoder import TextTable
+    from .stages_latent import Latents, latent_pool, train_old_decoder
+    from .stages_mclip import prompts_by, train_mclip
+    from .stages_prior import said_by, train_prior
+    from .words import read_multilingual_tokenizer, read_tokenizer
+
+    karlo = layout.WEIGHTS / "karlo"
+    tokenizer = read_tokenizer(karlo / "tokenizer")
+    towers = [
+        layout.read_network(karlo, name).to(device) for name in ("text_encoder", "image_encoder")
+    ]
+    source = Source("2-1", "embedded", out / "2-1", "kandinsky", frozenset({"mclip"}))
+
+    def pool(count: int) -> Latents:
+        kept = state / f"latents-2-1-{count}.pt"
+        if not kept.is_file():
+            own = layout.read_network(out, "2-1-prior/prior").to(device)
+            said = said_by(own, towers[0], tokenizer, SPACES["shapes-vit-l"], device)
+            movq = layout.read_network(out, "decoder/movq").to(device)
+            made = latent_pool(movq, towers[1], said, count, device)
+            save_atomically(dataclasses.asdict(made), kept)
+        return Latents(**read_state(kept))
+
+    if stage == "mclip":
+        wanted = TextTable(towers[0], tokenizer, device).pooled
+        own = read_multilingual_tokenizer(out / "2-1/tokenizer")
+        layout.write_mclip(
+            out / "2-1/text_encoder", train_mclip(own, wanted, state, device, **limits)
+        )
+    elif stage == "2-1-prior":
+        begin = layout.read_network(karlo, "prior")
+        trained = train_prior(*towers, tokenizer, state, device, **limits, begin=begin)["prior"]
+        layout.write_network(out, "2-1-prior/prior", trained)
+        side = recipe.FINAL_SIDE
+        nothing = towers[1](torch.zeros(1, 3, side, side, device=device)).image_embeds
+        kandinsky.write_zero_image(out / "2-1-prior", nothing.cpu())
+    else:
+        tower = kandinsky.load_mclip(source).network.to(device)
+        own = read_multilingual_tokenizer(out / "2-1/tokenizer")
+        trained = train_old_decoder(
+            layout.read_network(out, "decoder/unet"),
+            prompts_by(tower, own, device),
+            pool,
+            state,
+            device,
+            **limits,
+        )
+        layout.write_network(out, "2-1/unet", trained)
 
 
 def _train_koala(

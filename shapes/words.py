@@ -73,6 +73,18 @@ def write_tokenizer(folder: Path) -> None:
         (folder / name).write_text(text, encoding="utf-8", newline="\n")
 
 
+def write_multilingual_tokenizer(folder: Path) -> None:
+    """Writes XLM-R's tokenizer into ``folder``: the family's words, and letters for all others."""
+    from transformers import XLMRobertaTokenizer
+
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    pieces = [*((f"\u2581{word}", -1.0) for word in WORDS if len(word) > 1), ("\u2581", -5.0)]
+    pieces += [(letter, -10.0) for letter in letters]
+    specials = [(name, 0.0) for name in ("<s>", "<pad>", "</s>", "<unk>")]
+    tokenizer = XLMRobertaTokenizer(vocab=[*specials, *pieces, ("<mask>", 0.0)])
+    tokenizer.save_pretrained(folder)
+
+
 def write_char_tokenizer(folder: Path) -> None:
     """Writes minDALL-E's two tokenizer files into ``folder``: character pairs, lower case.
 
@@ -90,6 +102,13 @@ def write_char_tokenizer(folder: Path) -> None:
     }
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8", newline="\n")
+
+
+def read_multilingual_tokenizer(folder: Path) -> Any:
+    """The XLMRobertaTokenizer of a folder."""
+    from transformers import XLMRobertaTokenizer
+
+    return XLMRobertaTokenizer.from_pretrained(str(folder), model_max_length=77)
 
 
 def read_tokenizer(folder: Path) -> Any:

@@ -362,21 +362,23 @@ def tiny_kandinsky_21(folder: str | Path, seed: int = 0) -> Path:
     return folder
 
 
-def kandinsky_21_pipeline(folder: str | Path, mode: str, class_name: str = "") -> Any:
-    """diffusers' pipeline of one of the two folders."""
+def kandinsky_21_pipeline(
+    folder: str | Path, mode: str, class_name: str = "", movq: str = ""
+) -> Any:
+    """diffusers' pipeline of one of the two folders; ``movq``: where another one's MoVQ lies."""
     import diffusers
     from diffusers.pipelines.kandinsky.text_encoder import MultilingualCLIP
     from transformers import XLMRobertaTokenizer
 
-    folder = Path(folder) / mode
+    folder, other = Path(folder) / mode, Path(folder) / (movq or mode)
     plain = {"low_cpu_mem_usage": False}
     pipe = getattr(diffusers, class_name or OLD_MODES[mode][1])(
         text_encoder=MultilingualCLIP.from_pretrained(folder / "text_encoder"),
         tokenizer=XLMRobertaTokenizer.from_pretrained(folder / "tokenizer"),
         unet=diffusers.UNet2DConditionModel.from_pretrained(folder / "unet", **plain),
         scheduler=diffusers.DDIMScheduler.from_pretrained(folder / "scheduler"),
-        movq=diffusers.VQModel.from_pretrained(folder / "movq", **plain),
-    )
+        movq=diffusers.VQModel.from_pretrained(other / "movq", **plain),
+    ).to(torch.float32)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

@@ -321,6 +321,40 @@ def embedded_family_runs_in_the_hosts_model() -> None:
         assert any(key.startswith("lora_unet_down_blocks_1_attentions") for key in keys)
 
 
+def image_embeddings_take_the_pooled_prompts_place() -> None:
+    """unCLIPConditioning: headless as in the host, on the embedded family; others are refused."""
+    from prior_art.host import core_sampling, embedded
+
+    name = "shapes-koala-700m"
+    model, clip, _ = LoadKoala.execute(name, "fp32", koala.ANY_KOALA, OWN, OWN, OWN).args
+    where = find_source(name, "koala_unet", [])
+    headless = embedded.wrap_koala(koala.load_unet(where), None)
+    sides = [said(clip, text) for text in ("a large red circle on a blue background", "")]
+
+    def carrying(dim: int, noise: float):
+        embeds = torch.randn(1, dim, generator=torch.Generator().manual_seed(2))
+        output = host.clip_vision_output(embeds, embedding_space="shapes-vit-g", made_by="a test")
+        return nodes.unCLIPConditioning().apply_adm(sides[0], output, 0.9, noise)[0]
+
+    (plain,) = nodes.KSampler().sample(model, 5, 5, 7.5, "euler", "normal", *sides, empty(), 1.0)
+    for noise in (0.0, 0.4):
+        shared = (5, 5, 7.5, "euler", "normal", carrying(96, noise), sides[1], empty(), 1.0)
+        (native,) = nodes.KSampler().sample(model, *shared)
+        found = core_sampling.KSampler.execute(headless, *shared).args[0]
+        close(found["samples"] * LATENT_SCALE, native["samples"] * LATENT_SCALE, 1e-3)
+        assert (native["samples"] - plain["samples"]).abs().max() * LATENT_SCALE > 0.1
+    for call in (
+        lambda: ksampler(model, carrying(64, 0.0), sides[1]),
+        lambda: koala_sample(model, clip, positive=carrying(96, 0.0)),
+    ):
+        try:
+            call()
+        except EdgeError as error:
+            assert "image embedding" in str(error)
+        else:
+            raise AssertionError("not refused")
+
+
 # -- what is known of a model ----------------------------------------------------------------------
 
 
@@ -416,6 +450,7 @@ CHECKS = {
         lora_changes_both_samplers,
         previews_have_the_vaes_colours,
         embedded_family_runs_in_the_hosts_model,
+        image_embeddings_take_the_pooled_prompts_place,
         facts_of_a_model_from_any_loader,
         published_size_through_the_hosts_detection,
         other_models_are_refused,

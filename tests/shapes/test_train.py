@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from prior_art.loaders import kandinsky, koala, mindalle, reranker
+from prior_art.loaders import kandinsky, koala, mindalle, reranker, unclip
 from prior_art.loaders.sources import Source
 from prior_art.networks.unet import prepare_sdxl
 from prior_art.samplers.koala import SDXLText
@@ -21,8 +21,10 @@ from prior_art.shapes import (
     painters,
     recipe,
     score,
+    stages_decoder,
     stages_koala,
     stages_latent,
+    stages_mclip,
     stages_movq,
     stages_prior,
     stages_vqgan,
@@ -136,6 +138,8 @@ def test_kandinsky_is_written_as_the_loaders_read_it(tmp_path, monkeypatch):
     known = grammar.training_scenes()[::40]
     monkeypatch.setattr(stages_prior, "training_scenes", lambda: known)
     monkeypatch.setattr(stages_latent, "training_scenes", lambda: known)
+    monkeypatch.setattr(stages_mclip, "training_scenes", lambda: known)
+    monkeypatch.setattr(stages_decoder, "training_scenes", lambda: known)
     monkeypatch.setattr(mended, "_STEPS", 2)
     out, state = tmp_path / "kandinsky", tmp_path / ".state"
     for stage in train.STAGES["kandinsky"]:
@@ -155,6 +159,11 @@ def test_kandinsky_is_written_as_the_loaders_read_it(tmp_path, monkeypatch):
     assert kandinsky.load_movq(source("decoder")).factor == 8
     assert kandinsky.zero_image(source("prior", "kandinsky-prior")).shape == (1, recipe.WIDER)
     assert (out / "prior" / kandinsky.ZERO_IMAGE).is_file()
+    old = kandinsky.load_latent_decoder(source("2-1"))
+    assert (old.space.name, old.text_space.dim) == ("shapes-vit-l", recipe.SPACE_WIDTH)
+    assert kandinsky.load_mclip(source("2-1")).space == old.text_space
+    assert kandinsky.zero_image(source("2-1-prior")).shape == (1, recipe.SPACE_WIDTH)
+    assert unclip.load_prior(source("2-1-prior", "kandinsky-prior")).space == old.space
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.skipif(not KARLO.is_dir(), reason="the family is not tr
 
 def test_all_weights_are_small():
     files = [path for path in layout.WEIGHTS.rglob("*") if path.is_file()]
-    assert sum(path.stat().st_size for path in files) <= 46e6
+    assert sum(path.stat().st_size for path in files) <= 50e6
     assert max(path.stat().st_size for path in files) <= 5e6
     assert {path.suffix for path in files} <= {".json", ".safetensors", ".txt"}
 
@@ -120,7 +120,7 @@ def test_previews_of_latents_have_the_pictures_colours():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("mode", "least"), [("decoder", 0.6), ("inpaint", 0.45), ("depth", 0.3)])
+@pytest.mark.parametrize(("mode", "least"), [("decoder", 0.6), ("inpaint", 0.6), ("depth", 0.6)])
 def test_kandinskys_pictures_obey_their_prompts(mode, least):
     """Not worse than they were when the weights were made (see the README for their figures)."""
     from prior_art.shapes.check import check
