@@ -7,6 +7,7 @@ network, with whatever patches native nodes have put on it since.
 
 from __future__ import annotations
 
+import copy
 import math
 import re
 from types import SimpleNamespace
@@ -412,3 +413,32 @@ def clip_vision_output(image_embeds: torch.Tensor, **extra: Any) -> Any:
     for name, value in {"mm_projected": None, **extra}.items():
         output[name] = value
     return output
+
+
+# -- other systems' models that read image embeddings ----------------------------------------
+
+
+def with_image_normalizer(model: Any, mean: torch.Tensor, std: torch.Tensor) -> Any:
+    """A clone of a Stable Diffusion 2.1 unCLIP whose image embeddings are noised in the statistics
+    ``[1, D]`` of its training; the host leaves them at 0 and 1.
+
+    Raises:
+        EdgeError: another kind of MODEL, or of another width.
+    """
+    inner = getattr(model, "model", None)
+    if not isinstance(inner, comfy.model_base.SD21UNCLIP):
+        raise EdgeError(
+            f"'model' is {kind_of(inner, model)}, but an image normalizer belongs to a Stable"
+            " Diffusion 2.1 unCLIP; load one with native unCLIPCheckpointLoader"
+        )
+    width = inner.noise_augmentor.data_mean.shape[-1]
+    if mean.shape[-1] != width:
+        raise EdgeError(
+            f"'source' is of {mean.shape[-1]} dimensions, but 'model' reads embeddings of {width};"
+            " Karlo's CLIP (768) belongs to sd21-unclip-l, ViT-H (1024) to sd21-unclip-h"
+        )
+    augmentor = copy.deepcopy(inner.noise_augmentor)
+    augmentor.data_mean, augmentor.data_std = mean, std
+    clone = model.clone()
+    clone.add_object_patch("noise_augmentor", augmentor)
+    return clone

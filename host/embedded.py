@@ -518,6 +518,18 @@ def offload(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.cpu()
 
 
+def with_image_normalizer(model: Any, mean: torch.Tensor, std: torch.Tensor) -> Any:
+    """A Stable Diffusion 2.1 unCLIP, which only ComfyUI has, with these statistics.
+
+    Raises:
+        EdgeError: always.
+    """
+    raise EdgeError(
+        f"'model' is {type(model).__name__}, but an image normalizer belongs to a Stable Diffusion"
+        " 2.1 unCLIP, which only ComfyUI runs"
+    )
+
+
 def warn(message: str) -> None:
     """Tell the user."""
     if session.on_warning is not None:
@@ -563,6 +575,7 @@ __all__ = [
     "use",
     "use_koala",
     "warn",
+    "with_image_normalizer",
     "wrap_decoder",
     "wrap_image_encoder",
     "wrap_koala",

@@ -88,6 +88,7 @@ STAGES: dict[str, tuple[str, ...]] = {
     "kandinsky": ("latent_decoder", "movq", "mclip"),
     "koala": ("koala_unet", "koala_text", "koala_vae"),
     "clip": ("reranker",),
+    "stable-unclip": ("image_normalizer",),
 }
 
 TOWERS = frozenset({"text_encoder", "image_encoder"})
@@ -212,6 +213,12 @@ SYSTEMS: dict[str, System] = {
             (re.compile(r"ViT-B-(16|32)\.(pt|pth|safetensors)"), frozenset({"reranker"})),
         ),
         place="Put the files of openai/clip-vit-base-patch32 into a folder of the model folder",
+    ),
+    "stable-unclip": System(
+        pipelines=frozenset({"StableUnCLIPPipeline", "StableUnCLIPImg2ImgPipeline"}),
+        components={"image_normalizer": ("image_normalizer", "StableUnCLIPImageNormalizer")},
+        place="Put the folder image_normalizer of stabilityai/stable-diffusion-2-1-unclip-small"
+        " into a folder of the model folder",
     ),
 }
 

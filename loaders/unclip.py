@@ -148,6 +148,24 @@ def load_prior(
     return LoadedPrior(network, schedule, space_of(source, network.config.embedding_dim))
 
 
+def load_image_normalizer(source: Source) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and deviation ``[1, D]``, fp32, by which Stable unCLIP normalises image embeddings while
+    it noises them.
+
+    Raises:
+        CheckpointError: a file is missing, damaged or foreign.
+    """
+    _, tensors, name = read_hub(source, "image_normalizer", torch.float32)
+    shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+    width = shapes.get("mean", (0, 0))[-1]
+    if shapes != {"mean": (1, width), "std": (1, width)} or bool((tensors["std"] <= 0).any()):
+        raise CheckpointError(
+            f"'{name}' holds {shapes}, but an image normalizer of Stable unCLIP has 'mean' and a"
+            f" positive 'std' of one row. {AGAIN}"
+        )
+    return tensors["mean"], tensors["std"]
+
+
 # -- reading -----------------------------------------------------------------------------------
 
 

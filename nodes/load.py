@@ -415,6 +415,44 @@ class LoadReranker(io.ComfyNode):
         return io.NodeOutput(host.wrap_text_encoder(text), host.wrap_image_encoder(image))
 
 
+class LoadImageNormalizer(io.ComfyNode):
+    """Stable unCLIP's statistics of image embeddings, put into its MODEL."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        names = [s.name for s in list_sources("image_normalizer", host.model_folders())]
+        return io.Schema(
+            node_id="PriorArtLoadImageNormalizer",
+            display_name="Load Image Normalizer (Stable unCLIP)",
+            category=CATEGORY,
+            description="ComfyUI noises the image embeddings of a Stable Diffusion 2.1 unCLIP"
+            " checkpoint without the statistics that it was trained with. This puts them in, so"
+            " that unCLIPConditioning does what diffusers' StableUnCLIPPipeline does: for Karlo's"
+            " prior in front of sd21-unclip-l.",
+            inputs=[
+                io.Model.Input("model", tooltip="From native unCLIPCheckpointLoader."),
+                io.Combo.Input(
+                    "source",
+                    options=names,
+                    tooltip="A folder with an image_normalizer, as that of"
+                    " stabilityai/stable-diffusion-2-1-unclip-small, under models/prior_art.",
+                ),
+            ],
+            outputs=[io.Model.Output(display_name="model", tooltip="For KSampler.")],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, source: str, **others: Any) -> tuple:
+        return _fingerprint("image_normalizer", source)
+
+    @classmethod
+    def execute(cls, model: Any, source: str) -> io.NodeOutput:
+        found = find_source(source, "image_normalizer", host.model_folders())
+        return io.NodeOutput(
+            host.with_image_normalizer(model, *unclip.load_image_normalizer(found))
+        )
+
+
 OWN = "from the source"
 
 

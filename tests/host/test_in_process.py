@@ -11,7 +11,10 @@ import pytest
 
 pytestmark = [pytest.mark.host, pytest.mark.slow]
 
-SCRIPTS = ("in_process.py", "in_process_kandinsky.py", "in_process_koala.py")
+SCRIPTS = (
+    *("in_process.py", "in_process_kandinsky.py", "in_process_koala.py"),
+    "in_process_mix.py",
+)
 STAGES = (
     *("text_encoder", "image_encoder", "prior", "decoder", "upscaler"),
     *("vqgan", "ar_transformer"),
