@@ -180,6 +180,37 @@ def conditioning_to_text(conditioning: list, wanted: EmbeddingSpace, name: str) 
     return TextEncoding(hidden, pooled, mask.bool(), wanted)
 
 
+def batch_conditioning(first: list, second: list) -> list:
+    """Two CONDITIONINGs of one prompt, or one batch of prompts, each, as one of all their rows.
+
+    Raises:
+        EdgeError: none or several prompts in one of them, or two that differ in more than their
+            words: other encoders, other things beside the prompt.
+    """
+    for name, side in (("conditioning_a", first), ("conditioning_b", second)):
+        if len(side) != 1:
+            raise EdgeError(f"'{name}' holds {len(side)} prompts; batch them before combining them")
+    (hidden, extra), (other, more) = first[0], second[0]
+    if hidden.shape[1:] != other.shape[1:] or extra.keys() != more.keys():
+        raise EdgeError(
+            f"'conditioning_a' is of {tuple(hidden.shape[1:])} with {sorted(extra)} and"
+            f" 'conditioning_b' of {tuple(other.shape[1:])} with {sorted(more)}; a batch needs"
+            " prompts of one text encoder"
+        )
+    joined: dict[str, Any] = {}
+    for key, value in extra.items():
+        if isinstance(value, torch.Tensor):
+            joined[key] = torch.cat([value, more[key].to(value)])
+        elif value == more[key]:
+            joined[key] = value
+        else:
+            raise EdgeError(
+                f"'{key}' is {value} beside 'conditioning_a' and {more[key]} beside"
+                " 'conditioning_b'; one batch has one"
+            )
+    return [[torch.cat([hidden, other.to(hidden)]), joined]]
+
+
 SIZES = ("height", "width", "crop_h", "crop_w", "target_height", "target_width")
 """Where the host keeps SDXL's sizes beside a prompt, in the network's order."""
 

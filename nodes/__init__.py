@@ -41,7 +41,7 @@ from .mix import (
 )
 from .prior import KandinskyPrior, KandinskyPriorImage, PriorSample
 from .rerank import CLIPRerank, ImageGrid
-from .text import TextEncode
+from .text import BatchPrompts, TextEncode
 from .upscale import KarloUpscale
 from .vqgan import VQGANDecode, VQGANEncode
 
@@ -53,6 +53,7 @@ NODES = [
     LoadUpscaler,
     LoadImageNormalizer,
     TextEncode,
+    BatchPrompts,
     ImageEncode,
     ZeroImage,
     PriorSample,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..edges import text_to_conditioning
+from ..edges import batch_conditioning, text_to_conditioning
 from ..host import host, io
 from ..loaders.clip import tokenize
 from ..samplers.clip import encode_text
@@ -50,3 +50,31 @@ class TextEncode(io.ComfyNode):
         network, device, dtype = host.use(managed)
         encoding = encode_text(network, ids, mask, space, device, dtype)
         return io.NodeOutput(text_to_conditioning(encoding))
+
+
+class BatchPrompts(io.ComfyNode):
+    """Two prompts, or batches of them, as one batch: a row for each."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PriorArtBatchPrompts",
+            display_name="Batch Prompts",
+            category="PriorArt/encode",
+            description="Puts prompts of one text encoder into one batch, so that each stage runs"
+            " all of them at once; with a batch_size every prompt gets so many seeds. For more than"
+            " two wire one batch into the next.",
+            inputs=[
+                io.Conditioning.Input("conditioning_a", tooltip="The first prompt, or a batch."),
+                io.Conditioning.Input("conditioning_b", tooltip="The next, of the same encoder."),
+            ],
+            outputs=[
+                io.Conditioning.Output(
+                    display_name="conditioning", tooltip="As many rows as both together."
+                )
+            ],
+        )
+
+    @classmethod
+    def execute(cls, conditioning_a: list, conditioning_b: list) -> io.NodeOutput:
+        return io.NodeOutput(batch_conditioning(conditioning_a, conditioning_b))

@@ -206,10 +206,15 @@ def _train_old_kandinsky(
     def pool(count: int) -> Latents:
         kept = state / f"latents-2-1-{count}.pt"
         if not kept.is_file():
-            own = layout.read_network(out, "2-1-prior/prior").to(device)
-            said = said_by(own, towers[0], tokenizer, SPACES["shapes-vit-l"], device)
+            # Karlo's too: the published decoder paints from either.
+            priors = [
+                layout.read_network(folder, name).to(device)
+                for folder, name in ((out, "2-1-prior/prior"), (karlo, "prior"))
+            ]
+            space = SPACES["shapes-vit-l"]
+            said = [said_by(prior, towers[0], tokenizer, space, device) for prior in priors]
             movq = layout.read_network(out, "decoder/movq").to(device)
-            made = latent_pool(movq, towers[1], said, count, device)
+            made = latent_pool(movq, towers[1], torch.cat(said, dim=1), count, device)
             save_atomically(dataclasses.asdict(made), kept)
         return Latents(**read_state(kept))
 
