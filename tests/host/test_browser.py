@@ -17,22 +17,12 @@ from PIL import Image
 PACK = Path(__file__).resolve().parents[2]
 TEMPLATES = sorted(path.stem for path in (PACK / "example_workflows").glob("*.json"))
 PICTURES = {
-    "karlo_text_to_image": 1,
     "karlo_image_variation": 3,
     "karlo_three_seeds": 3,
-    "kandinsky_text_to_image": 1,
-    "kandinsky_image_to_image": 1,
-    "kandinsky_inpaint": 1,
-    "kandinsky_image_mixing": 1,
-    "kandinsky_depth": 1,
-    "kandinsky_ksampler": 1,
-    "koala_text_to_image": 1,
-    "koala_ksampler": 1,
-    "koala_side_by_side": 1,
     "mindalle_rerank": 4,
     "mindalle_completion": 3,
-    "mindalle_class_grid": 1,
 }
+"""Where a template saves more than one."""
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 QUIET = [
     "--no-sandbox",
@@ -127,11 +117,11 @@ def test_run_makes_the_picture(page: Any, comfy: Any, name: str) -> None:
     assert run["status"]["status_str"] == "success", run["status"]
     graph = json.loads((PACK / "example_workflows" / f"{name}.json").read_text())
     (save,) = (str(node["id"]) for node in graph["nodes"] if node["type"] == "SaveImage")
-    assert len(run["outputs"][save]["images"]) == PICTURES[name]
+    assert len(run["outputs"][save]["images"]) == PICTURES.get(name, 1)
     # The editor fetches the pictures when it hears of them.
     page.wait_for_function(
         "count => app.graph._nodes.find(n => n.type === 'SaveImage').imgs?.length === count",
-        arg=PICTURES[name],
+        arg=PICTURES.get(name, 1),
         timeout=30_000,
     )
     folder = os.environ.get("PRIOR_ART_SCREENSHOTS")
