@@ -156,6 +156,9 @@ def load_latent_decoder(
 def load_mclip(source: Source, dtype: torch.dtype = torch.float32) -> TextEncoder:
     """Load Kandinsky 2.1's text tower and its tokenizer.
 
+    The original repository's folder ``text_encoder`` works too: it holds the tokenizer itself, and
+    its config leaves the sizes to the model's name.
+
     Args:
         source: from :func:`~.sources.find_source` for the stage ``mclip``.
         dtype: storage dtype.
@@ -169,6 +172,7 @@ def load_mclip(source: Source, dtype: torch.dtype = torch.float32) -> TextEncode
         "transformers", "XLMRobertaModel", "XLMRobertaConfig", "XLMRobertaTokenizer"
     )
     own = {k: v for k, v in config.items() if k not in ("architectures", "torch_dtype", "dtype")}
+    own = _xlmr_sizes(tensors) | own
     width = config.get("transformerDimensions", config.get("transformerDimSize", 1024))
     dim = config.get("numDims", config.get("imageDimSize", 768))
 
@@ -178,7 +182,8 @@ def load_mclip(source: Source, dtype: torch.dtype = torch.float32) -> TextEncode
 
     network = build(make, name)
     fill(network, tensors, dtype, name)
-    folder = part(source, "tokenizer")
+    beside = (source.path / "tokenizer").is_dir()
+    folder = part(source, "tokenizer" if beside else "text_encoder")
     for file in sorted(folder.iterdir()):
         check_inside(file, source.folders)
     try:
@@ -187,6 +192,27 @@ def load_mclip(source: Source, dtype: torch.dtype = torch.float32) -> TextEncode
         raise CheckpointError(f"'{folder}' is no XLM-R tokenizer ({error}). {AGAIN}") from error
     tokenizer.model_max_length = clip.CONTEXT
     return TextEncoder(network, tokenizer, _mclip_space(dim))
+
+
+def _xlmr_sizes(tensors: dict[str, torch.Tensor]) -> dict[str, int]:
+    """An XLM-R's sizes by its weights' shapes, where a config does not say them; empty for other
+    weights, whose missing keys are then named."""
+    table = tensors.get("transformer.embeddings.word_embeddings.weight")
+    places = tensors.get("transformer.embeddings.position_embeddings.weight")
+    inner = tensors.get("transformer.encoder.layer.0.intermediate.dense.weight")
+    if table is None or places is None or inner is None:
+        return {}
+    layers = {key.split(".")[3] for key in tensors if key.startswith("transformer.encoder.layer.")}
+    return {
+        "vocab_size": table.shape[0],
+        "hidden_size": table.shape[1],
+        "num_attention_heads": max(1, table.shape[1] // 64),
+        "num_hidden_layers": len(layers),
+        "intermediate_size": inner.shape[0],
+        "max_position_embeddings": places.shape[0],
+        "type_vocab_size": 1,
+        "layer_norm_eps": 1e-5,
+    }
 
 
 def _mclip_space(dim: int) -> EmbeddingSpace:

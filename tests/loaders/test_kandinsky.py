@@ -10,9 +10,11 @@ import torch
 from diffusers import VQModel
 
 from prior_art.loaders.checkpoint import CheckpointError
-from prior_art.loaders.kandinsky import load_movq
+from prior_art.loaders.kandinsky import load_mclip, load_movq
 from prior_art.loaders.sources import SourceError, find_source
+from prior_art.networks.mclip import MultilingualCLIP
 from prior_art.networks.movq import decode
+from prior_art.shapes.words import read_multilingual_tokenizer, write_multilingual_tokenizer
 
 from ..networks.test_movq import MOVQ
 
@@ -51,3 +53,30 @@ def test_what_is_missing_is_named(models: Path) -> None:
         load_movq(find_source("kandinsky-2-2-decoder", "movq", [models]))
     with pytest.raises(SourceError, match="download kandinsky-2-2-decoder"):
         find_source("nowhere", "movq", [models])
+
+
+def test_the_originals_text_tower_brings_its_tokenizer_and_tells_its_sizes(tmp_path: Path) -> None:
+    """Its config names XLM-R large; what is true of the weights is read off them."""
+    from transformers import XLMRobertaConfig, XLMRobertaModel
+
+    torch.manual_seed(0)
+    folder = tmp_path / "Kandinsky_2.1" / "text_encoder"
+    write_multilingual_tokenizer(folder)
+    tokenizer = read_multilingual_tokenizer(folder)
+    sizes = {"hidden_size": 64, "num_attention_heads": 1, "num_hidden_layers": 2}
+    sizes |= {"intermediate_size": 96, "max_position_embeddings": 90, "type_vocab_size": 1}
+    settings = XLMRobertaConfig(**sizes, vocab_size=len(tokenizer), layer_norm_eps=1e-5)
+    tower = MultilingualCLIP(XLMRobertaModel(settings), 64, 48, settings).eval()
+    torch.save(tower.state_dict(), folder / "pytorch_model.bin")
+    config = {"modelBase": "xlm-roberta-large", "numDims": 48, "transformerDimensions": 64}
+    (folder / "config.json").write_text(
+        json.dumps({"architectures": ["MultilingualCLIP"]} | config)
+    )
+    loaded = load_mclip(find_source("Kandinsky_2.1", "mclip", [tmp_path]))
+    assert loaded.space.dim == 48
+    ids = tokenizer(["a red circle"], return_tensors="pt")
+    with torch.no_grad():
+        wanted, found = (network(**ids) for network in (tower, loaded.network))
+    torch.testing.assert_close(found.text_embeds, wanted.text_embeds)
+    torch.testing.assert_close(found.last_hidden_state, wanted.last_hidden_state)
+    assert loaded.tokenizer("a red circle").input_ids == ids.input_ids[0].tolist()
