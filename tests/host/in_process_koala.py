@@ -275,6 +275,45 @@ def lora_changes_both_samplers() -> None:
     close(ksampler(model, positive, negative), plain, 1e-5)
 
 
+def control_of(name: str):
+    """A ControlNet of random weights in the shape of a U-Net, as the host has it."""
+    settings = host_config(unet(name).network.config) | {"hint_channels": 3}
+    for key in ("out_channels", "transformer_depth_output"):
+        del settings[key]
+    network = comfy.cldm.cldm.ControlNet(
+        **settings, operations=comfy.ops.disable_weight_init, dtype=torch.float32
+    )
+    torch.manual_seed(0)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, 0.0, 0.05)
+    device = comfy.model_management.get_torch_device()
+    return comfy.controlnet.ControlNet(network, load_device=device)
+
+
+def controlnet_of_its_shape_steers_it() -> None:
+    """One made for SDXL has residuals for more blocks than a KOALA: the host says so, and goes on
+    without them."""
+    model, clip, vae = load()
+    sides = [said(clip), said(clip, NEGATIVE)]
+    plain, hint = ksampler(model, *sides), torch.rand(1, 64, 64, 3)
+    heard: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: heard.append(record.getMessage())
+    logging.getLogger().addHandler(handler)
+    try:
+        for name, complains in (("koala-1b", False), ("sdxl", True)):
+            heard.clear()
+            steered = nodes.ControlNetApplyAdvanced().apply_controlnet(
+                *sides, control_of(name), hint, 1.0, 0.0, 1.0, vae
+            )
+            made = ksampler(model, *steered)
+            assert (made - plain).abs().max() * LATENT_SCALE > 1e-3, name
+            said_no = any("control could not be applied" in line for line in heard)
+            assert said_no == complains, (name, heard[:3])
+    finally:
+        logging.getLogger().removeHandler(handler)
+
+
 def previews_have_the_vaes_colours() -> None:
     model, _, _ = LoadKoala.execute("tiny/koala-1b", "fp32", koala.ANY_KOALA, OWN, OWN, OWN).args
     latents = model.get_model_object("latent_format")
@@ -448,6 +487,7 @@ CHECKS = {
         headless_ksampler_is_the_hosts,
         native_samplers_run_it,
         lora_changes_both_samplers,
+        controlnet_of_its_shape_steers_it,
         previews_have_the_vaes_colours,
         embedded_family_runs_in_the_hosts_model,
         image_embeddings_take_the_pooled_prompts_place,
