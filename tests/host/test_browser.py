@@ -11,10 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
 PACK = Path(__file__).resolve().parents[2]
+BLUEPRINTS = sorted(path.stem for path in (PACK / "subgraphs").glob("*.json"))
 TEMPLATES = sorted(path.stem for path in (PACK / "example_workflows").glob("*.json"))
 PICTURES = {
     "karlo_image_variation": 3,
@@ -130,6 +132,40 @@ def test_run_makes_the_picture(page: Any, comfy: Any, name: str) -> None:
         page.evaluate("() => app.canvas.setDirty(true, true)")
         page.wait_for_timeout(1500)
         page.screenshot(path=str(Path(folder) / f"{name}.png"))
+
+
+@pytest.mark.parametrize("name", BLUEPRINTS)
+def test_a_blueprint_is_a_node_that_makes_its_picture(page: Any, comfy: Any, name: str) -> None:
+    from prior_art.shapes.check import check
+    from prior_art.shapes.grammar import parse
+
+    blueprint = json.loads((PACK / "subgraphs" / f"{name}.json").read_text())
+    widgets = page.evaluate(
+        """async blueprint => {
+            await app.loadGraphData(blueprint);
+            const [node] = app.graph._nodes, save = LiteGraph.createNode("SaveImage");
+            app.graph.add(save);
+            node.connect(0, save, 0);
+            return (node.widgets ?? []).map(widget => [widget.name, widget.value]);
+        }""",
+        blueprint,
+    )
+    (node,) = blueprint["nodes"]
+    assert widgets == [
+        [entry["name"], value]
+        for entry, value in zip(node["inputs"], node["widgets_values"], strict=True)
+    ]
+    before = set(comfy.get("/history"))
+    page.get_by_test_id("queue-button").locator("button").first.click()
+    deadline = time.monotonic() + 240
+    while not (new := set(comfy.get("/history")) - before):
+        assert time.monotonic() < deadline, "no picture after 240 s"
+        time.sleep(0.5)
+    (run,) = (comfy.get("/history")[key] for key in new)
+    assert run["status"]["status_str"] == "success", run["status"]
+    (shown,) = (entry["images"] for entry in run["outputs"].values() if "images" in entry)
+    first = comfy.base / "output" / shown[0]["filename"]
+    assert check(np.asarray(Image.open(first).convert("RGB"))).all_right(parse(widgets[0][1]))
 
 
 def test_a_png_of_the_headless_runner_dropped_into_the_editor_restores_the_graph(
