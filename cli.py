@@ -322,7 +322,8 @@ DEMO = (
 def _demo(options: argparse.Namespace) -> int:
     """Karlo: a few prompts, three seeds of one, variations of the first picture. Kandinsky: text to
     image, native sampling, a picture and a text mixed. KOALA: both U-Nets, native sampling.
-    minDALL-E: the best of sixteen candidates, a class."""
+    minDALL-E: the best of sixteen candidates, a class. Across systems: a prior with another's decoder, a
+    walk."""
     from .host.runner import node_classes
     from .host.workflow import to_api
 
@@ -359,6 +360,8 @@ def _demo(options: argparse.Namespace) -> int:
     paint("koala_ksampler", "KOALA: KSampler")
     paint("mindalle_rerank", "minDALL-E: best of 16")
     paint("mindalle_class_grid", "minDALL-E: a class")
+    paint("mix_karlo_kandinsky", "Karlo's prior, Kandinsky 2.1")
+    paint("mix_walk", "from one prompt to another")
     path = contact_sheet(sheet, options.out / "contact_sheet.png")
     print("\nseconds per stage, all pictures:")
     for stage, taken in seconds.items():

@@ -120,7 +120,9 @@ def test_previews_of_latents_have_the_pictures_colours():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("mode", "least"), [("decoder", 0.6), ("inpaint", 0.6), ("depth", 0.6)])
+@pytest.mark.parametrize(
+    ("mode", "least"), [("decoder", 0.6), ("inpaint", 0.6), ("depth", 0.6), ("2-1", 0.6)]
+)
 def test_kandinskys_pictures_obey_their_prompts(mode, least):
     """Not worse than they were when the weights were made (see the README for their figures)."""
     from prior_art.shapes.check import check
