@@ -322,8 +322,8 @@ DEMO = (
 def _demo(options: argparse.Namespace) -> int:
     """Karlo: a few prompts, three seeds of one, variations of the first picture. Kandinsky: text to
     image, native sampling, a picture and a text mixed. KOALA: both U-Nets, native sampling.
-    minDALL-E: the best of sixteen candidates, a class. Across systems: a prior with another's decoder, a
-    walk."""
+    minDALL-E: the best of sixteen candidates, a class. Across systems: the prior of one with the
+    decoder of another, a walk between two prompts."""
     from .host.runner import node_classes
     from .host.workflow import to_api
 
