@@ -15,8 +15,10 @@ CELL = 8
 
 
 def _both(samples1: dict, samples2: dict, node: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Raises:
-    WorkflowError: latents of different size, which the host resizes.
+    """The samples of two latents.
+
+    Raises:
+        WorkflowError: they are of different size; the host would resize the second.
     """
     first, second = samples1["samples"], samples2["samples"]
     if first.shape[1:] != second.shape[1:]:

@@ -170,6 +170,24 @@ def write_normalizer(normalizer: Any) -> None:
     (FOLDER / NORMAL / "model_index.json").write_text(json.dumps(index))
 
 
+def headless_latent_nodes_are_the_hosts() -> None:
+    from comfy_extras.nodes_latent import LatentBatch
+
+    from prior_art.host import core_latents
+
+    torch.manual_seed(0)
+    one, two = ({"samples": torch.randn(2, 4, 8, 10)} for _ in range(2))
+    patch = {"samples": torch.randn(2, 4, 5, 6)}
+    (wanted,) = nodes.LatentBlend().blend(one, two, 0.3)
+    close(core_latents.LatentBlend.execute(one, two, 0.3).args[0]["samples"], wanted["samples"], 0)
+    (wanted,) = LatentBatch.execute(one, two).args
+    close(core_latents.LatentBatch.execute(one, two).args[0]["samples"], wanted["samples"], 0)
+    for x, y, feather in ((0, 0, 0), (16, 24, 0), (16, 8, 16), (0, 24, 24), (48, 40, 8)):
+        (wanted,) = nodes.LatentComposite().composite(one, patch, x, y, feather=feather)
+        made = core_latents.LatentComposite.execute(one, patch, x, y, feather).args[0]
+        close(made["samples"], wanted["samples"], 1e-6)
+
+
 def foreign_models_and_statistics_are_refused() -> None:
     from types import SimpleNamespace
 
@@ -199,6 +217,7 @@ CHECKS = {
     check.__name__: check
     for check in (
         karlos_prior_drives_native_stable_unclip,
+        headless_latent_nodes_are_the_hosts,
         foreign_models_and_statistics_are_refused,
     )
 }

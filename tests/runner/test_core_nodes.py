@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from prior_art.host.core_latents import LatentBatch, LatentBlend, LatentComposite
 from prior_art.host.core_nodes import (
     ConditioningAverage,
     ImageBatch,
@@ -20,6 +21,7 @@ from prior_art.host.core_nodes import (
     UnCLIPConditioning,
 )
 from prior_art.host.embedded import session
+from prior_art.host.workflow import WorkflowError
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 
@@ -148,3 +150,16 @@ def test_a_picture_is_pasted_where_the_mask_says():
 )
 def test_any_value_is_shown_as_text(value, text):
     assert PreviewAny.execute(value).ui == {"text": [text]}
+
+
+def test_latents_of_different_size_are_not_mixed():
+    one, two = {"samples": torch.zeros(1, 4, 8, 8)}, {"samples": torch.zeros(1, 4, 8, 9)}
+    for node, more in ((LatentBlend, (0.5,)), (LatentBatch, ())):
+        with pytest.raises(WorkflowError, match="resizes none"):
+            node.execute(one, two, *more)
+
+
+def test_a_pasted_latent_fades_towards_inner_edges():
+    ground, patch = {"samples": torch.zeros(1, 1, 4, 8)}, {"samples": torch.ones(1, 1, 4, 4)}
+    made = LatentComposite.execute(ground, patch, 32, 0, 16).args[0]["samples"]
+    assert made[0, 0, 0].tolist() == [0, 0, 0, 0, 0.5, 1, 1, 1] and ground["samples"].max() == 0
