@@ -13,7 +13,7 @@ from ..edges import SPACES
 from .checkpoint import AGAIN, CheckpointError, write_whole
 
 FORMAT = "prior-art image embeddings 1"
-KEY = "image_embeds"
+KEY, LENGTHS = "image_embeds", "lengths"
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,12 @@ class Embedding:
     note: str
 
 
-def write_embedding(file: Path, embedding: Embedding) -> None:
+def write_embedding(file: Path, embedding: Embedding, normalise: bool = False) -> None:
     """Writes the file whole or not at all.
+
+    Args:
+        normalise: write rows of length 1, as search indexes keep them, and their lengths ``[B, 1]``
+            beside, by which reading makes them raw again.
 
     Raises:
         OSError: it cannot be written.
@@ -36,16 +40,21 @@ def write_embedding(file: Path, embedding: Embedding) -> None:
     from safetensors.torch import save
 
     tensor = embedding.image_embeds.detach().float().cpu().contiguous()
+    tensors = {KEY: tensor}
+    if normalise:
+        lengths = tensor.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+        tensor = tensor / lengths
+        tensors = {KEY: tensor, LENGTHS: lengths}
     metadata = {
         "format": FORMAT,
         "space": embedding.space,
-        "normalised": "false",
+        "normalised": str(normalise).lower(),
         "made_by": embedding.made_by,
         "note": embedding.note,
         "fingerprint": fingerprint(tensor),
     }
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(file, save({KEY: tensor}, metadata))
+    write_whole(file, save(tensors, metadata))
 
 
 def read_embedding(file: Path) -> Embedding:
@@ -59,7 +68,9 @@ def read_embedding(file: Path) -> Embedding:
     try:
         with safe_open(str(file), framework="pt") as opened:
             metadata = opened.metadata() or {}
-            tensor = opened.get_tensor(KEY) if KEY in opened.keys() else None  # noqa: SIM118
+            names = set(opened.keys())
+            tensor = opened.get_tensor(KEY) if KEY in names else None
+            lengths = opened.get_tensor(LENGTHS) if LENGTHS in names else None
     except Exception as error:
         first = (str(error).strip().splitlines() or [""])[0][:120]
         raise CheckpointError(
@@ -87,6 +98,13 @@ def read_embedding(file: Path) -> Embedding:
         raise CheckpointError(
             f"'{file.name}' is damaged: its numbers are not those that were saved. {AGAIN}"
         )
+    if metadata.get("normalised") == "true":
+        if lengths is None or lengths.shape != (len(tensor), 1):
+            raise CheckpointError(
+                f"'{file.name}' holds normalised embeddings without their lengths, and decoders"
+                " read them unnormalised. Save them again, or encode the picture again"
+            )
+        tensor = tensor * lengths
     return Embedding(tensor, space, metadata.get("made_by", ""), metadata.get("note", ""))
 
 

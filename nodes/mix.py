@@ -233,13 +233,22 @@ class SaveEmbeddings(io.ComfyNode):
                 io.String.Input(
                     "note", default="", multiline=True, tooltip="Kept in the file: the prompt, say."
                 ),
+                io.Boolean.Input(
+                    "normalise",
+                    default=False,
+                    optional=True,
+                    tooltip="Write rows of length 1, as search indexes keep them, their lengths"
+                    " beside. Loading makes them what they were.",
+                ),
             ],
             outputs=[_output("The same embeddings.")],
             is_output_node=True,
         )
 
     @classmethod
-    def execute(cls, image_embeds: Any, name: str, note: str) -> io.NodeOutput:
+    def execute(
+        cls, image_embeds: Any, name: str, note: str, normalise: bool = False
+    ) -> io.NodeOutput:
         if NAME.fullmatch(name) is None or name.strip(". ") != name:
             raise EdgeError(
                 f"'name' is '{name}'; use letters, digits, spaces, dots, brackets and dashes, up to"
@@ -249,7 +258,7 @@ class SaveEmbeddings(io.ComfyNode):
         embeds = image_embeds_of(image_embeds, space, "image_embeds")
         made_by = getattr(image_embeds, "made_by", None) or "native CLIP Vision Encode"
         file = host.embedding_folders()[0] / f"{name}.safetensors"
-        write_embedding(file, Embedding(embeds, space.name, made_by, note))
+        write_embedding(file, Embedding(embeds, space.name, made_by, note), normalise)
         return io.NodeOutput(image_embeds)
 
 

@@ -128,6 +128,16 @@ def test_a_saved_embedding_comes_back_exactly(tmp_path):
     assert LoadEmbeddings.fingerprint_inputs(file.name) != before
 
 
+def test_normalised_rows_come_back_raw(tmp_path):
+    from safetensors.torch import load_file
+
+    a = 7 * rows(3)
+    SaveEmbeddings.execute(embeds(a), "unit", "", True)
+    kept = load_file(tmp_path / "output" / "image_embeds" / "unit.safetensors")
+    near(kept["image_embeds"].norm(dim=-1), torch.ones(3))
+    near(LoadEmbeddings.execute("unit.safetensors").args[0].image_embeds, a)
+
+
 def test_what_a_friend_sent_lies_in_the_input_folder(tmp_path):
     SaveEmbeddings.execute(embeds(rows()), "sent", "")
     (tmp_path / "input").mkdir()
@@ -147,6 +157,7 @@ def test_what_a_friend_sent_lies_in_the_input_folder(tmp_path):
         ),
         (lambda file: altered(file, space="openai-vit-l-14"), "768 dimensions, but holds 64"),
         (lambda file: altered(file, fingerprint="0"), "damaged"),
+        (lambda file: altered(file, normalised="true"), "without their lengths"),
     ],
 )
 def test_a_file_that_is_none_is_refused_in_words(tmp_path, write, said):
