@@ -374,7 +374,7 @@ def _demo(options: argparse.Namespace) -> int:
 
 def contact_sheet(pictures: Sequence[tuple[str, Path]], path: Path, columns: int = 5) -> Path:
     """Write (caption, picture) pairs as one PNG."""
-    from PIL import Image, ImageDraw
+    from PIL import Image, ImageDraw, ImageOps
 
     cell, text, gap = 128, 30, 8
     rows = -(-len(pictures) // columns)
@@ -386,9 +386,7 @@ def contact_sheet(pictures: Sequence[tuple[str, Path]], path: Path, columns: int
         x = gap + i % columns * (cell + gap)
         y = gap + i // columns * (cell + text + gap)
         with Image.open(picture) as opened:
-            sheet.paste(
-                opened.convert("RGB").resize((cell, cell), Image.Resampling.LANCZOS), (x, y)
-            )
+            sheet.paste(ImageOps.pad(opened.convert("RGB"), (cell, cell), color="white"), (x, y))
         half = caption.rfind(" on ") if " on " in caption else len(caption)
         draw.text((x, y + cell + 2), f"{caption[:half]}\n{caption[half:].strip()}", fill="black")
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -32,7 +32,7 @@ MODES = {
     "inpaint": Plan("latent_inpaint", steps=3000, batch=48, rate=1e-3, ema=0.995, warmup=50),
     "depth": Plan("latent_depth", steps=2000, batch=32, rate=1e-3, ema=0.995, warmup=50),
 }
-OLD = Plan("latent_2_1", steps=2600, batch=48, rate=1.2e-3, ema=0.995, warmup=50)
+OLD = Plan("latent_2_1", steps=12000, batch=48, rate=1.2e-3, ema=0.995, warmup=50)
 _GUIDANCE = 4.0
 _SILENT = 0.2  # of the pictures that 2.1 is shown without their prompt
 _DROP = 0.1
