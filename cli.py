@@ -128,7 +128,9 @@ def _run(options: argparse.Namespace) -> int:
         workflow = to_api(workflow, nodes)
         for setting in options.set:
             assign(workflow, setting)
-    run = _runner(nodes, options.out, options.input).run(workflow)
+    runner = _runner(nodes, options.out, options.input)
+    runner.keep = False  # there is no second run
+    run = runner.run(workflow)
     for picture in run.pictures:
         print(picture)
     return 0

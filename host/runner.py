@@ -57,8 +57,9 @@ class Runner:
     Attributes:
         nodes: node classes by id.
         output_folder, input_folder: for SaveImage and LoadImage.
-        keep: keep every node's outputs for the next run. Switched off, what a node made is freed
-            once the last node that needs it has run, and each run starts anew.
+        keep: keep every node's outputs for the next run. Switched off, each output is freed once
+            the last node that needs it has run, a loader's text encoder before its U-Net, and each
+            run starts anew.
         on_node: called with (id, title) before a node runs.
         on_progress: called with (id, step, steps, preview or None) while it runs.
     """
@@ -98,7 +99,7 @@ class Runner:
 
     def _run(self, prompt: dict[str, dict], needed: list[str]) -> Run:
         run, numbers = Run(), {}
-        waiting = Counter(source for key in needed for source in _sources(prompt[key]))
+        waiting = Counter(wire for key in needed for wire in _wires(prompt[key]))
         for key in needed:
             if session.stop.is_set():
                 raise Interrupted(f"stopped before node {key}")
@@ -121,9 +122,13 @@ class Runner:
                 run.texts[key] = shown["text"]
             if not self.keep:
                 del self._cache[number]
-                waiting.subtract(_sources(node))
-                for source in set(_sources(node)):
-                    if not waiting[source]:
+                waiting.subtract(_wires(node))
+                for source in {source for source, _ in _wires(node)}:
+                    run.values[source] = tuple(
+                        value if waiting[source, slot] else None
+                        for slot, value in enumerate(run.values[source])
+                    )
+                    if not any(waiting[source, s] for s in range(len(run.values[source]))):
                         del run.values[source]
         kept = set(numbers.values())
         self._cache = {name: value for name, value in self._cache.items() if name in kept}
@@ -214,9 +219,9 @@ def _gathered(outputs: list[Any], schema: Any, several: bool) -> tuple[tuple, di
     return tuple(values), shown or None
 
 
-def _sources(node: Mapping[str, Any]) -> list[str]:
-    """The ids of the nodes wired into a node, one for each wire."""
-    return [value[0] for value in node["inputs"].values() if is_link(value)]
+def _wires(node: Mapping[str, Any]) -> list[tuple[str, int]]:
+    """The wires into a node: another node's id and which of its outputs."""
+    return [tuple(value) for value in node["inputs"].values() if is_link(value)]
 
 
 def node_classes() -> dict[str, Any]:

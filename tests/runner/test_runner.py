@@ -295,6 +295,40 @@ def test_without_a_cache_values_are_freed_once_nobody_waits(runner):
     assert not runner.run(prompt).cached and len(watched) == 2
 
 
+def test_without_a_cache_each_output_is_freed_by_itself(runner):
+    """A loader's text encoder, read by then, is not in memory while its U-Net samples."""
+    runner.keep, seen = False, []
+    both = [torch.ones(1, 1, 1, 3), torch.ones(1, 1, 1, 3)]
+    watched = [weakref.ref(value) for value in both]
+    load = make(
+        "Load",
+        lambda cls: io.NodeOutput(both.pop(0), both.pop(0)),
+        outputs=[io.Image.Output(), io.Image.Output()],
+    )
+    look = make(
+        "Look",
+        lambda cls, image, mix=None: (
+            seen.append([ref() is not None for ref in watched]),
+            io.NodeOutput(image + 0),
+        )[1],
+        [io.Image.Input("image"), io.Image.Input("mix", optional=True)],
+    )
+    runner.nodes = {**NODES, "Load": load, "Look": look}
+    runner.run(
+        {
+            "1": {"class_type": "Load", "inputs": {}},
+            "2": {"class_type": "Look", "inputs": {"image": ["1", 0]}},
+            "3": {"class_type": "Look", "inputs": {"image": ["2", 0], "mix": ["1", 1]}},
+            "4": {"class_type": "Look", "inputs": {"image": ["3", 0]}},
+            "99": {
+                "class_type": "SaveImage",
+                "inputs": {"images": ["4", 0], "filename_prefix": "pic"},
+            },
+        }
+    )
+    assert seen == [[True, True], [False, True], [False, False]]
+
+
 def test_an_interrupt_stops_between_nodes(runner):
     runner.on_node = lambda key, title: key == "2" and interrupt()
     with pytest.raises(Interrupted, match="before node 3"):
