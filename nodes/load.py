@@ -550,7 +550,9 @@ def _text_pair(clip_l: str, clip_g: str, dtype: str) -> Any:
             f"'clip_l' ('{names[0]}') and 'clip_g' ('{names[1]}') are a folder and a file; choose"
             " both of one kind"
         )
-    first, second = (_load(koala.load_text_encoders, "koala_text", n, dtype) for n in names)
+    first = second = _load(koala.load_text_encoders, "koala_text", clip_l, dtype)
+    if clip_g != clip_l:
+        second = _load(koala.load_text_encoders, "koala_text", clip_g, dtype)
     return host.wrap_text_pair(
         replace(first, second=second.second, second_tokenizer=second.second_tokenizer)
     )
