@@ -215,13 +215,12 @@ SIZES = ("height", "width", "crop_h", "crop_w", "target_height", "target_width")
 """Where the host keeps SDXL's sizes beside a prompt, in the network's order."""
 
 
-def sizes_beside(extra: Mapping[str, Any], width: int = 768, height: int = 768) -> list[float]:
+def sizes_beside(extra: Mapping[str, Any]) -> list[float]:
     """SDXL's six sizes from what is beside a prompt, in the network's order.
 
-    Where it names none, they are ``width`` and ``height``, as a rule the host's; no crop, and the
-    target is the original.
+    Where it names none, they are the host's 768; no crop, and the target is the original.
     """
-    width, height = extra.get("width", width), extra.get("height", height)
+    width, height = extra.get("width", 768), extra.get("height", 768)
     default = dict(zip(SIZES, (height, width, 0, 0, height, width), strict=True))
     return [float(extra.get(key, default[key])) for key in SIZES]
 

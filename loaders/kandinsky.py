@@ -17,6 +17,7 @@ from torch import nn
 from ..edges import SPACES, EdgeError, EmbeddingSpace
 from ..networks.mclip import MultilingualCLIP
 from ..networks.movq import at_latent_size, colours_of
+from ..samplers.clip import encode_zero_image
 from ..samplers.schedule import LatentSchedule, p_sampler
 from . import clip, kandinsky_original
 from .checkpoint import (
@@ -243,10 +244,7 @@ def zero_image(source: Source) -> torch.Tensor | None:
         return tensors["zero_image_embeds"].float()
     if not (source.path / "image_encoder").is_dir():
         return None
-    encoder = load_image_encoder(source, torch.float32).network
-    side = encoder.config.image_size
-    with torch.no_grad():
-        embeds = encoder(torch.zeros(1, 3, side, side)).image_embeds
+    embeds = encode_zero_image(load_image_encoder(source, torch.float32).network, "cpu")
     # A folder that cannot be written only means that this is done again.
     with contextlib.suppress(OSError):
         write_zero_image(source.path, embeds)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from ..host import host, io
-from ..samplers.clip import encode_image
+from ..samplers.clip import encode_image, encode_zero_image
 from .pictures import check_image
 
 
@@ -76,9 +74,7 @@ class ZeroImage(io.ComfyNode):
     def execute(cls, clip_vision: Any) -> io.NodeOutput:
         managed, _, space = host.open_image_encoder(clip_vision)
         network, device, dtype = host.use(managed)
-        side = network.config.image_size
-        # Zeros after preparation, as published: a grey picture, not a black one.
-        embeds = host.offload(encode_image(network, torch.zeros(1, 3, side, side), device, dtype))
+        embeds = host.offload(encode_zero_image(network, device, dtype))
         return io.NodeOutput(
             host.clip_vision_output(
                 embeds, embedding_space=space.name, made_by="Zero Image Embedding"

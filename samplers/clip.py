@@ -44,3 +44,12 @@ def encode_image(
     ``network`` is transformers' ``CLIPVisionModelWithProjection``.
     """
     return network(pixel_values=pixels.to(device, dtype)).image_embeds.float()
+
+
+def encode_zero_image(
+    network: nn.Module, device: torch.device | str, dtype: torch.dtype = torch.float32
+) -> torch.Tensor:
+    """``[1, D]``, fp32: a picture of zeros after preparation, so a grey one, which Kandinsky's
+    guidance subtracts (diffusers' ``KandinskyV22PriorPipeline.get_zero_embed``)."""
+    side = network.config.image_size
+    return encode_image(network, torch.zeros(1, 3, side, side), device, dtype)

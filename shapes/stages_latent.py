@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..networks.movq import encode
+from ..samplers.clip import encode_zero_image
 from . import recipe
 from .grammar import training_scenes
 from .loop import Draw, Plan, draw_for, some_of, train
@@ -99,8 +100,7 @@ def latent_pool(
         silhouettes = torch.from_numpy((masks * 255).round().astype("uint8"))
         embeds = image_encoder(shown).image_embeds
         parts.append((encode(movq, shown), embeds, torch.from_numpy(rows), silhouettes))
-    side = recipe.FINAL_SIDE
-    nothing = image_encoder(torch.zeros(1, 3, side, side, device=device)).image_embeds
+    nothing = encode_zero_image(image_encoder, device)
     latents, embeds, rows, masks = (torch.cat(kind) for kind in zip(*parts, strict=True))
     return Latents(latents, embeds, rows, masks, said, nothing)
 

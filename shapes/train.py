@@ -190,6 +190,7 @@ def _train_old_kandinsky(
     from ..edges import SPACES
     from ..loaders import kandinsky
     from ..loaders.sources import Source
+    from ..samplers.clip import encode_zero_image
     from .stages_decoder import TextTable
     from .stages_latent import Latents, latent_pool, train_old_decoder
     from .stages_mclip import prompts_by, train_mclip
@@ -228,9 +229,7 @@ def _train_old_kandinsky(
         begin = layout.read_network(karlo, "prior")
         trained = train_prior(*towers, tokenizer, state, device, **limits, begin=begin)["prior"]
         layout.write_network(out, "2-1-prior/prior", trained)
-        side = recipe.FINAL_SIDE
-        nothing = towers[1](torch.zeros(1, 3, side, side, device=device)).image_embeds
-        kandinsky.write_zero_image(out / "2-1-prior", nothing.cpu())
+        kandinsky.write_zero_image(out / "2-1-prior", encode_zero_image(towers[1], device).cpu())
     else:
         tower = kandinsky.load_mclip(source).network.to(device)
         own = read_multilingual_tokenizer(out / "2-1/tokenizer")

@@ -62,6 +62,19 @@ def open_template(page: Any, name: str) -> None:
     page.wait_for_timeout(1000)
 
 
+def queued(page: Any, comfy: Any) -> dict[str, Any]:
+    """What the host keeps of a run of the open graph, started with the editor's own button."""
+    before = set(comfy.get("/history"))
+    page.get_by_test_id("queue-button").locator("button").first.click()
+    deadline = time.monotonic() + 240
+    while not (new := set(comfy.get("/history")) - before):
+        assert time.monotonic() < deadline, "no picture after 240 s"
+        time.sleep(0.5)
+    (run,) = (comfy.get("/history")[key] for key in new)
+    assert run["status"]["status_str"] == "success", run["status"]
+    return run
+
+
 @pytest.fixture(scope="module", autouse=True)
 def picture_to_load(comfy: Any) -> None:
     """What the templates load: a red circle on blue, as the family draws it; its lower half masked
@@ -109,14 +122,7 @@ def test_template_opens_without_missing_nodes_or_red_links(page: Any, name: str)
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_run_makes_the_picture(page: Any, comfy: Any, name: str) -> None:
     open_template(page, name)
-    before = set(comfy.get("/history"))
-    page.get_by_test_id("queue-button").locator("button").first.click()
-    deadline = time.monotonic() + 240
-    while not (new := set(comfy.get("/history")) - before):
-        assert time.monotonic() < deadline, "no picture after 240 s"
-        time.sleep(0.5)
-    (run,) = (comfy.get("/history")[key] for key in new)
-    assert run["status"]["status_str"] == "success", run["status"]
+    run = queued(page, comfy)
     graph = json.loads((PACK / "example_workflows" / f"{name}.json").read_text())
     (save,) = (str(node["id"]) for node in graph["nodes"] if node["type"] == "SaveImage")
     assert len(run["outputs"][save]["images"]) == PICTURES.get(name, 1)
@@ -155,14 +161,7 @@ def test_a_blueprint_is_a_node_that_makes_its_picture(page: Any, comfy: Any, nam
         [entry["name"], value]
         for entry, value in zip(node["inputs"], node["widgets_values"], strict=True)
     ]
-    before = set(comfy.get("/history"))
-    page.get_by_test_id("queue-button").locator("button").first.click()
-    deadline = time.monotonic() + 240
-    while not (new := set(comfy.get("/history")) - before):
-        assert time.monotonic() < deadline, "no picture after 240 s"
-        time.sleep(0.5)
-    (run,) = (comfy.get("/history")[key] for key in new)
-    assert run["status"]["status_str"] == "success", run["status"]
+    run = queued(page, comfy)
     (shown,) = (entry["images"] for entry in run["outputs"].values() if "images" in entry)
     first = comfy.base / "output" / shown[0]["filename"]
     assert check(np.asarray(Image.open(first).convert("RGB"))).all_right(parse(widgets[0][1]))
