@@ -116,12 +116,14 @@ class Transformer:
         tokenizer: of prompts; ``None`` for a class-conditional or unconditional transformer.
         config: its ``ARConfig``.
         name: where it came from, for messages.
+        compiled: whether its blocks run by torch.compile.
     """
 
     managed: Any
     tokenizer: Any
     config: Any
     name: str
+    compiled: bool = False
 
 
 def text_to_conditioning(text: TextEncoding) -> list:

@@ -3,13 +3,15 @@
 Parameters carry the names of kakaobrain's checkpoints. What all candidates of a prompt have in
 common, the prompt itself and any image tokens that they all keep, is computed once
 (:func:`prefill`) and its keys and values are stored once; a :class:`Cache` holds what each
-candidate adds to it, in room that is allocated once (:func:`extend`).
+candidate adds to it, in room that is allocated once (:meth:`Cache.extend`). :meth:`Cache.step` is
+the same for one token in a form that can be recorded as a CUDA graph or compiled.
 
 Source: minDALL-E (Kim et al. 2021), after Ramesh et al. 2021 and minGPT.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -27,6 +29,7 @@ _FEW_ROWS = 4
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 Linear = Callable[[nn.Linear, Tensor], Tensor]
+RunBlock = Callable[..., Tensor]  # as run_block
 
 
 @dataclass(frozen=True)
@@ -163,6 +166,11 @@ class ARTransformer(nn.Module):
         x = self.tok_emb_img(tokens)
         return x + self.pos_emb_img.weight[start : start + tokens.shape[1]].to(x)
 
+    def embed_image_at(self, tokens: Tensor, place: Tensor) -> Tensor:
+        """:meth:`embed_image` of one token a row; its place ``[1]`` is on the device."""
+        x = self.tok_emb_img(tokens)
+        return x + self.pos_emb_img.weight.index_select(0, place).to(x)
+
     def logits(self, hidden: Tensor) -> Tensor:
         """``[..., image_vocab]`` of what the token after each ``hidden`` ``[..., W]`` may be."""
         return (self.head if self.config.text_vocab is None else self.head_img)(hidden)
@@ -225,9 +233,12 @@ class Cache:
         # one call.
         self._shared = prefix if rows > 1 else None
         self._used = 0 if self._shared else prefix.keys[0].shape[2]
-        size = (rows, network.config.heads, self._used + room, prefix.keys[0].shape[3])
-        self._keys = [key.new_empty(size) for key in prefix.keys]
-        self._values = [value.new_empty(size) for value in prefix.values]
+        self._ahead = self._used - prefix.images  # of an image token's place: its slot in the room
+        # What a step looks at may reach beyond what is filled: it must be numbers, in whole eights.
+        slots = -(-(self._used + room) // 8) * 8
+        size = (rows, network.config.heads, slots, prefix.keys[0].shape[3])
+        self._keys = [key.new_zeros(size) for key in prefix.keys]
+        self._values = [value.new_zeros(size) for value in prefix.values]
         if self._shared is None:
             for own, given in zip(
                 [*self._keys, *self._values], [*prefix.keys, *prefix.values], strict=True
@@ -247,7 +258,7 @@ class Cache:
             ``[B, T, W]``: hidden states, each predicting the token after it.
         """
         count = tokens.shape[1]
-        x = network.embed_image(tokens, self.images).to(self._keys[0].dtype)
+        x = network.embed_image(tokens, self.images).to(self.dtype)
         linear = self._single if count == 1 else _call
         mask = self._mask(count, x.device) if count > 1 else None
         for index, block in enumerate(network.blocks):
@@ -255,6 +266,53 @@ class Cache:
         self._used += count
         self.images += count
         return network.ln_f(x)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What keys and values are kept in, and the network computes in."""
+        return self._keys[0].dtype
+
+    def reach(self, bucket: int | None) -> int:
+        """How much of the room the next :meth:`step` must look at, up to a multiple of ``bucket``.
+
+        None looks at all of it.
+        """
+        slots = self._keys[0].shape[2]
+        return slots if bucket is None else min(slots, -(-(self._used + 1) // bucket) * bucket)
+
+    def step(
+        self, network: ARTransformer, token: Tensor, place: Tensor, reach: int, run: RunBlock
+    ) -> Tensor:
+        """What :meth:`extend` does for one token, told where it is by a tensor.
+
+        So the very same operations on the very same memory serve every token within ``reach``.
+        :meth:`advance` belongs to it.
+
+        Args:
+            token: ``[B, 1]``.
+            place: ``[1]``, int64, on the device: the token's place among the image tokens.
+            reach: from :meth:`reach`.
+            run: :func:`run_block`, or that compiled.
+
+        Returns:
+            ``[B, 1, W]``.
+        """
+        x = network.embed_image_at(token, place).to(self.dtype)
+        slot = place + self._ahead
+        ahead = torch.arange(reach, device=slot.device) > slot
+        mask = torch.zeros(reach, dtype=x.dtype, device=slot.device).masked_fill(ahead, -math.inf)
+        for index, block in enumerate(network.blocks):
+            own = self._keys[index][:, :, :reach], self._values[index][:, :, :reach]
+            shared = None
+            if self._shared is not None:
+                shared = self._shared.keys[index][0], self._shared.values[index][0]
+            x = run(block, x, own, shared, slot, mask)
+        return network.ln_f(x)
+
+    def advance(self) -> None:
+        """A token went through :meth:`step`."""
+        self._used += 1
+        self.images += 1
 
     def _mask(self, count: int, device: torch.device) -> Tensor:
         """Who of ``count`` new tokens attends to what: all before them, and each other causally."""
@@ -278,12 +336,43 @@ class Cache:
         return F.scaled_dot_product_attention(q, keys, values, attn_mask=mask)
 
 
+def run_block(
+    block: Block,
+    x: Tensor,
+    own: tuple[Tensor, Tensor],
+    shared: tuple[Tensor, Tensor] | None,
+    slot: Tensor,
+    mask: Tensor,
+) -> Tensor:
+    """One block for one token of each row: ``[B, 1, W]`` → ``[B, 1, W]``.
+
+    Args:
+        own: the rows' keys and values ``[B, heads, n, head_dim]``; the token's are put into them.
+        shared: those that all rows share, ``[heads, P, head_dim]``.
+        slot: ``[1]``, where the token's own go.
+        mask: ``[n]``, added to the scores of ``own``.
+    """
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        keys, values = own[0].index_copy_(2, slot, k), own[1].index_copy_(2, slot, v)
+        if shared is None:
+            return F.scaled_dot_product_attention(q, keys, values, attn_mask=mask[None])
+        return _attend_shared(q, *shared, keys, values, mask)
+
+    return block(x, attend, _call)
+
+
 def _attend_causally(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v, is_causal=True)
 
 
 def _attend_shared(
-    q: Tensor, shared_keys: Tensor, shared_values: Tensor, keys: Tensor, values: Tensor
+    q: Tensor,
+    shared_keys: Tensor,
+    shared_values: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    mask: Tensor | None = None,
 ) -> Tensor:
     """One query of each row over keys that all rows share and keys of its own.
 
@@ -292,11 +381,14 @@ def _attend_shared(
     Args:
         q: ``[B, heads, 1, head_dim]``; shared: ``[heads, P, head_dim]``; own:
             ``[B, heads, n, head_dim]``.
+        mask: ``[n]``, added to the own keys' scores.
     """
     q = q * q.shape[-1] ** -0.5
     by_head = q[:, :, 0].transpose(0, 1)  # [heads, B, head_dim]
     shared = (by_head @ shared_keys.transpose(1, 2)).transpose(0, 1)  # [B, heads, P]
     own = (q @ keys.transpose(2, 3))[:, :, 0]
+    if mask is not None:
+        own = own + mask
     weights = torch.cat([shared, own], dim=-1).softmax(dim=-1)
     count = shared_keys.shape[1]
     out = (weights[..., :count].transpose(0, 1) @ shared_values).transpose(0, 1)[:, :, None]

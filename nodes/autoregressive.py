@@ -375,6 +375,7 @@ class Pair:
         coder, place: the VQGAN and its device.
         vqgan: what its loader knows about it.
         chunk: how many candidates fit into memory at once.
+        compiled: whether the transformer's blocks run by torch.compile.
     """
 
     network: ARTransformer
@@ -384,6 +385,7 @@ class Pair:
     place: torch.device
     vqgan: VQGAN
     chunk: int
+    compiled: bool
 
     def codes(self, tokens: torch.Tensor) -> torch.Tensor:
         """Tokens ``[B, T]`` as codes ``[B, h, w]`` where the VQGAN is."""
@@ -428,7 +430,7 @@ def _load(model: Transformer, vae: Any, count: int) -> Pair:
     )
     fitting = int(0.9 * host.free_memory()) // bytes_per_candidate(config, dtype)
     chunk = max(1, min(count, fitting))
-    return Pair(network, device, dtype, coder, place, vqgan, chunk)
+    return Pair(network, device, dtype, coder, place, vqgan, chunk, model.compiled)
 
 
 def _drawing(pair: Pair, seed: int, candidates: int) -> dict[str, Any]:
@@ -438,6 +440,7 @@ def _drawing(pair: Pair, seed: int, candidates: int) -> dict[str, Any]:
         "device": pair.device,
         "dtype": pair.dtype,
         "chunk": pair.chunk,
+        "compiled": pair.compiled,
         "callback": Watch(pair, candidates),
     }
 

@@ -359,7 +359,18 @@ class LoadARTransformer(io.ComfyNode):
             description="Loads minDALL-E's transformer, which writes a picture's codes one after"
             " another. Text-conditional, class-conditional and unconditional models are told apart"
             " by their weights.",
-            inputs=_inputs("ar_transformer"),
+            inputs=[
+                *_inputs("ar_transformer"),
+                io.Boolean.Input(
+                    "compile",
+                    default=False,
+                    optional=True,
+                    tooltip="Run the transformer by torch.compile. Needs a C++ compiler (and Triton"
+                    " on a GPU) and takes a minute before the first picture; sums may round"
+                    " differently. CUDA graphs, which need no compiler, are used on NVIDIA either"
+                    " way.",
+                ),
+            ],
             outputs=[
                 io.Custom("AR_TRANSFORMER").Output(
                     display_name="ar_transformer",
@@ -369,16 +380,18 @@ class LoadARTransformer(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, source: str, dtype: str) -> tuple:
+    def fingerprint_inputs(cls, source: str, dtype: str, compile: bool = False) -> tuple:
         return _fingerprint("ar_transformer", source)
 
     @classmethod
-    def execute(cls, source: str, dtype: str) -> io.NodeOutput:
+    def execute(cls, source: str, dtype: str, compile: bool = False) -> io.NodeOutput:
         loaded = _load(
             mindalle.load_transformer, "ar_transformer", source, dtype, progress=_unpacking()
         )
         managed = host.manage(loaded.network)
-        return io.NodeOutput(Transformer(managed, loaded.tokenizer, loaded.config, loaded.name))
+        return io.NodeOutput(
+            Transformer(managed, loaded.tokenizer, loaded.config, loaded.name, compile)
+        )
 
 
 class LoadReranker(io.ComfyNode):

@@ -16,11 +16,13 @@ from torch import Tensor
 
 from ..edges import EdgeError
 from ..networks.mindalle import ARConfig, ARTransformer, Cache, Prefix, prefill
+from ..networks.steps import Steps
 from .chunks import in_chunks
 from .guidance import refuse_nan
+from .noise import ExponentialNoise
 
 Callback = Callable[[int, int, Tensor], None]
-Choose = Callable[[Tensor, list[torch.Generator]], Tensor]
+Choose = Callable[[Tensor, Callable[[], Tensor]], Tensor]
 
 _STAGE = "autoregressive transformer"
 # Positions whose logits are held at a time where all are known: 16 MB of them as published.
@@ -41,6 +43,7 @@ def sample_tokens(
     dtype: torch.dtype,
     callback: Callback | None = None,
     chunk: int | None = None,
+    compiled: bool = False,
 ) -> Tensor:
     """Sample the image tokens of candidates for one context.
 
@@ -60,6 +63,7 @@ def sample_tokens(
             ``device``) after each token of a chunk of b candidates; counts anew for each chunk;
             may raise.
         chunk: candidates at once, all of them by default. Halved where memory runs out.
+        compiled: run the blocks by torch.compile, which needs a compiler and a minute at first.
 
     Returns:
         ``[B, image_tokens]`` on the CPU.
@@ -93,7 +97,7 @@ def sample_tokens(
     def work(rows: slice) -> Tensor:
         part = given.expand(count, -1)[rows]
         tokens, _ = _sample_rows(
-            network, prefix, part, known, generators[rows], choose, dtype, callback
+            network, prefix, part, known, generators[rows], choose, dtype, callback, compiled
         )
         return tokens
 
@@ -115,6 +119,7 @@ def complete_by_likelihood(
     dtype: torch.dtype,
     callback: Callback | None = None,
     chunk: int | None = None,
+    compiled: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Candidates for any set of unknown tokens, weighted by how well they explain the known ones.
 
@@ -160,7 +165,9 @@ def complete_by_likelihood(
 
     def work(rows: slice) -> tuple[Tensor, Tensor]:
         part = given.expand(count, -1)[rows]
-        return _sample_rows(network, prefix, part, mask, generators[rows], choose, dtype, callback)
+        return _sample_rows(
+            network, prefix, part, mask, generators[rows], choose, dtype, callback, compiled
+        )
 
     found, weights = zip(*in_chunks(work, count, chunk, generators), strict=True)
     return torch.cat(found).cpu(), torch.cat(weights).cpu()
@@ -228,6 +235,7 @@ def _sample_rows(
     choose: Choose,
     dtype: torch.dtype,
     callback: Callback | None,
+    compiled: bool,
 ) -> tuple[Tensor, Tensor]:
     """Some candidates at once: tokens ``[b, T]`` and log weights ``[b]`` of known tokens.
 
@@ -237,6 +245,8 @@ def _sample_rows(
     rows, total = given.shape
     tokens = given.clone()
     cache = Cache(network, prefix, rows, total - prefix.images)
+    step = Steps(network, cache, rows, given.device, compiled=compiled)
+    noise = ExponentialNoise(generators, network.config.image_vocab, given.device)
     hidden = prefix.hidden.expand(rows, -1)
     start = known.index(False)
     if start > prefix.images:
@@ -254,11 +264,14 @@ def _sample_rows(
         else:
             logits = network.logits(hidden).float()
             largest = torch.maximum(largest, logits.abs().amax())  # NaN stays NaN
-            tokens[:, start] = choose(logits, generators)
+            tokens[:, start] = choose(logits, noise)
         run = tokens[:, start:stop]
         # Nothing reads what the very last token predicts.
         fed = run if stop < total else run[:, :-1]
-        states = cache.extend(network, fed) if fed.shape[1] else hidden[:, None]
+        if fed.shape[1] == 1:
+            states = step(fed)
+        else:
+            states = cache.extend(network, fed) if fed.shape[1] else hidden[:, None]
         if known[start]:
             before = torch.cat([hidden[:, None], states], dim=1)[:, : stop - start]
             weights += _log_prob(network, before, run)
@@ -287,13 +300,13 @@ def _chooser(top_k: int, top_p: float, temperature: float) -> Choose:
 
 def _choose(
     logits: Tensor,
-    generators: list[torch.Generator],
+    noise: Callable[[], Tensor],
     *,
     top_k: int,
     top_p: float,
     temperature: float,
 ) -> Tensor:
-    """A token ``[B]`` for each row of fp32 ``logits`` ``[B, V]``."""
+    """A token ``[B]`` for each row of fp32 ``logits`` ``[B, V]``; ``noise`` is Exponential(1)."""
     if temperature == 0:
         return logits.argmax(dim=-1)
     logits = logits / temperature
@@ -307,15 +320,7 @@ def _choose(
         out = torch.cat([torch.zeros_like(before[:, :1], dtype=torch.bool), before >= top_p], 1)
         p = p.masked_fill(out.scatter(-1, order, out), 0.0)
         p = p / p.sum(dim=-1, keepdim=True)
-    return (p / _exponential(p.shape[-1], generators, p.device)).argmax(dim=-1)
-
-
-def _exponential(size: int, generators: list[torch.Generator], device: torch.device) -> Tensor:
-    """Exponential(1) noise ``[len(generators), size]``, fp32, row i from generator i."""
-    noise = torch.stack([torch.empty(size).exponential_(generator=g) for g in generators])
-    if device.type == "cuda":  # through pinned memory, so that no token waits for the one before
-        return noise.pin_memory().to(device, non_blocking=True)
-    return noise.to(device)
+    return (p / noise()).argmax(dim=-1)
 
 
 def _log_prob(network: ARTransformer, hidden: Tensor, tokens: Tensor) -> Tensor:

@@ -17,9 +17,10 @@ from prior_art.samplers.autoregressive import (
     log_likelihood,
     sample_tokens,
 )
-from prior_art.samplers.noise import generators
+from prior_art.samplers.noise import ExponentialNoise, generators
 
 from ..networks.test_mindalle import KINDS, context_of, make, plain, tokens_of
+from ..networks.test_steps import record_on_cpu
 
 PLACE = {"device": torch.device("cpu"), "dtype": torch.float32}
 LENGTH = KINDS["text"].image_tokens
@@ -94,6 +95,25 @@ def test_tokens_equal_the_published_loop(kind: str, count: int) -> None:
     assert count == 1 or len(found.unique(dim=0)) == count
 
 
+@pytest.mark.parametrize("count", [1, 3, 9])
+def test_recorded_steps_draw_the_same_tokens(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    """As on NVIDIA; with kept tokens, and with known ones between those that are drawn."""
+    network = make(KINDS["text"])
+    expected = torch.cat([reference(network, 7 + i) for i in range(count)])
+    given, known = tokens_of(network.config, 1)[0], torch.zeros(LENGTH, dtype=torch.bool)
+    known[[0, 1, 6, 9, 10, 11, 20]] = True
+    options = {"generators": generators(7, count), "top_k": 20, **PLACE}
+    context = context_of(network.config)
+    completed, weights = complete_by_likelihood(network, context, given, known, **options)
+    recorders = record_on_cpu(monkeypatch)
+    assert torch.equal(sample(network, 7, count), expected)
+    assert recorders[0].replays == LENGTH - 2  # but the first, recorded, and the last, never fed
+    options["generators"] = generators(7, count)
+    again = complete_by_likelihood(network, context, given, known, **options)
+    assert torch.equal(again[0], completed)
+    torch.testing.assert_close(again[1], weights, atol=1e-4, rtol=0)
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -135,7 +155,11 @@ def test_the_token_that_crosses_p_is_kept(top_p: float) -> None:
     p = torch.tensor([[0.1, 0.5, 0.25, 0.15]])
     streams = generators(0, 200)
     drawn = autoregressive._choose(
-        p.log().expand(200, -1), streams, top_k=0, top_p=top_p, temperature=1.0
+        p.log().expand(200, -1),
+        ExponentialNoise(streams, 4, PLACE["device"]),
+        top_k=0,
+        top_p=top_p,
+        temperature=1.0,
     )
     expected = {0.5: {1}, 0.50001: {1, 2}, 0.8: {1, 2, 3}}[top_p]
     assert set(drawn.tolist()) == expected
@@ -143,7 +167,8 @@ def test_the_token_that_crosses_p_is_kept(top_p: float) -> None:
 
 def test_draws_equal_multinomial_on_the_same_stream() -> None:
     p = torch.rand(64, 16384, generator=torch.Generator().manual_seed(1)).softmax(-1)
-    ours = autoregressive._choose(p.log(), generators(3, 64), top_k=0, top_p=1.0, temperature=1.0)
+    noise = ExponentialNoise(generators(3, 64), 16384, PLACE["device"])
+    ours = autoregressive._choose(p.log(), noise, top_k=0, top_p=1.0, temperature=1.0)
     p = p.log().softmax(-1)
     streams = generators(3, 64)
     theirs = [torch.multinomial(row, 1, generator=g) for row, g in zip(p, streams, strict=True)]

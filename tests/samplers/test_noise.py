@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
 from prior_art.edges import EdgeError
 from prior_art.samplers import noise
-from prior_art.samplers.noise import generators, randn
+from prior_art.samplers.noise import ExponentialNoise, generators, randn
 
 
 def test_image_i_is_seeded_seed_plus_i() -> None:
@@ -47,3 +49,19 @@ def test_refuses_no_images(count: int) -> None:
 def test_refuses_a_negative_offset() -> None:
     with pytest.raises(EdgeError, match="'noise_offset' is -1"):
         generators(0, 1, -1)
+
+
+def test_exponential_noise_is_what_multinomial_draws_one_row_a_stream() -> None:
+    """Over several calls, and however many threads draw the rows."""
+    drawing = ExponentialNoise(generators(3, 5), 1000, torch.device("cpu"))
+    threaded = ExponentialNoise(generators(3, 5), 1000, torch.device("cpu"))
+    threaded._threads, threaded._pool = 3, ThreadPoolExecutor(3)
+    alone = generators(3, 5)
+    for _ in range(20):
+        found = drawing()
+        assert found.dtype == torch.float32 and found.shape == (5, 1000)
+        assert torch.equal(threaded(), found)
+        p = torch.rand(5, 1000)
+        for row, noise_row, stream in zip(p, found, alone, strict=True):
+            theirs = torch.multinomial(row, 1, generator=stream)
+            assert torch.equal((row / noise_row).argmax(-1, keepdim=True), theirs)
