@@ -9,8 +9,14 @@ process, runs alternate, the median counts; processor time is printed beside, th
 two on a busy machine. Peak memory includes the weights.
 
 `--dtype bfloat16` lets our side compute in bf16, against the peer in fp32: half the weights to read
-for each token, but other tokens, which are counted. `--memory 96` instead of all that samples so
-many candidates once and prints our peak memory beside weights plus keys and values.
+for each token, but other tokens, which are counted. `--compile` compiles our side's blocks.
+`--memory 96` instead of all that samples so many candidates once, decodes some of them, and prints
+our peak memory beside weights plus keys and values.
+
+`--device cuda` has the peer run as published there: fp32 weights under fp16 autocast, and drawing
+on the device, so that tokens are not compared. Our side draws on the CPU as everywhere. Beside the
+times stands the limit: the time that reading weights, keys and values takes at the speed at which
+this device reads memory.
 
 `--original DIR` measures kakaobrain's own code too: DIR holds its package `dalle`, made to import
 on this Python (2021's `utils/config.py` needs `field(default_factory=...)`), and what that imports
@@ -32,26 +38,27 @@ from unittest import mock
 
 import torch
 import torch.nn.functional as F
+from diffusers import VQModel
 from measure import MIB, alternate, machine, measure, print_table, write
 from torch import Tensor, nn
 
 from prior_art.networks.mindalle import ARConfig, ARTransformer, Block
+from prior_art.networks.vqgan import decode
 from prior_art.samplers.autoregressive import sample_tokens
 from prior_art.samplers.noise import generators
 
 # Layers, width, heads.
 SIZES = {"true": (42, 1536, 24), "small": (12, 512, 8)}
-CPU = torch.device("cpu")
 Work = Callable[[ARTransformer, Tensor, int], Tensor]
 SEED, TOP_K = 7, 256
 
 
-def make(size: str, tokens: int) -> ARTransformer:
+def make(size: str, tokens: int, device: torch.device) -> ARTransformer:
     """Random weights of the published deviation."""
     torch.manual_seed(1)
     with torch.device("meta"):
         network = ARTransformer(ARConfig(*SIZES[size], image_tokens=tokens))
-    network = network.to_empty(device=CPU)
+    network = network.to_empty(device=device)
     for module in network.modules():
         if isinstance(module, nn.LayerNorm):
             module.reset_parameters()
@@ -63,7 +70,7 @@ def make(size: str, tokens: int) -> ARTransformer:
 
 
 def positions(ids: Tensor) -> Tensor:
-    return torch.arange(ids.shape[1]).repeat(len(ids), 1)
+    return torch.arange(ids.shape[1], device=ids.device).repeat(len(ids), 1)
 
 
 def attention(block: Block, x: Tensor, past: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -81,7 +88,8 @@ def attention(block: Block, x: Tensor, past: Tensor | None) -> tuple[Tensor, Ten
         k, v = torch.cat([past[0], k], dim=1), torch.cat([past[1], v], dim=1)
     scores = torch.bmm(q, k.transpose(1, 2) * (1 / math.sqrt(k.shape[2])))
     if past is None:
-        scores = scores.masked_fill(torch.ones(count, count).tril()[None] == 0, -math.inf)
+        causal = torch.ones(count, count, device=x.device).tril()[None]
+        scores = scores.masked_fill(causal == 0, -math.inf)
     y = torch.bmm(scores.softmax(dim=-1), v)
     y = attn.proj(y.transpose(0, 1).contiguous().view(count, rows, width))
     return y.transpose(0, 1).contiguous(), present
@@ -102,7 +110,7 @@ def forward(network: ARTransformer, x: Tensor, past: list[Tensor]) -> tuple[Tens
 
 @torch.no_grad()
 def peer(network: ARTransformer, prompt: Tensor, count: int) -> Tensor:
-    streams = generators(SEED, count)
+    draw = multinomial(count, prompt.device)
     prompts = prompt.repeat_interleave(count, dim=0)
     prompt_positions = positions(prompts)
     tokens: Tensor | None = None
@@ -114,17 +122,29 @@ def peer(network: ARTransformer, prompt: Tensor, count: int) -> Tensor:
             given = tokens.clone()
             places = positions(given)[:, done - 1, None]
             x = network.tok_emb_img(given[:, done - 1, None]) + network.pos_emb_img(places)
-        logits, present = forward(network, x, past)
+        with torch.autocast("cuda", torch.float16, enabled=x.is_cuda):
+            logits, present = forward(network, x, past)
         past.append(present)
         logits = logits.float() / 1.0
         cut = logits.clone()
         cut[cut < logits.topk(TOP_K).values[:, -1:]] = -math.inf
-        p = F.softmax(cut, dim=-1)
-        drawn = torch.stack(
-            [torch.multinomial(row, 1, generator=g) for row, g in zip(p, streams, strict=True)]
-        )
+        drawn = draw(F.softmax(cut, dim=-1), 1)
         tokens = drawn if tokens is None else torch.cat([tokens, drawn], dim=1)
     return tokens
+
+
+def multinomial(count: int, device: torch.device) -> Callable[[Tensor, int], Tensor]:
+    """``torch.multinomial``, on a CPU with a stream for each row."""
+    if device.type == "cuda":
+        stream = torch.Generator(device).manual_seed(SEED)
+        return partial(torch.multinomial, generator=stream)
+    streams, drawn = generators(SEED, count), torch.multinomial
+
+    def of_streams(p: Tensor, num_samples: int) -> Tensor:
+        rows = zip(p, streams, strict=True)
+        return torch.stack([drawn(row, num_samples, generator=g) for row, g in rows])
+
+    return of_streams
 
 
 def original(folder: Path, network: ARTransformer) -> tuple[Work, nn.Module]:
@@ -152,36 +172,31 @@ def original(folder: Path, network: ARTransformer) -> tuple[Work, nn.Module]:
     )
     model = Transformer1d(config.text_vocab, config.image_vocab, settings)
     model.load_state_dict(network.state_dict(), assign=True)
-    model.eval()
+    model.eval().to(network.pos_emb_img.weight.device)
 
     def work(_: ARTransformer, prompt: Tensor, count: int) -> Tensor:
-        streams, drawn = generators(SEED, count), torch.multinomial
-
-        def of_streams(p: Tensor, num_samples: int) -> Tensor:
-            rows = zip(p, streams, strict=True)
-            return torch.stack([drawn(row, num_samples, generator=g) for row, g in rows])
-
-        with mock.patch("torch.multinomial", of_streams):
+        with mock.patch("torch.multinomial", multinomial(count, prompt.device)):
             return sampling(
                 model,
                 prompt.repeat_interleave(count, dim=0),
                 top_k=TOP_K,
                 is_tqdm=False,
-                use_fp16=False,
+                use_fp16=prompt.is_cuda,
                 max_seq_len=config.image_tokens,
             )
 
     return work, model.head_img
 
 
-def ours(network: ARTransformer, prompt: Tensor, count: int) -> Tensor:
+def ours(network: ARTransformer, prompt: Tensor, count: int, compiled: bool = False) -> Tensor:
     return sample_tokens(
         network,
         prompt,
         generators=generators(SEED, count),
         top_k=TOP_K,
-        device=CPU,
+        device=prompt.device,
         dtype=network.pos_emb_img.weight.dtype,
+        compiled=compiled,
     )
 
 
@@ -199,22 +214,68 @@ def in_dtype(network: ARTransformer, dtype: torch.dtype) -> ARTransformer:
 # ------------------------------------------------------------------------------------- measuring
 
 
-def make_prompt() -> Tensor:
-    return torch.randint(16384, (1, 64), generator=torch.Generator().manual_seed(2))
+def make_prompt(device: torch.device) -> Tensor:
+    ids = torch.randint(16384, (1, 64), generator=torch.Generator().manual_seed(2))
+    return ids.to(device)
 
 
-def print_memory(network: ARTransformer, count: int) -> None:
-    """Peak memory of ``count`` candidates, and what of it weights, keys and values take."""
-    tokens, took = measure(CPU, lambda: ours(network, make_prompt(), count))
+def held(network: ARTransformer, count: int) -> tuple[float, float]:
+    """Bytes of the weights, and of the keys and values of so many candidates' every position."""
     config, size = network.config, network.pos_emb_img.weight.element_size()
-    weights = sum(p.numel() for p in network.parameters()) * size / MIB
     positions = config.context + config.image_tokens * count
-    cached = 2 * config.layers * config.width * positions * size / MIB
+    weights = sum(p.numel() for p in network.parameters()) * size
+    return weights, 2 * config.layers * config.width * positions * size
+
+
+def limit(network: ARTransformer, count: int, rate: float) -> float:
+    """Seconds in which ``rate`` bytes a second read what all steps must read.
+
+    Each step reads the blocks and the head once, and all keys and values so far.
+    """
+    config, size = network.config, network.pos_emb_img.weight.element_size()
+    used = [*network.blocks.parameters(), *network.head_img.parameters()]
+    weights = sum(p.numel() for p in used) * size
+    positions = config.context + count * config.image_tokens / 2
+    cached = 2 * config.layers * config.width * positions * size
+    return config.image_tokens * (weights + cached) / rate
+
+
+def reading_rate(device: torch.device) -> float:
+    """Bytes a second that summing much memory reads here."""
+    data = torch.ones(2**29 if device.type == "cuda" else 2**27, device=device)
+    times = [measure(device, data.sum)[1]["s"] for _ in range(6)]
+    return data.numel() * data.element_size() / min(times[1:])
+
+
+def print_memory(network: ARTransformer, count: int, device: torch.device) -> None:
+    """Peak memory of ``count`` candidates and of decoding, and what weights and cache take of it.
+
+    The VQGAN is the published one, with random weights; eight pictures are decoded at once, which
+    is all that further ones need.
+    """
+    tokens, took = measure(device, lambda: ours(network, make_prompt(device), count))
+    weights, cached = (taken / MIB for taken in held(network, count))
     print(
         f"{count} candidates of {tokens.shape[1]} tokens in {took['s']:.0f} s: peak"
         f" {took['peak_mib']:.0f} MiB; weights {weights:.0f}, keys and values {cached:.0f}, the"
-        f" rest, with Python and torch, {took['peak_mib'] - weights - cached:.0f}"
+        f" rest, with Python and torch, {took['peak_mib'] - weights - cached:.0f}",
+        flush=True,
     )
+    blocks = 4
+    coder = VQModel(
+        down_block_types=["DownEncoderBlock2D"] * blocks + ["AttnDownEncoderBlock2D"],
+        up_block_types=["AttnUpDecoderBlock2D"] + ["UpDecoderBlock2D"] * blocks,
+        block_out_channels=[128, 128, 256, 256, 512],
+        layers_per_block=2,
+        latent_channels=256,
+        vq_embed_dim=256,
+        num_vq_embeddings=16384,
+        lookup_from_codebook=True,
+    )
+    coder = coder.to(device).eval().requires_grad_(False)
+    codes = torch.randint(16384, (8, 16, 16), device=device)
+    _, took = measure(device, lambda: decode(coder, codes))
+    print(f"decoding 8 pictures beside it in {took['s']:.0f} s: peak {took['peak_mib']:.0f} MiB")
 
 
 def compare(
@@ -230,7 +291,8 @@ def compare(
     Raises:
         SystemExit: their tokens differ, in fp32.
     """
-    prompt = make_prompt()
+    device = network.pos_emb_img.weight.device
+    prompt = make_prompt(device)
     logits: dict[str, Tensor] = {}  # of each side's last token
     seen: list[Tensor] = []
     hooks = [
@@ -246,22 +308,27 @@ def compare(
     found, tokens = alternate(
         f"{name}, batch {count}",
         {
-            "ours": partial(sampled, "ours", ours, own),
+            "ours": partial(sampled, "ours", partial(ours, compiled=args.compile), own),
             "peer": partial(sampled, "peer", peer[0], network),
         },
-        CPU,
+        device,
         args.runs,
-        warm=args.size == "small",
+        warm=args.size == "small" or device.type == "cuda" or args.compile,
     )
     for hook in hooks:
         hook.remove()
-    differing = int((tokens["ours"] != tokens["peer"]).sum())
-    if differing and own is network:
-        raise SystemExit(f"{differing} of {tokens['ours'].numel()} tokens differ at batch {count}")
     work = f"{name}, {args.tokens} tokens, batch {count}"
-    row = {"work": work + (", ours bf16" if own is not network else ""), "size": args.size}
+    work += ", ours bf16" if own is not network else ""
+    row = {"work": work + (", compiled" if args.compile else ""), "size": args.size} | found
+    row["limit_s"] = limit(own, count, args.rate)
+    print(f"  reading at {args.rate / 1e9:.1f} GB/s takes at least {row['limit_s']:.4g} s")
+    if device.type == "cuda":
+        return row | {"differing_tokens": None, "max_abs_diff": None}
+    differing = int((tokens["ours"] != tokens["peer"]).sum())
+    if differing and own is network and not args.compile:
+        raise SystemExit(f"{differing} of {tokens['ours'].numel()} tokens differ at batch {count}")
     difference = (logits["ours"].float() - logits["peer"]).abs().max().item()
-    return row | found | {"differing_tokens": differing, "max_abs_diff": difference}
+    return row | {"differing_tokens": differing, "max_abs_diff": difference}
 
 
 def main() -> None:
@@ -275,19 +342,22 @@ def main() -> None:
         "--original", type=Path, metavar="DIR", help="kakaobrain's code, to run too"
     )
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--compile", action="store_true", help="torch.compile on our side")
     parser.add_argument("--memory", type=int, metavar="N", help="N candidates' peak memory only")
     parser.add_argument("--json", type=Path, help="write the rows here")
     args = parser.parse_args()
-    args.device = "cpu"
+    device = torch.device(args.device)
     torch.set_num_threads(args.threads)
     print(machine(args), flush=True)
 
-    network = make(args.size, args.tokens)
+    network = make(args.size, args.tokens, device)
     own = in_dtype(network, getattr(torch, args.dtype))
     if args.memory:
         del network
-        print_memory(own, args.memory)
+        print_memory(own, args.memory, device)
         return
+    args.rate = reading_rate(device)
     peers = {"published loop": (peer, network.head_img)}
     if args.original:
         peers["original code"] = original(args.original, network)
