@@ -166,11 +166,6 @@ class ARTransformer(nn.Module):
         x = self.tok_emb_img(tokens)
         return x + self.pos_emb_img.weight[start : start + tokens.shape[1]].to(x)
 
-    def embed_image_at(self, tokens: Tensor, place: Tensor) -> Tensor:
-        """:meth:`embed_image` of one token a row; its place ``[1]`` is on the device."""
-        x = self.tok_emb_img(tokens)
-        return x + self.pos_emb_img.weight.index_select(0, place).to(x)
-
     def logits(self, hidden: Tensor) -> Tensor:
         """``[..., image_vocab]`` of what the token after each ``hidden`` ``[..., W]`` may be."""
         return (self.head if self.config.text_vocab is None else self.head_img)(hidden)
@@ -285,8 +280,8 @@ class Cache:
     ) -> Tensor:
         """What :meth:`extend` does for one token, told where it is by a tensor.
 
-        So the very same operations on the very same memory serve every token within ``reach``.
-        :meth:`advance` belongs to it.
+        So the very same operations on the very same memory serve every token within ``reach``, and
+        no code of a host's is among them. :meth:`advance` belongs to it.
 
         Args:
             token: ``[B, 1]``.
@@ -297,7 +292,9 @@ class Cache:
         Returns:
             ``[B, 1, W]``.
         """
-        x = network.embed_image_at(token, place).to(self.dtype)
+        embeddings, positions = network.tok_emb_img.weight, network.pos_emb_img.weight
+        x = F.embedding(token, embeddings.to(token.device))
+        x = (x + positions.to(x).index_select(0, place)).to(self.dtype)
         slot = place + self._ahead
         ahead = torch.arange(reach, device=slot.device) > slot
         mask = torch.zeros(reach, dtype=x.dtype, device=slot.device).masked_fill(ahead, -math.inf)
@@ -307,7 +304,7 @@ class Cache:
             if self._shared is not None:
                 shared = self._shared.keys[index][0], self._shared.values[index][0]
             x = run(block, x, own, shared, slot, mask)
-        return network.ln_f(x)
+        return _norm(network.ln_f, x)
 
     def advance(self) -> None:
         """A token went through :meth:`step`."""
@@ -344,7 +341,9 @@ def run_block(
     slot: Tensor,
     mask: Tensor,
 ) -> Tensor:
-    """One block for one token of each row: ``[B, 1, W]`` → ``[B, 1, W]``.
+    """One block for one token of each row, ``[B, 1, W]`` → ``[B, 1, W]``: tensors and no more.
+
+    What a host does when a layer is called, it does not do: the weights are read as they are.
 
     Args:
         own: the rows' keys and values ``[B, heads, n, head_dim]``; the token's are put into them.
@@ -352,14 +351,27 @@ def run_block(
         slot: ``[1]``, where the token's own go.
         mask: ``[n]``, added to the scores of ``own``.
     """
+    attn, y = block.attn, _norm(block.ln1, x)
+    q, k, v = (
+        _linear(layer, y).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+        for layer in (attn.query, attn.key, attn.value)
+    )
+    keys, values = own[0].index_copy_(2, slot, k), own[1].index_copy_(2, slot, v)
+    if shared is None:
+        y = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask[None])
+    else:
+        y = _attend_shared(q, *shared, keys, values, mask)
+    x = x + _linear(attn.proj, y.transpose(1, 2).flatten(2))
+    y = F.gelu(_linear(block.mlp[0], _norm(block.ln2, x)))
+    return x + _linear(block.mlp[2], y)
 
-    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        keys, values = own[0].index_copy_(2, slot, k), own[1].index_copy_(2, slot, v)
-        if shared is None:
-            return F.scaled_dot_product_attention(q, keys, values, attn_mask=mask[None])
-        return _attend_shared(q, *shared, keys, values, mask)
 
-    return block(x, attend, _call)
+def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
+    return F.linear(x, layer.weight.to(x), layer.bias.to(x))
+
+
+def _norm(layer: nn.LayerNorm, x: Tensor) -> Tensor:
+    return F.layer_norm(x, layer.normalized_shape, layer.weight.to(x), layer.bias.to(x), layer.eps)
 
 
 def _attend_causally(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -392,7 +404,8 @@ def _attend_shared(
     weights = torch.cat([shared, own], dim=-1).softmax(dim=-1)
     count = shared_keys.shape[1]
     out = (weights[..., :count].transpose(0, 1) @ shared_values).transpose(0, 1)[:, :, None]
-    return out + weights[:, :, None, count:] @ values
+    # This one first: the sum takes its layout, in which a row's heads lie side by side.
+    return weights[:, :, None, count:] @ values + out
 
 
 def _call(layer: nn.Linear, x: Tensor) -> Tensor:

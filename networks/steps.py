@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import functools
 import logging
+import traceback
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..edges import EdgeError
 from .mindalle import ARTransformer, Cache, RunBlock, run_block
@@ -44,10 +45,12 @@ class Steps:
         compiled: bool = False,
     ) -> None:
         """Steps of ``rows`` candidates, their blocks by torch.compile where ``compiled``."""
+        if compiled and not is_bare(network):
+            logger.warning("the host patches the transformer's weights; it runs uncompiled")
+            compiled = False
         self._network, self._cache, self._compiled = network, cache, compiled
         self._run: RunBlock = compiled_block() if compiled else run_block
         self._recorded = can_record(network, device)
-        self._plain = not (self._recorded or compiled)
         self._bucket = _BUCKET if rows > _FEW_ROWS else None
         self._token = torch.zeros(rows, 1, dtype=torch.long, device=device)
         self._place = torch.zeros(1, dtype=torch.long, device=device)
@@ -65,7 +68,7 @@ class Steps:
             EdgeError: the blocks cannot be compiled.
             torch.cuda.OutOfMemoryError: too many rows.
         """
-        if self._plain:
+        if not (self._recorded or self._compiled):
             return self._cache.extend(self._network, token)
         self._token.copy_(token)
         self._place.fill_(self._cache.images)
@@ -74,10 +77,10 @@ class Steps:
             self._reach, self._replay = reach, None
         if self._replay is not None:
             self._replay()
-        elif self._recorded:
-            self._record()
-        else:
+        elif not self._recorded:
             self._step()
+        elif not self._record():
+            return self(token)
         self._cache.advance()
         return self._out.clone()  # the next step writes over it
 
@@ -98,32 +101,56 @@ class Steps:
             ) from error
         self._out.copy_(states)
 
-    def _record(self) -> None:
-        """Do this step, and record it for those that follow."""
+    def _record(self) -> bool:
+        """Do this step, and record it for those that follow. False: neither, and never again."""
+        global _failed
         try:
             self._replay = record(self._step, self._out.device)
         except torch.cuda.OutOfMemoryError:
             raise
         except RuntimeError as error:
-            self._recorded = False
+            self._recorded, _failed = False, True
             logger.warning(
-                "the transformer's steps could not be recorded as a CUDA graph (%s); they run one"
-                " operation at a time, which is slower and gives the same pictures",
+                "the transformer's steps could not be recorded as a CUDA graph (%s); until a"
+                " restart they run one operation at a time, which is slower and gives the same"
+                " pictures",
                 error,
             )
-            self._step()
+        return self._recorded
+
+
+# Some releases of PyTorch do not come out of a failed recording whole: it is not tried twice.
+_failed = False
 
 
 def can_record(network: ARTransformer, device: torch.device) -> bool:
     """Whether ``network``'s steps may become CUDA graphs: on NVIDIA, all its weights there.
 
-    A host that leaves weights elsewhere moves them at every call, in Python, which a recording does
-    not repeat.
+    Weights that a host leaves elsewhere would be moved anew in each replay. Deterministic
+    algorithms are not recorded: what they do instead of writing into the cache is slow.
     """
     return (
         device.type == "cuda"
         and torch.version.hip is None
+        and not _failed
+        and not torch.are_deterministic_algorithms_enabled()
         and all(parameter.device.type == "cuda" for parameter in network.parameters())
+        and is_bare(network)
+    )
+
+
+def is_bare(network: nn.Module) -> bool:
+    """Whether all layers' weights are what the layers compute with.
+
+    A host may hang patches on a layer, which ComfyUI keeps in attributes called ``..._function``,
+    or hooks, or keep weights in a tensor class of its own; all of that works when a layer is
+    called, and :meth:`Cache.step` calls none.
+    """
+    return all(
+        not any(value for name, value in vars(layer).items() if name.endswith("_function"))
+        and not (layer._forward_hooks or layer._forward_pre_hooks)
+        and all(type(p) is nn.Parameter for p in layer.parameters(recurse=False))
+        for layer in network.modules()
     )
 
 
@@ -135,17 +162,23 @@ def record(work: Callable[[], None], device: torch.device) -> Callable[[], None]
     """
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.device(device):
-        stream = _side_stream(device)
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            work()
-            # What other threads of the host do to the device meanwhile is no part of it.
-            graph.capture_begin(capture_error_mode="thread_local")
-            try:
+        main, side = torch.cuda.current_stream(), _side_stream(device)
+        side.wait_stream(main)
+        try:
+            with torch.cuda.stream(side):
                 work()
-            finally:
-                graph.capture_end()
-        torch.cuda.current_stream().wait_stream(stream)
+                # What other threads of the host do to the device meanwhile is no part of it.
+                graph.capture_begin(capture_error_mode="thread_local")
+                try:
+                    work()
+                except BaseException as error:
+                    # Memory of a recording must be given back before it ends.
+                    traceback.clear_frames(error.__traceback__)
+                    raise
+                finally:
+                    graph.capture_end()
+        finally:
+            main.wait_stream(side)
     return graph.replay
 
 

@@ -311,7 +311,7 @@ def _choose(
         return logits.argmax(dim=-1)
     logits = logits / temperature
     if 0 < top_k < logits.shape[-1]:
-        least = logits.topk(top_k).values[:, -1:]
+        least = logits.topk(top_k, sorted=False).values.amin(dim=-1, keepdim=True)
         logits = logits.masked_fill(logits < least, -math.inf)
     p = logits.softmax(dim=-1)
     if top_p < 1:

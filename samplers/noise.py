@@ -15,6 +15,8 @@ from ..edges import EdgeError
 
 # Numbers burnt at a time when a stream is wound forward: bounds the memory.
 _BURN = 2**20
+# Threads that draw for a GPU at most; each must find enough to do. Not measured.
+_THREADS = 16
 
 
 def generators(seed: int, count: int, offset: int = 0) -> list[torch.Generator]:
@@ -77,7 +79,7 @@ class ExponentialNoise:
             for _ in range(2 if cuda else 1)
         ]
         self._copied = [torch.cuda.Event() for _ in self._buffers] if cuda else []
-        self._threads = min(len(streams), os.cpu_count() or 1) if cuda else 1
+        self._threads = min(len(streams), os.cpu_count() or 1, _THREADS) if cuda else 1
         self._pool = ThreadPoolExecutor(self._threads) if self._threads > 1 else None
 
     def __call__(self) -> torch.Tensor:
@@ -91,10 +93,12 @@ class ExponentialNoise:
         rows = uniform.unbind()
 
         def draw(first: int) -> None:
-            for row, stream in zip(
-                rows[first :: self._threads], self._streams[first :: self._threads], strict=True
-            ):
-                row.uniform_(generator=stream)
+            # A host's inference mode holds for its own thread only, and so for this buffer's.
+            with torch.inference_mode():
+                for row, stream in zip(
+                    rows[first :: self._threads], self._streams[first :: self._threads], strict=True
+                ):
+                    row.uniform_(generator=stream)
 
         if self._pool is None:
             draw(0)
@@ -102,5 +106,5 @@ class ExponentialNoise:
             list(self._pool.map(draw, range(self._threads)))
         noise = uniform.to(self._device, non_blocking=True)
         if self._copied:
-            copied.record()
+            copied.record(torch.cuda.current_stream(noise.device))
         return noise.neg().log1p_().neg_().float()

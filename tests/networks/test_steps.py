@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from prior_art.edges import EdgeError
 from prior_art.networks import steps
 from prior_art.networks.mindalle import ARTransformer, Cache, prefill
-from prior_art.networks.steps import Steps, can_record
+from prior_art.networks.steps import Steps, can_record, is_bare
 
 from .test_mindalle import KINDS, context_of, make, plain, tokens_of
 
@@ -139,17 +140,19 @@ def test_what_a_replay_writes_over_is_not_given_out(recorders: list[Recorder]) -
 def test_where_nothing_can_be_recorded(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """One warning, and the same logits operation by operation."""
+    """One warning, the same logits operation by operation, and no second try."""
 
     def record(work: Callable[[], None], device: torch.device) -> Callable[[], None]:
         raise RuntimeError("operation not permitted when stream is capturing")
 
-    monkeypatch.setattr(steps, "can_record", lambda *_: True)
+    monkeypatch.setattr(steps, "_failed", False)
+    monkeypatch.setattr(steps, "can_record", lambda *_: not steps._failed)
     monkeypatch.setattr(steps, "record", record)
     network = make(KINDS["text"])
     tokens = tokens_of(network.config, 2)
     with caplog.at_level(logging.WARNING):
         ours = logits_of(network, tokens, 0, fed=10)
+        logits_of(network, tokens, 0, fed=2)
     expected = plain(network, context_of(network.config), tokens[:, :10])
     torch.testing.assert_close(ours, expected, atol=1e-4, rtol=0)
     assert [record.message.count("not permitted") for record in caplog.records] == [1]
@@ -168,10 +171,41 @@ def test_memory_that_runs_out_is_left_to_who_chose_the_rows(
         logits_of(network, tokens_of(network.config, 2), 0, fed=2)
 
 
-def test_only_what_lies_on_an_nvidia_device_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only what lies on an NVIDIA device, and nothing after a failure."""
+    network, cuda = make(KINDS["free"]), torch.device("cuda")
+    assert not can_record(network, cuda)  # its weights are elsewhere
+    there = SimpleNamespace(
+        parameters=lambda: [SimpleNamespace(device=cuda)], modules=network.modules
+    )
+    assert can_record(there, cuda)
+    assert not can_record(there, CPU)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.version, "hip", "6.4")
+        assert not can_record(there, cuda)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
+        assert not can_record(there, cuda)
+    with monkeypatch.context() as patch:
+        patch.setattr(steps, "_failed", True)
+        assert not can_record(there, cuda)
+    network.blocks[2].mlp[0].weight_function = [lambda weight: weight]
+    assert not can_record(there, cuda)
+
+
+def test_a_host_s_patches_are_not_passed_over(caplog: pytest.LogCaptureFixture) -> None:
     network = make(KINDS["free"])
-    assert not can_record(network, CPU)
-    assert not can_record(network, torch.device("cuda"))  # its weights are elsewhere
+    assert is_bare(network)
+    layer = network.blocks[1].attn.key
+    layer.weight_function = []
+    assert is_bare(network)
+    layer.register_forward_hook(lambda layer, args, result: result * 0)
+    assert not is_bare(network)
+    tokens = tokens_of(network.config, 2)
+    with caplog.at_level(logging.WARNING), torch.no_grad():
+        patched = logits_of(network, tokens, 0, fed=6, compiled=True)
+        assert torch.equal(patched, logits_of(network, tokens, 0, fed=6))
+    assert ["uncompiled" in record.message for record in caplog.records] == [True]
 
 
 @pytest.mark.parametrize("rows", [1, 3])

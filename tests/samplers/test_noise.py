@@ -51,8 +51,14 @@ def test_refuses_a_negative_offset() -> None:
         generators(0, 1, -1)
 
 
-def test_exponential_noise_is_what_multinomial_draws_one_row_a_stream() -> None:
-    """Over several calls, and however many threads draw the rows."""
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_exponential_noise_is_what_multinomial_draws_one_row_a_stream(mode: type) -> None:
+    """Over several calls, however many threads draw the rows, in a host's inference mode too."""
+    with mode():
+        check_exponential_noise()
+
+
+def check_exponential_noise() -> None:
     drawing = ExponentialNoise(generators(3, 5), 1000, torch.device("cpu"))
     threaded = ExponentialNoise(generators(3, 5), 1000, torch.device("cpu"))
     threaded._threads, threaded._pool = 3, ThreadPoolExecutor(3)
