@@ -26,6 +26,10 @@ from .convolution import is_plain
 # left: 25 ms instead of 36 for 4 rows of 6 layers of 1536 x 6144 on one thread of an AMD EPYC.
 # From 6 rows on there is no difference.
 _FEW_ROWS = 4
+# For a single row a large matrix with short rows is read a quarter faster if it is stored column by
+# column: 2.0 ms instead of 2.6 for 6144 x 1536 there. Storing it anew takes 40 ms.
+_LARGE = 2**22
+_WORTH_STEPS = 100
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 Linear = Callable[[nn.Linear, Tensor], Tensor]
@@ -214,6 +218,26 @@ def prefill(
     return Prefix(keys, values, network.ln_f(x[:, -1]), images)
 
 
+def lay_out(network: ARTransformer, rows: int, steps: int) -> None:
+    """Store large fp32 weights on a CPU in the order in which ``rows`` rows read them fastest.
+
+    In place: names, shapes and values stay, only strides change.
+
+    Args:
+        steps: tokens that will be fed one by one; few are not worth it.
+    """
+    if rows > _FEW_ROWS or steps < _WORTH_STEPS:
+        return
+    for block in network.blocks:
+        layer, weight = block.mlp[0], block.mlp[0].weight
+        if weight.numel() < _LARGE or not is_plain(layer, nn.Linear):
+            continue
+        if weight.is_contiguous() == (rows == 1):
+            with torch.inference_mode(weight.is_inference()):
+                old = weight.detach()
+                weight.data = old.t().contiguous().t() if rows == 1 else old.contiguous()
+
+
 class Cache:
     """Keys and values of candidates that continue one prefix.
 
@@ -240,7 +264,7 @@ class Cache:
             ):
                 own[:, :, : self._used] = given
         few = 1 < rows <= _FEW_ROWS and all(
-            is_plain(layer, nn.Linear)
+            is_plain(layer, nn.Linear) and layer.weight.is_contiguous()
             for layer in network.blocks.modules()
             if isinstance(layer, nn.Linear)
         )

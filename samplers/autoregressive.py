@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..edges import EdgeError
-from ..networks.mindalle import ARConfig, ARTransformer, Cache, Prefix, prefill
+from ..networks.mindalle import ARConfig, ARTransformer, Cache, Prefix, lay_out, prefill
 from ..networks.steps import Steps
 from .chunks import in_chunks
 from .guidance import refuse_nan
@@ -244,6 +244,7 @@ def _sample_rows(
     """
     rows, total = given.shape
     tokens = given.clone()
+    lay_out(network, rows, known.count(False))
     cache = Cache(network, prefix, rows, total - prefix.images)
     step = Steps(network, cache, rows, given.device, compiled=compiled)
     noise = ExponentialNoise(generators, network.config.image_vocab, given.device)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from prior_art.networks import mindalle
-from prior_art.networks.mindalle import ARConfig, ARTransformer, Cache, prefill
+from prior_art.networks.mindalle import ARConfig, ARTransformer, Cache, lay_out, prefill
 
 KINDS = {
     "text": ARConfig(3, 32, 4, 50, 24, 40, 8),
@@ -145,6 +145,48 @@ def test_cached(kind: str, rows: int, kept: int, runs: list[int]) -> None:
     ours = network.logits(torch.cat(hidden, dim=1))
     expected = plain(network, context, tokens[:, :done])[:, kept:]
     torch.testing.assert_close(ours, expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("inference", [False, True], ids=["", "in a host's inference mode"])
+@torch.no_grad()
+def test_layout(monkeypatch: pytest.MonkeyPatch, inference: bool) -> None:
+    """Weights are stored by column for one row and by row for a few, with all values as before."""
+    monkeypatch.setattr(mindalle, "_LARGE", 4 * 32 * 32)
+    network = make(KINDS["text"])
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    weight = network.blocks[1].mlp[0].weight
+    with torch.inference_mode(inference):
+        for rows, steps, by_column in (
+            (1, 99, False),
+            (1, 100, True),
+            (4, 99, True),
+            (7, 100, True),
+            (2, 100, False),
+            (1, 100, True),
+        ):
+            lay_out(network, rows, steps)
+            assert weight.is_contiguous() != by_column
+            assert weight is network.blocks[1].mlp[0].weight
+            tokens = tokens_of(network.config, 3)
+            prefix = prefill(network, context_of(network.config), None, torch.float32)
+            cache = Cache(network, prefix, 3, 4)
+            ours = network.logits(cache.extend(network, tokens[:, :1]))
+            expected = plain(network, context_of(network.config), tokens[:, :1])[:, 1:]
+            torch.testing.assert_close(ours, expected, atol=1e-4, rtol=0)
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(tensor, before[name])
+    small = network.blocks[1].attn.key.weight
+    assert small.is_contiguous()
+
+
+def test_layout_is_the_host_s_where_it_patches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mindalle, "_LARGE", 1)
+    network = make(KINDS["text"])
+    network.blocks[0].mlp[0].weight_function = [lambda weight: weight]
+    network.blocks[1].mlp[0].bfloat16()
+    lay_out(network, 1, 256)
+    stored = [block.mlp[0].weight.is_contiguous() for block in network.blocks]
+    assert stored == [True, True, False]
 
 
 def test_a_prefix_serves_many() -> None:
