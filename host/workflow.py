@@ -235,8 +235,8 @@ def _widget_values(schema: Any, node: Mapping[str, Any]) -> dict[str, Any]:
     """A node's widget values by name; saved lists also hold what only the editor uses."""
     saved = node.get("widgets_values") or []
     widgets = [socket for socket in schema.inputs if socket.is_widget]
-    # What the file is too old to know gets the editor's default.
-    values = {socket.id: socket.default() for socket in widgets if not socket.optional}
+    # What the file is too old to know gets the default, as in the editor.
+    values = {socket.id: socket.default() for socket in widgets}
     if isinstance(saved, Mapping):
         return values | {socket.id: saved[socket.id] for socket in widgets if socket.id in saved}
     rest = list(saved)

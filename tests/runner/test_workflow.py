@@ -168,7 +168,18 @@ def test_holes_in_links_are_passed_over():
 
 
 @pytest.mark.parametrize("saved", [[7, "randomize"], {"seed": 7}])
-def test_a_widget_that_the_file_does_not_know_gets_the_editors_default(saved):
+@pytest.mark.parametrize("optional", [False, True])
+def test_a_widget_that_the_file_does_not_know_gets_the_editors_default(
+    monkeypatch, saved, optional
+):
+    def define_schema():
+        inputs = [
+            io.Int.Input("seed", default=0, control_after_generate=True),
+            io.Float.Input("scale", default=1.0, optional=optional),
+        ]
+        return io.Schema("Number", inputs=inputs, outputs=[])
+
+    monkeypatch.setattr(Number, "define_schema", define_schema)
     assert convert([node(1, "Number", saved)], [])["1"]["inputs"] == {"seed": 7, "scale": 1.0}
 
 
