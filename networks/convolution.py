@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .leaf import is_plain
+
 TILE = 4
 _PATCH = TILE + 2
 _POINTS = (0.0, 0.5**0.5, -(0.5**0.5), 2**0.5, -(2**0.5))
@@ -64,25 +66,6 @@ class Workspace:
         if buffer is None or buffer.numel() < size:
             self._buffers[name] = buffer = torch.empty(size)
         return buffer[:size].view(shape)
-
-
-def is_plain(leaf: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether a leaf is of this kind and its parameters may be used directly, on the CPU in fp32.
-
-    A host may have swapped the leaf for one that casts, moves or patches its weight when called;
-    ComfyUI keeps such patches in attributes called ``..._function``.
-    """
-    return (
-        isinstance(leaf, kind)
-        and leaf.weight is not None
-        and leaf.bias is not None
-        and all(
-            type(p) is nn.Parameter and p.dtype == torch.float32 and p.device.type == "cpu"
-            for p in leaf.parameters()
-        )
-        and not any(value for name, value in vars(leaf).items() if name.endswith("_function"))
-        and not (leaf._forward_hooks or leaf._forward_pre_hooks)
-    )
 
 
 def is_conv(leaf: nn.Module, side: int) -> bool:

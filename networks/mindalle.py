@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .convolution import is_plain
+from .leaf import is_plain
 
 # For so few rows (and more than one) this product of a large matrix is faster on a CPU from the
 # left: 25 ms instead of 36 for 4 rows of 6 layers of 1536 x 6144 on one thread of an AMD EPYC.
@@ -35,6 +35,7 @@ _WORTH_STEPS = 100
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 Linear = Callable[[nn.Linear, Tensor], Tensor]
+Norm = Callable[[nn.LayerNorm, Tensor], Tensor]
 RunBlock = Callable[..., Tensor]  # as run_block
 
 
@@ -91,21 +92,25 @@ class Block(nn.Module):
             nn.Linear(4 * config.width, config.width),
         )
 
-    def forward(self, x: Tensor, attend: Attend, linear: Linear) -> Tensor:
+    def forward(
+        self, x: Tensor, attend: Attend, linear: Linear | None = None, norm: Norm | None = None
+    ) -> Tensor:
         """``[B, T, W]`` → ``[B, T, W]``.
 
         Args:
             attend: of queries, keys and values ``[B, heads, T, head_dim]`` makes the attended
                 values, in the same shape.
-            linear: applies a layer.
+            linear, norm: apply a layer; by calling it, if not given.
         """
-        y, attn = self.ln1(x), self.attn
+        linear, norm = linear or _call, norm or _call
+        y, attn = norm(self.ln1, x), self.attn
         q, k, v = (
             linear(layer, y).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
             for layer in (attn.query, attn.key, attn.value)
         )
         x = x + linear(attn.proj, attend(q, k, v).transpose(1, 2).flatten(2))
-        return x + linear(self.mlp[2], self.mlp[1](linear(self.mlp[0], self.ln2(x))))
+        y = norm(self.ln2, x)
+        return x + linear(self.mlp[2], self.mlp[1](linear(self.mlp[0], y)))
 
 
 class ARTransformer(nn.Module):
@@ -157,7 +162,7 @@ class ARTransformer(nn.Module):
         start = self.embed_context(context).expand(len(tokens), -1, -1)
         x = torch.cat([start, self.embed_image(tokens[:, :-1], 0)], dim=1)
         for block in self.blocks:
-            x = block(x, _attend_causally, _call)
+            x = block(x, _attend_causally)
         return self.logits(self.ln_f(x[:, self.config.context - 1 :]))
 
     def embed_context(self, context: Tensor | None) -> Tensor:
@@ -215,7 +220,7 @@ def prefill(
         return _attend_causally(q, k, v)
 
     for block in network.blocks:
-        x = block(x, attend, _call)
+        x = block(x, attend)
     images = 0 if kept is None else kept.shape[1]
     return Prefix(keys, values, network.ln_f(x[:, -1]), images)
 
@@ -246,11 +251,13 @@ class Cache:
 
     Attributes:
         images: image tokens before the next, the prefix's included.
+        rows, dtype, device: of the candidates, of keys and values.
     """
 
     def __init__(self, network: ARTransformer, prefix: Prefix, rows: int, room: int) -> None:
         """Room for ``room`` more tokens of each of ``rows`` candidates."""
-        self.images = prefix.images
+        self.images, self.rows = prefix.images, rows
+        self.dtype, self.device = prefix.keys[0].dtype, prefix.keys[0].device
         # One candidate shares with no one: its own room starts with the prefix, and attention is
         # one call.
         self._shared = prefix if rows > 1 else None
@@ -288,11 +295,6 @@ class Cache:
         self._used += count
         self.images += count
         return network.ln_f(x)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """What keys and values are kept in, and the network computes in."""
-        return self._keys[0].dtype
 
     def reach(self, bucket: int | None) -> int:
         """How much of the room the next :meth:`step` must look at, up to a multiple of ``bucket``.
@@ -378,19 +380,14 @@ def run_block(
         slot: ``[1]``, where the token's own go.
         mask: ``[n]``, added to the scores of ``own``.
     """
-    attn, y = block.attn, _norm(block.ln1, x)
-    q, k, v = (
-        _linear(layer, y).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
-        for layer in (attn.query, attn.key, attn.value)
-    )
-    keys, values = own[0].index_copy_(2, slot, k), own[1].index_copy_(2, slot, v)
-    if shared is None:
-        y = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask[None])
-    else:
-        y = _attend_shared(q, *shared, keys, values, mask)
-    x = x + _linear(attn.proj, y.transpose(1, 2).flatten(2))
-    y = F.gelu(_linear(block.mlp[0], _norm(block.ln2, x)))
-    return x + _linear(block.mlp[2], y)
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        keys, values = own[0].index_copy_(2, slot, k), own[1].index_copy_(2, slot, v)
+        if shared is None:
+            return F.scaled_dot_product_attention(q, keys, values, attn_mask=mask[None])
+        return _attend_shared(q, *shared, keys, values, mask)
+
+    return block(x, attend, _linear, _norm)
 
 
 def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
@@ -435,7 +432,7 @@ def _attend_shared(
     return weights[:, :, None, count:] @ values + out
 
 
-def _call(layer: nn.Linear, x: Tensor) -> Tensor:
+def _call(layer: nn.Module, x: Tensor) -> Tensor:
     return layer(x)
 
 

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from .colours import fit_colours
-from .convolution import TILE, Workspace, conv1x1, conv3x3, is_conv, is_plain, norm_affine
+from .convolution import TILE, Workspace, conv1x1, conv3x3, is_conv, norm_affine
+from .leaf import is_plain
 
 
 class LatentSizedNorm(nn.Module):

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .convolution import is_plain
+from .leaf import is_plain
 
 # Noisy embedding and query: what changes with the image.
 _TAIL = 2

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..edges import EdgeError
+from .leaf import is_bare
 from .mindalle import ARTransformer, Cache, RunBlock, run_block
 
 # A graph costs some 20 ms to record, looking at keys and values that do not count yet costs
@@ -35,26 +36,19 @@ class Steps:
     each token. Where that cannot be done, every operation is started by itself, to the same result.
     """
 
-    def __init__(
-        self,
-        network: ARTransformer,
-        cache: Cache,
-        rows: int,
-        device: torch.device,
-        *,
-        compiled: bool = False,
-    ) -> None:
-        """Steps of ``rows`` candidates, their blocks by torch.compile where ``compiled``."""
-        if compiled and not is_bare(network):
+    def __init__(self, network: ARTransformer, cache: Cache, *, compiled: bool = False) -> None:
+        """Steps of the cache's candidates, their blocks by torch.compile where ``compiled``."""
+        if compiled and not _all_bare(network):
             logger.warning("the host patches the transformer's weights; it runs uncompiled")
             compiled = False
         self._network, self._cache, self._compiled = network, cache, compiled
         self._run: RunBlock = compiled_block() if compiled else run_block
-        self._recorded = can_record(network, device)
-        self._bucket = _BUCKET if rows > _FEW_ROWS else None
-        self._token = torch.zeros(rows, 1, dtype=torch.long, device=device)
-        self._place = torch.zeros(1, dtype=torch.long, device=device)
-        self._out = torch.empty(rows, 1, network.config.width, dtype=cache.dtype, device=device)
+        self._recorded = can_record(network, cache.device)
+        self._bucket = _BUCKET if cache.rows > _FEW_ROWS else None
+        self._token = torch.zeros(cache.rows, 1, dtype=torch.long, device=cache.device)
+        self._place = torch.zeros(1, dtype=torch.long, device=cache.device)
+        size = (cache.rows, 1, network.config.width)
+        self._out = torch.empty(size, dtype=cache.dtype, device=cache.device)
         self._reach = 0
         self._replay: Callable[[], None] | None = None
 
@@ -105,7 +99,7 @@ class Steps:
         """Do this step, and record it for those that follow. False: neither, and never again."""
         global _failed
         try:
-            self._replay = record(self._step, self._out.device)
+            self._replay = record(self._step, self._cache.device)
         except torch.cuda.OutOfMemoryError:
             raise
         except RuntimeError as error:
@@ -135,23 +129,13 @@ def can_record(network: ARTransformer, device: torch.device) -> bool:
         and not _failed
         and not torch.are_deterministic_algorithms_enabled()
         and all(parameter.device.type == "cuda" for parameter in network.parameters())
-        and is_bare(network)
+        and _all_bare(network)
     )
 
 
-def is_bare(network: nn.Module) -> bool:
-    """Whether all layers' weights are what the layers compute with.
-
-    A host may hang patches on a layer, which ComfyUI keeps in attributes called ``..._function``,
-    or hooks, or keep weights in a tensor class of its own; all of that works when a layer is
-    called, and :meth:`Cache.step` calls none.
-    """
-    return all(
-        not any(value for name, value in vars(layer).items() if name.endswith("_function"))
-        and not (layer._forward_hooks or layer._forward_pre_hooks)
-        and all(type(p) is nn.Parameter for p in layer.parameters(recurse=False))
-        for layer in network.modules()
-    )
+def _all_bare(network: nn.Module) -> bool:
+    """Whether :meth:`Cache.step`, which calls no layer, passes over nothing of a host's."""
+    return all(map(is_bare, network.modules()))
 
 
 def record(work: Callable[[], None], device: torch.device) -> Callable[[], None]:

@@ -22,9 +22,9 @@ from .convolution import (
     conv3x3,
     conv3x3_few,
     is_conv,
-    is_plain,
     norm_affine,
 )
+from .leaf import is_plain
 
 _BLOCKS = {
     "ResnetDownsampleBlock2D",

@@ -246,7 +246,7 @@ def _sample_rows(
     tokens = given.clone()
     lay_out(network, rows, known.count(False))
     cache = Cache(network, prefix, rows, total - prefix.images)
-    step = Steps(network, cache, rows, given.device, compiled=compiled)
+    step = Steps(network, cache, compiled=compiled)
     noise = ExponentialNoise(generators, network.config.image_vocab, given.device)
     hidden = prefix.hidden.expand(rows, -1)
     start = known.index(False)

@@ -6,6 +6,7 @@ the device.
 
 from __future__ import annotations
 
+import itertools
 import os
 from concurrent.futures import ThreadPoolExecutor
 
@@ -74,22 +75,25 @@ class ExponentialNoise:
     def __init__(self, streams: list[torch.Generator], size: int, device: torch.device) -> None:
         cuda = device.type == "cuda"
         self._streams, self._device = streams, device
-        self._buffers = [
-            torch.empty(len(streams), size, dtype=torch.float64, pin_memory=cuda)
-            for _ in range(2 if cuda else 1)
-        ]
-        self._copied = [torch.cuda.Event() for _ in self._buffers] if cuda else []
+        shape = (len(streams), size)
+        # What u is drawn into, and when it was last copied from there, if another device reads it.
+        self._buffers = itertools.cycle(
+            [
+                (
+                    torch.empty(shape, dtype=torch.float64, pin_memory=cuda),
+                    torch.cuda.Event() if cuda else None,
+                )
+                for _ in range(2 if cuda else 1)
+            ]
+        )
         self._threads = min(len(streams), os.cpu_count() or 1, _THREADS) if cuda else 1
         self._pool = ThreadPoolExecutor(self._threads) if self._threads > 1 else None
 
     def __call__(self) -> torch.Tensor:
         """``[B, size]`` on the device."""
-        uniform = self._buffers[0]
-        self._buffers.append(self._buffers.pop(0))
-        if self._copied:
-            copied = self._copied.pop(0)
-            self._copied.append(copied)
-            copied.synchronize()  # what was last copied from here, if anything
+        uniform, copied = next(self._buffers)
+        if copied is not None:
+            copied.synchronize()
         rows = uniform.unbind()
 
         def draw(first: int) -> None:
@@ -105,6 +109,6 @@ class ExponentialNoise:
         else:
             list(self._pool.map(draw, range(self._threads)))
         noise = uniform.to(self._device, non_blocking=True)
-        if self._copied:
+        if copied is not None:
             copied.record(torch.cuda.current_stream(noise.device))
         return noise.neg().log1p_().neg_().float()

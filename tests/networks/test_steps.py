@@ -17,8 +17,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from prior_art.edges import EdgeError
 from prior_art.networks import steps
+from prior_art.networks.leaf import is_bare
 from prior_art.networks.mindalle import ARTransformer, Cache, prefill
-from prior_art.networks.steps import Steps, can_record, is_bare
+from prior_art.networks.steps import Steps, can_record
 
 from .test_mindalle import KINDS, context_of, make, plain, tokens_of
 
@@ -82,7 +83,7 @@ def logits_of(network: ARTransformer, tokens: Tensor, kept: int, *, fed: int, **
     context = context_of(network.config)
     prefix = prefill(network, context, tokens[:1, :kept] if kept else None, torch.float32)
     cache = Cache(network, prefix, len(tokens), network.config.image_tokens - kept)
-    step = Steps(network, cache, len(tokens), CPU, **options)
+    step = Steps(network, cache, **options)
     hidden = [prefix.hidden.expand(len(tokens), 1, -1)]
     hidden += [step(tokens[:, i, None]) for i in range(kept, kept + fed)]
     assert cache.images == kept + fed
@@ -115,7 +116,7 @@ def test_a_known_token_between_steps(recorders: list[Recorder]) -> None:
     tokens = tokens_of(network.config, 2)
     prefix = prefill(network, context_of(network.config), None, torch.float32)
     cache = Cache(network, prefix, 2, network.config.image_tokens)
-    step = Steps(network, cache, 2, CPU)
+    step = Steps(network, cache)
     hidden = [step(tokens[:, :1]), step(tokens[:, 1:2]), cache.extend(network, tokens[:, 2:6])]
     hidden += [step(tokens[:, 6:7]), step(tokens[:, 7:8])]
     expected = plain(network, context_of(network.config), tokens[:, :8])[:, 1:]
@@ -129,7 +130,7 @@ def test_what_a_replay_writes_over_is_not_given_out(recorders: list[Recorder]) -
     network = make(KINDS["text"])
     tokens = tokens_of(network.config, 2)
     prefix = prefill(network, context_of(network.config), None, torch.float32)
-    step = Steps(network, Cache(network, prefix, 2, 10), 2, CPU)
+    step = Steps(network, Cache(network, prefix, 2, 10))
     first = step(tokens[:, :1])
     before = first.clone()
     step(tokens[:, 1:2])
@@ -195,12 +196,12 @@ def test_what_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_host_s_patches_are_not_passed_over(caplog: pytest.LogCaptureFixture) -> None:
     network = make(KINDS["free"])
-    assert is_bare(network)
     layer = network.blocks[1].attn.key
+    assert is_bare(layer)
     layer.weight_function = []
-    assert is_bare(network)
+    assert is_bare(layer)
     layer.register_forward_hook(lambda layer, args, result: result * 0)
-    assert not is_bare(network)
+    assert not is_bare(layer)
     tokens = tokens_of(network.config, 2)
     with caplog.at_level(logging.WARNING), torch.no_grad():
         patched = logits_of(network, tokens, 0, fed=6, compiled=True)

@@ -1,0 +1,34 @@
+"""What a host may have done to a layer, and whether its weights can be read past it."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+
+def is_bare(leaf: nn.Module) -> bool:
+    """Whether a layer computes with its parameters as they are.
+
+    A host may have hung patches on it, which ComfyUI keeps in attributes called ``..._function``,
+    or hooks, or put in weights of a tensor class of its own; all of that works when it is called.
+    """
+    return (
+        not any(value for name, value in vars(leaf).items() if name.endswith("_function"))
+        and not (leaf._forward_hooks or leaf._forward_pre_hooks)
+        and all(type(p) is nn.Parameter for p in leaf.parameters(recurse=False))
+    )
+
+
+def is_plain(leaf: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether a leaf is of this kind, with a bias, bare, and on the CPU in fp32.
+
+    A host may have swapped the leaf for one that casts or moves its weight when called: with such
+    parameters there is nothing to cast or move.
+    """
+    return (
+        isinstance(leaf, kind)
+        and leaf.weight is not None
+        and leaf.bias is not None
+        and is_bare(leaf)
+        and all(p.dtype == torch.float32 and p.device.type == "cpu" for p in leaf.parameters())
+    )
