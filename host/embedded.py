@@ -119,7 +119,7 @@ class ClipPair:
         from ..loaders.clip import tokenize
 
         tokenizers = self.loaded.tokenizer, self.loaded.second_tokenizer
-        (first, _, cut), (second, _, _) = (tokenize(t, [text]) for t in tokenizers)
+        (first, _, cut), (second, _, _) = (tokenize(t, [text], cleaned=False) for t in tokenizers)
         if cut[0]:
             warn(f"the prompt has more than {first.shape[1]} tokens; not seen: '{cut[0]}'")
         return first, second
