@@ -23,6 +23,7 @@ from ..edges import (
     EdgeError,
     EmbeddingSpace,
     SDXLText,
+    check_image,
     sdxl_to_conditioning,
     text_to_conditioning,
 )
@@ -177,6 +178,7 @@ class ClipVision:
         """An IMAGE's CLIP_VISION_OUTPUT, preprocessed as published (which crops)."""
         from ..samplers.clip import encode_image
 
+        check_image(image, "image")
         pixels = self.preprocess(image[..., :3])
         network, device, dtype = use(self.managed)
         embeds = offload(encode_image(network, pixels, device, dtype))

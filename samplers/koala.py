@@ -170,7 +170,7 @@ def sample_koala(
     own = torch.tensor([[FACTOR * size[0], FACTOR * size[1], 0, 0] + [FACTOR * s for s in size]])
     names = ("negative", "positive")[-len(texts) :]
     hidden, pooled = (
-        torch.cat([spread(getattr(t, part), count, n) for n, t in zip(names, texts, strict=True)])
+        [spread(getattr(t, part), count, n) for n, t in zip(names, texts, strict=True)]
         for part in ("hidden", "pooled")
     )
     sizes = [
@@ -178,15 +178,21 @@ def sample_koala(
         for name, t in zip(names, texts, strict=True)
     ]
     times, sigmas = schedule.steps(num_inference_steps)
-    predict = prepare(
-        hidden.to(device, dtype), pooled.to(device, dtype), torch.cat(sizes).to(device), times
-    )
+    # Prompts of several lengths, as ComfyUI's chunks of 77 tokens make them, run one by one.
+    sides = [(torch.cat(hidden), torch.cat(pooled), torch.cat(sizes))]
+    if len({part.shape[1] for part in hidden}) > 1:
+        sides = list(zip(hidden, pooled, sizes, strict=True))
+    runs = [
+        prepare(one.to(device, dtype), two.to(device, dtype), three.to(device), times)
+        for one, two, three in sides
+    ]
     # Published for "leading": the start is scaled as if signal were beside the noise.
     first = math.sqrt(sigmas[0] ** 2 + 1) if schedule.spacing == "leading" else sigmas[0]
     x = randn((CHANNELS, *size), generators, device) * first
     for i, (sigma, following) in enumerate(itertools.pairwise(sigmas)):
         scaled = x / (sigma**2 + 1) ** 0.5
-        eps = predict(torch.cat([scaled] * len(texts)).to(dtype), i).float()
+        seen = torch.cat([scaled] * (len(texts) // len(runs))).to(dtype)
+        eps = torch.cat([predict(seen, i).float() for predict in runs])
         if guided:
             eps = guide(*eps.chunk(2), guidance_scale)
         if callback is not None:

@@ -265,13 +265,14 @@ class LatentSchedule:
         return steps, noising(torch.cumprod(1.0 - betas, dim=0), first)
 
 
-def published_sigmas(schedule: LatentSchedule, steps: int, strength: float) -> torch.Tensor:
-    """Noise over signal at the last ``strength`` of the published timesteps, and 0; empty at 0.
+def published_sigmas(schedule: LatentSchedule, steps: int, denoise: float) -> torch.Tensor:
+    """Noise over signal at the last ``denoise`` of the published timesteps, and 0; empty at 0.
 
     Raises:
-        EdgeError: steps or strength out of range.
+        EdgeError: steps or denoise out of range.
     """
-    chosen, _ = schedule.noised(steps, strength)
+    check_share(denoise, "denoise")
+    chosen, _ = schedule.noised(steps, denoise)
     levels = [step.sqrt_beta / step.sqrt_alpha for step in chosen]
     return torch.tensor([*levels, 0.0] if levels else [])
 
@@ -308,14 +309,23 @@ def draws(steps: list[Step]) -> int:
     return sum(not step.last for step in steps) + bool(steps)
 
 
+def check_share(share: float, name: str) -> None:
+    """Refuse what is no share of the steps.
+
+    Raises:
+        EdgeError: ``share`` outside 0..1; ``name`` is the input's.
+    """
+    if not 0 <= share <= 1:
+        raise EdgeError(f"'{name}' is {share}; it goes from 0 (as it was) to 1 (all anew)")
+
+
 def part_of(steps: list[Step], strength: float) -> list[Step]:
     """The last ``strength`` (0..1) of the steps, rounded down as published; none at 0.
 
     Raises:
         EdgeError: ``strength`` outside 0..1.
     """
-    if not 0 <= strength <= 1:
-        raise EdgeError(f"'strength' is {strength}; it goes from 0 (as it was) to 1 (all anew)")
+    check_share(strength, "strength")
     return steps[len(steps) - int(len(steps) * strength) :]
 
 
