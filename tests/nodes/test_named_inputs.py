@@ -387,9 +387,11 @@ LARGE = 3e38
         ("InterpolateEmbeddings", {"mode": "slerp"}),
         ("TextDifference", {"strength": 10.0}),
         ("CompareEmbeddings", {}),
+        ("SaveEmbeddings", {"normalise": True}),
     ],
 )
-def test_a_mixture_beyond_floats_is_refused(name, changes, valid) -> None:
+def test_a_mixture_beyond_floats_is_refused(name, changes, valid, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(host.session, "output_folder", tmp_path)
     inputs = {**valid[name], **changes}
     for key, value in inputs.items():
         if hasattr(value, "image_embeds"):
