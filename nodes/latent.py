@@ -282,7 +282,7 @@ class KandinskyConditioning(io.ComfyNode):
     ) -> io.NodeOutput:
         if depth is not None:
             check_image(depth, "depth")
-            depth = depth[..., :3].movedim(-1, 1)
+            depth = depth[..., :3].movedim(-1, 1).float()
         sides = []
         for name, output, text_name, said in (
             ("image_embeds", image_embeds, "text", text),
@@ -291,7 +291,7 @@ class KandinskyConditioning(io.ComfyNode):
             embeds = any_image_embeds(output, name)
             encoded = None if said is None else conditioning_to_any_text(said, text_name)
             sides.append(embeds_to_conditioning(embeds, space_of_output(output), depth, encoded))
-        return io.NodeOutput(*sides)
+        return io.NodeOutput(*host.offload(sides))
 
 
 class KandinskySampler(io.ComfyNode):
