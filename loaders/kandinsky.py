@@ -18,7 +18,7 @@ from ..edges import SPACES, EdgeError, EmbeddingSpace
 from ..networks.mclip import MultilingualCLIP
 from ..networks.movq import at_latent_size, colours_of
 from ..samplers.clip import encode_zero_image
-from ..samplers.schedule import LatentSchedule, p_sampler
+from ..samplers.schedule import LatentSchedule, last_part_apart
 from . import clip, kandinsky_original
 from .checkpoint import (
     AGAIN,
@@ -70,6 +70,8 @@ class LatentDecoder:
         colours: of its latents, for previews: see ``networks.movq.colours_of``; ``None`` where no
             MoVQ lies beside it.
         name: where it came from, for messages.
+        exact: a picture has the size that was asked for, as the original repository cuts it; else
+            the next multiple of 64, as diffusers leaves it.
     """
 
     network: nn.Module
@@ -78,6 +80,7 @@ class LatentDecoder:
     text_space: EmbeddingSpace | None
     colours: torch.Tensor | None
     name: str
+    exact: bool = False
 
 
 def load_movq(source: Source, dtype: torch.dtype = torch.float32) -> MoVQ:
@@ -118,7 +121,8 @@ def load_latent_decoder(
     Args:
         source: from :func:`~.sources.find_source` for the stage ``latent_decoder``.
         dtype: storage dtype.
-        sampler: "published", the folder's own, or "p_sampler", the original repository's.
+        sampler: "published", the source's own, or one of the original repository's:
+            ``kandinsky_original.SAMPLERS``.
         head_dim: width of an attention head; only original checkpoints need it.
 
     Raises:
@@ -130,28 +134,36 @@ def load_latent_decoder(
         config, tensors = kandinsky_original.convert_decoder(
             read_state_dict(source.path), name, head_dim
         )
-        schedule = LatentSchedule.from_config(kandinsky_original.SCHEDULER)
+        published = None
     else:
         config, tensors, name = read_hub(source, "unet", dtype)
-        schedule = _read_schedule(source)
-    if sampler == "p_sampler":
-        schedule = p_sampler(schedule)
+        published = _read_schedule(source)
     network = build_diffusers("UNet2DConditionModel", config, name)
     kind = network.config.encoder_hid_dim_type
     if kind == "image_proj":
         dim, text_space = network.config.encoder_hid_dim, None
     elif kind == "text_image_proj":
         dim = network.config.cross_attention_dim
-        text_space, schedule = _mclip_space(dim), replace(schedule, original_start=True)
+        text_space = _mclip_space(dim)
+        if published is not None:
+            # diffusers' pipeline has it from the original repository, no config says it.
+            published = replace(
+                published, begin=last_part_apart, start_betas=kandinsky_original.START_BETAS
+            )
     else:
         raise CheckpointError(
             f"'{name}' does not read image embeddings (encoder_hid_dim_type is {kind!r}), so it is"
             " no decoder of Kandinsky. Choose the folder of one"
         )
+    if sampler != "published":
+        schedule = kandinsky_original.schedule_of(sampler, published)
+    else:
+        schedule = published or kandinsky_original.DDIM_SAMPLER
     fill(network, tensors, dtype, name)
     colours = colours_of(load_movq(source).network) if "movq" in source.stages else None
     space = space_of(source, dim)
-    return LatentDecoder(network, schedule, space, text_space, colours, name)
+    exact = source.kind == "checkpoint"
+    return LatentDecoder(network, schedule, space, text_space, colours, name, exact)
 
 
 def load_mclip(source: Source, dtype: torch.dtype = torch.float32) -> TextEncoder:

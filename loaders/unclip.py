@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from ..edges import SPACES, EmbeddingSpace
-from ..samplers.schedule import UnCLIPSchedule
+from ..samplers.schedule import UnCLIPSchedule, sums
 from . import clip, karlo_original
 from .checkpoint import AGAIN, CheckpointError, check_inside, read_json, read_state_dict
 from .clip import Preprocess
@@ -200,9 +200,9 @@ def read_schedule(source: Source, component: str) -> UnCLIPSchedule:
 
 
 def original_schedule(stage: str) -> UnCLIPSchedule:
-    """The original repository's schedule of a stage, its tables in float64."""
+    """The original repository's schedule of a stage, its tables and its respacing in float64."""
     config = karlo_original.SCHEDULES[stage]
-    return replace(UnCLIPSchedule.from_config(config), double_tables=True)
+    return replace(UnCLIPSchedule.from_config(config), double_tables=True, spacing=sums)
 
 
 def space_of(source: Source, dim: int) -> EmbeddingSpace:
