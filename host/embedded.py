@@ -23,6 +23,7 @@ from ..edges import (
     EdgeError,
     EmbeddingSpace,
     SDXLText,
+    cut_to_asked,
     sdxl_to_conditioning,
     text_to_conditioning,
 )
@@ -215,7 +216,8 @@ class Vae:
 
     def decode(self, samples: torch.Tensor) -> torch.Tensor:
         """Latent → IMAGE ``[B, H, W, 3]``."""
-        return (self._each("decode", samples) * 0.5 + 0.5).clamp(0, 1).movedim(1, -1)
+        pixels = (self._each("decode", samples) * 0.5 + 0.5).clamp(0, 1).movedim(1, -1)
+        return cut_to_asked(pixels, samples)
 
     def _each(self, method: str, rows: torch.Tensor) -> torch.Tensor:
         """One row after another, so that memory suffices for any batch."""
