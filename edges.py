@@ -561,6 +561,19 @@ def latent_of(latent: Any, name: str) -> torch.Tensor:
     return samples
 
 
+def ask_size(latents: torch.Tensor, height: int, width: int) -> None:
+    """Note on latents ``[B, C, h, w]`` the size in pixels that their picture is cut to by whatever
+    VAE of ours decodes this very tensor. Nodes that make new latents of them drop the note."""
+    latents.prior_art_size = (height, width)
+
+
+def cut_to_asked(pixels: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
+    """IMAGE ``[B, H, W, 3]`` decoded of these latents, without what :func:`ask_size` leaves out on
+    the right and below."""
+    height, width = getattr(latents, "prior_art_size", pixels.shape[1:3])
+    return pixels[:, :height, :width]
+
+
 def space_of_output(output: Any) -> str:
     """The name of the space of a CLIP_VISION_OUTPUT's ``image_embeds``; a foreign one's is told by
     its widths."""

@@ -14,7 +14,7 @@ import comfy.sd
 import torch
 from torch import nn
 
-from ..edges import EdgeError
+from ..edges import EdgeError, cut_to_asked
 from ..networks.movq import LatentMoVQ
 from ..networks.vqgan import HELD_DECODING, HELD_ENCODING, LatentVQGAN
 from .comfy_memory import Managed, patcher_of, prepare
@@ -22,6 +22,18 @@ from .comfy_memory import Managed, patcher_of, prepare
 if TYPE_CHECKING:
     from ..loaders.kandinsky import MoVQ
     from ..loaders.vqgan import VQGAN
+
+
+class CuttingVAE(comfy.sd.VAE):
+    """The host's VAE, whose pictures have the size that their latents ask for."""
+
+    def decode(self, samples_in: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Latent → IMAGE."""
+        return cut_to_asked(super().decode(samples_in, *args, **kwargs), samples_in)
+
+    def decode_tiled(self, samples: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Latent → IMAGE, tile by tile."""
+        return cut_to_asked(super().decode_tiled(samples, *args, **kwargs), samples)
 
 
 def native_vae(coder: nn.Module, factor: int, channels: int) -> Any:
@@ -33,7 +45,7 @@ def native_vae(coder: nn.Module, factor: int, channels: int) -> Any:
         factor: pixels of a latent's place.
         channels: of the latent.
     """
-    vae = comfy.sd.VAE(sd={"pixel_space_vae": torch.tensor(1.0)}, dtype=torch.float32)
+    vae = CuttingVAE(sd={"pixel_space_vae": torch.tensor(1.0)}, dtype=torch.float32)
     dtype = prepare(coder.network, vae.device)
     vae.first_stage_model = coder.eval()
     vae.patcher = patcher_of(coder, vae.device, memory.vae_offload_device())

@@ -24,6 +24,7 @@ from ..edges import (
     EmbeddingSpace,
     SDXLText,
     check_image,
+    cut_to_asked,
     placed,
     sdxl_to_conditioning,
     text_to_conditioning,
@@ -218,7 +219,8 @@ class Vae:
 
     def decode(self, samples: torch.Tensor) -> torch.Tensor:
         """Latent → IMAGE ``[B, H, W, 3]``."""
-        return (self._each("decode", samples) * 0.5 + 0.5).clamp(0, 1).movedim(1, -1)
+        pixels = (self._each("decode", samples) * 0.5 + 0.5).clamp(0, 1).movedim(1, -1)
+        return cut_to_asked(pixels, samples)
 
     def _each(self, method: str, rows: torch.Tensor) -> torch.Tensor:
         """One row after another, so that memory suffices for any batch."""

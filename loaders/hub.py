@@ -29,16 +29,21 @@ from .libraries import require
 from .sources import SYSTEMS, Source
 
 
+def place(source: Source, component: str) -> Path:
+    """Where a component's folder is, if it is there."""
+    return source.path / f"{source.prefix}{component}"
+
+
 def part(source: Source, component: str) -> Path:
     """The folder of a component.
 
     Raises:
         CheckpointError: it is missing, or a link leads out of the model folders.
     """
-    folder = source.path / component
+    folder = place(source, component)
     if not folder.is_dir():
         raise CheckpointError(
-            f"'{source.path}' lacks the folder '{component}'. Copy it there from where the others"
+            f"'{source.path}' lacks the folder '{folder.name}'. Copy it there from where the others"
             f" came from. {SYSTEMS[source.system].cure}"
         )
     check_inside(folder, source.folders)

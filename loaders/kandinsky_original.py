@@ -7,22 +7,51 @@ for text and image; the MoVQ has taming's VQGAN layout with spatial norms. Both 
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from typing import Any
 
+from ..samplers.schedule import LatentSchedule, last_sums, sums, up_to_share, whole_strides
 from .karlo_original import HEAD_DIM, State, Taker, Tensors, convert_unet
 from .vqgan import GROUPS, convert_vqgan
 
-SCHEDULER: dict[str, Any] = {
-    "_class_name": "DDIMScheduler",
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "linear",
-    "clip_sample": False,
-    "set_alpha_to_one": False,
-    "steps_offset": 1,
-    "prediction_type": "epsilon",
+START_BETAS = 0.0001, 0.02
+"""Of what noises a picture to begin with, ``q_sample`` of ``utils.py``: not the diffusion's."""
+
+DDIM_SAMPLER = LatentSchedule(
+    ancestral=False,
+    learned_range=False,
+    double_tables=True,
+    spacing=whole_strides,
+    offset=1,
+    strided=False,
+    thresholding=False,
+    begin=up_to_share,
+    start_betas=START_BETAS,
+    final_one=False,
+)
+"""configs.py's diffusion under ``DDIMSampler`` of ``model/samplers.py``."""
+
+P_SAMPLER = LatentSchedule(
+    double_tables=True,
+    spacing=sums,
+    clip_range=2.0,
+    clip_first=True,
+    largest=math.inf,
+    keeps_x0=True,
+    begin=last_sums,
+    start_betas=START_BETAS,
+)
+"""``p_sample_loop`` of ``model/gaussian_diffusion.py``, ancestral with learned variance: x0 clamped
+to ±2, what inpainting keeps put in, and then thresholded. The original takes sample 0's threshold
+for the whole batch; here each picture has its own, so that it does not depend on the others."""
+
+SAMPLERS = {
+    "ddim_sampler": DDIM_SAMPLER,
+    "plms_sampler": replace(DDIM_SAMPLER, multistep=True),
+    "p_sampler": P_SAMPLER,
 }
-"""configs.py's diffusion and the DDIM sampler of ``model/samplers.py`` in diffusers' words."""
+"""The original's samplers by its own names; without one it takes the first."""
 
 CONDITIONING = {
     "to_model_dim_n": "encoder_hid_proj.text_proj",
@@ -31,6 +60,26 @@ CONDITIONING = {
     "ln_model_n": "add_embedding.text_norm",
     "img_layer": "add_embedding.image_proj",
 }
+
+
+def schedule_of(sampler: str, published: LatentSchedule | None = None) -> LatentSchedule:
+    """The constants of one of :data:`SAMPLERS`.
+
+    Args:
+        published: a hub folder's own, whose betas, and whose start from a picture, are the
+            decoder's whatever samples it.
+    """
+    own = SAMPLERS[sampler]
+    if published is None:
+        return own
+    return replace(
+        own,
+        beta_start=published.beta_start,
+        beta_end=published.beta_end,
+        beta_schedule=published.beta_schedule,
+        start_betas=published.start_betas,
+        num_train_timesteps=published.num_train_timesteps,
+    )
 
 
 def convert_decoder(

@@ -152,6 +152,11 @@ def load_unet(
             f"'{name}' is no U-Net of SDXL's kind (addition_embed_type is"
             f" {network.config.addition_embed_type!r}); choose the folder of a KOALA"
         )
+    if network.config.in_channels != 4:
+        raise CheckpointError(
+            f"'{name}' has {network.config.in_channels} input channels, as for inpainting or"
+            " editing, but this stage samples a text-to-image U-Net of 4. Choose another source"
+        )
     variant = variant_of(network, dtype)
     if not variant.is_a(wanted):
         raise CheckpointError(

@@ -13,13 +13,14 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from .checkpoint import STEMS, inside
 
 EMBEDDED_ROOT = Path(__file__).resolve().parent.parent / "shapes" / "weights"
 DEPTH = 4
-"""How deep below a model folder sources are looked for (a hub cache needs 3)."""
+"""How deep below a model folder sources are looked for. A model of the hub's cache counts as one
+level, though it lies three deep there."""
 
 
 class SourceError(ValueError):
@@ -37,6 +38,8 @@ class Source:
         system: a key of :data:`SYSTEMS`.
         stages: what can be loaded from it.
         folders: the model folders that no link in it may leave; empty for the embedded family.
+        prefix: of the names of its component folders, "prior_" where one folder holds prior and
+            decoder.
     """
 
     name: str
@@ -45,6 +48,7 @@ class Source:
     system: str
     stages: frozenset[str]
     folders: tuple[Path, ...] = ()
+    prefix: str = ""
 
 
 @dataclass(frozen=True)
@@ -53,9 +57,14 @@ class System:
 
     Attributes:
         pipelines: ``_class_name`` in ``model_index.json``.
+        combined: those in whose folders another system lies too, so that the components' names
+            begin with ``prefix``.
         components: stage to (component folder, class in its ``config.json``); ``""`` is the
             folder itself.
+        types: stage to ``model_type`` in that ``config.json`` that says the same as its class.
         checkpoints: original file name pattern to the stages in that file.
+        beside: pattern of the original files among which a file that other systems have too is this
+            system's; ``label``: what it is called otherwise.
         originals: stage to a file of an original folder, which alone makes it a source.
         indexed: only a folder with a ``model_index.json`` is one: another system has components of
             the same names.
@@ -66,8 +75,13 @@ class System:
     """
 
     pipelines: frozenset[str] = frozenset()
+    combined: frozenset[str] = frozenset()
+    prefix: str = ""
     components: dict[str, tuple[str, str]] = field(default_factory=dict)
+    types: dict[str, tuple[str, ...]] = field(default_factory=dict)
     checkpoints: tuple[tuple[re.Pattern[str], frozenset[str]], ...] = ()
+    beside: re.Pattern[str] | None = None
+    label: str = ""
     originals: dict[str, str] = field(default_factory=dict)
     indexed: bool = False
     own: dict[str, tuple[str, str]] = field(default_factory=dict)
@@ -94,6 +108,18 @@ STAGES: dict[str, tuple[str, ...]] = {
 TOWERS = frozenset({"text_encoder", "image_encoder"})
 """A source of both is a reranker too."""
 
+_VIT_L = (
+    re.compile(r"ViT-L-14\.(pt|pth|safetensors)", re.IGNORECASE),
+    frozenset({"text_encoder", "image_encoder"}),
+)
+"""OpenAI's file, which the originals of Karlo and of Kandinsky 2.1 read, each in its own way."""
+
+_COMBINED = frozenset(
+    f"Kandinsky{version}{mode}CombinedPipeline"
+    for version in ("", "V22")
+    for mode in ("", "Img2Img", "Inpaint")
+)
+
 SYSTEMS: dict[str, System] = {
     "karlo": System(
         pipelines=frozenset({"UnCLIPPipeline", "UnCLIPImageVariationPipeline"}),
@@ -105,14 +131,13 @@ SYSTEMS: dict[str, System] = {
             "upscaler": ("super_res_first", "UNet2DModel"),
         },
         checkpoints=(
-            (
-                re.compile(r"ViT-L-14\.(pt|pth|safetensors)", re.IGNORECASE),
-                frozenset({"text_encoder", "image_encoder"}),
-            ),
+            _VIT_L,
             (re.compile(r"prior-ckpt.*\.(ckpt|safetensors)"), frozenset({"prior"})),
             (re.compile(r"decoder-ckpt.*\.(ckpt|safetensors)"), frozenset({"decoder"})),
             (re.compile(r"improved-sr-ckpt.*\.(ckpt|safetensors)"), frozenset({"upscaler"})),
         ),
+        beside=re.compile(r"(prior|decoder|improved-sr)-ckpt.*"),
+        label="Karlo",
         embedded=(("shapes-karlo", "karlo"),),
         download="prior-art download karlo",
     ),
@@ -143,12 +168,19 @@ SYSTEMS: dict[str, System] = {
                 "KandinskyPriorPipeline",
             }
         ),
+        combined=_COMBINED,
+        prefix="prior_",
         components={
             "text_encoder": ("text_encoder", "CLIPTextModelWithProjection"),
             "image_encoder": ("image_encoder", "CLIPVisionModelWithProjection"),
             "prior": ("prior", "PriorTransformer"),
         },
-        checkpoints=((re.compile(r"prior_fp16\.(ckpt|safetensors)"), frozenset({"prior"})),),
+        checkpoints=(
+            _VIT_L,
+            (re.compile(r"prior_fp16\.(ckpt|safetensors)"), frozenset({"prior"})),
+        ),
+        beside=re.compile(r"(prior|decoder|inpainting)_fp16\..*|movq_final\..*"),
+        label="Kandinsky 2.1",
         indexed=True,
         embedded=(
             ("shapes-kandinsky-prior", "kandinsky/prior"),
@@ -168,12 +200,15 @@ SYSTEMS: dict[str, System] = {
                 "KandinskyImg2ImgPipeline",
                 "KandinskyInpaintPipeline",
             }
+            | _COMBINED
         ),
         components={
             "latent_decoder": ("unet", "UNet2DConditionModel"),
             "movq": ("movq", "VQModel"),
             "mclip": ("text_encoder", "MultilingualCLIP"),
         },
+        # The original reads it as whatever AutoConfig makes of it.
+        types={"mclip": ("xlm-roberta",)},
         checkpoints=(
             (
                 re.compile(r"(decoder|inpainting)_fp16\.(ckpt|safetensors)"),
@@ -190,7 +225,12 @@ SYSTEMS: dict[str, System] = {
         download="prior-art download kandinsky-2-2-decoder",
     ),
     "koala": System(
-        pipelines=frozenset({"StableDiffusionXLPipeline"}),
+        # Whatever else such a pipeline brings along, its U-Net, encoders and VAE are SDXL's.
+        pipelines=frozenset(
+            f"StableDiffusionXL{extra}{mode}Pipeline"
+            for extra in ("", "ControlNet", "ControlNetUnion", "ControlNetPAG", "PAG", "Adapter")
+            for mode in ("", "Img2Img", "Inpaint")
+        ),
         components={
             "koala_unet": ("unet", "UNet2DConditionModel"),
             "koala_text": ("text_encoder", "CLIPTextModel"),
@@ -311,50 +351,102 @@ def _all_sources(folders: Sequence[Path]) -> list[Source]:
             real = path.resolve()
             if real in seen:
                 continue
-            for system in SYSTEMS:
-                folder = path.is_dir()
-                stages = _stages_of(path, system) if folder else _stages_in(path, system)
-                if not stages:
-                    continue
-                seen.add(real)
-                relative = path.relative_to(root).as_posix()
-                name = root.name if relative == "." else relative
-                if name in taken:
-                    name = f"{root.name}/{name}"
-                if name in taken:
-                    name = path.as_posix()
-                taken.add(name)
-                kind: Literal["folder", "checkpoint"] = "folder" if folder else "checkpoint"
-                (hub if folder else files).append(Source(name, kind, path, system, stages, roots))
+            folder = path.is_dir()
+            found = _stages_by_system(path) if folder else _owners(path)
+            if not found:
+                continue
+            seen.add(real)
+            relative = path.relative_to(root).as_posix()
+            name = root.name if relative == "." else relative
+            if name in taken:
+                name = f"{root.name}/{name}"
+            if name in taken:
+                name = path.as_posix()
+            taken.add(name)
+            kind: Literal["folder", "checkpoint"] = "folder" if folder else "checkpoint"
+            for place, (system, stages) in enumerate(found.items()):
+                # Systems of one folder have different stages and can share its name; of one file
+                # they have the same.
+                own = name if folder or not place else f"{name} ({SYSTEMS[system].label})"
+                taken.add(own)
+                prefix = _prefix(path, SYSTEMS[system]) if folder else ""
+                source = Source(own, kind, path, system, stages, roots, prefix)
+                (hub if folder else files).append(source)
     return embedded + hub + files
 
 
 def _walk(root: Path, roots: Sequence[Path], depth: int = 0) -> Iterator[Path]:
     """``root`` if it is a source folder itself, and what is below it, sorted.
 
-    Component folders are no sources of their own; loose weight files may have others beside them.
+    Component folders are no sources of their own; anything else may lie beside them.
     """
     if depth > DEPTH or not root.is_dir():
         return
-    here = [system for system in SYSTEMS if _stages_of(root, system)]
+    here = _stages_by_system(root)
     if here:
         yield root
-    if any(SYSTEMS[system].components for system in here):
-        return
-    try:
-        entries = sorted(os.scandir(root), key=lambda entry: entry.name.lower())
-    except OSError:
-        return
-    for entry in entries:
-        path = Path(entry.path)
-        if entry.name.startswith(".") or entry.name.endswith(".partial"):
-            continue
-        if not inside(path, roots):
-            continue
-        if path.is_dir():
-            yield from _walk(path, roots, depth + 1)
+    own = {
+        _prefix(root, SYSTEMS[system]) + component
+        for system in here
+        for component, _ in SYSTEMS[system].components.values()
+    }
+    for path in _entries(root, roots):
+        if path.is_dir() and path.name not in own:
+            if path.name.startswith("models--"):
+                # The hub's cache: the model's files are links in a folder for each revision.
+                for revision in _entries(path / "snapshots", roots):
+                    yield from _walk(revision, roots, depth + 1)
+            else:
+                yield from _walk(path, roots, depth + 1)
         elif path.is_file():
             yield path
+
+
+def _entries(folder: Path, roots: Sequence[Path]) -> list[Path]:
+    """What lies in a folder, sorted, without what is hidden, unfinished or leads out."""
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name.lower())
+    except OSError:
+        return []
+    return [
+        Path(entry.path)
+        for entry in entries
+        if not entry.name.startswith(".")
+        and not entry.name.endswith(".partial")
+        and inside(Path(entry.path), roots)
+    ]
+
+
+def _owners(file: Path) -> dict[str, frozenset[str]]:
+    """The systems whose original file this is by its name, and the stages in it.
+
+    Where several have it, the one whose other originals lie beside it; all of them where that
+    tells nothing.
+    """
+    found = {system: stages for system in SYSTEMS if (stages := _stages_in(file, system))}
+    if len(found) < 2:
+        return found
+    names = os.listdir(file.parent)
+    near = {
+        system: stages
+        for system, stages in found.items()
+        if any(SYSTEMS[system].beside.fullmatch(name) for name in names)
+    }
+    return near if len(near) == 1 else found
+
+
+def _stages_by_system(folder: Path) -> dict[str, frozenset[str]]:
+    found = {system: _stages_of(folder, system) for system in SYSTEMS}
+    return {system: stages for system, stages in found.items() if stages}
+
+
+def _prefix(folder: Path, table: System) -> str:
+    """Of the names of a system's component folders here."""
+    return table.prefix if _index_class(folder) in table.combined else ""
+
+
+def _index_class(folder: Path) -> str | None:
+    return _class_name(folder / "model_index.json")
 
 
 def _stages_in(file: Path, system: str) -> frozenset[str]:
@@ -369,20 +461,20 @@ def _stages_of(folder: Path, system: str) -> frozenset[str]:
     table = SYSTEMS[system]
     index = folder / "model_index.json"
     if index.is_file():
-        name = _class_name(index)
-        if name is not None and name not in table.pipelines:
+        name = _index_class(folder)
+        if name is not None and name not in table.pipelines | table.combined:
             return frozenset()
     elif table.indexed:
         return frozenset()
-    found = _loose_stages(folder, table)
+    found, prefix = _loose_stages(folder, table), _prefix(folder, table)
     for stage, (component, wanted) in table.components.items():
-        part = folder / component
+        part = folder / f"{prefix}{component}"
         config = part / "config.json"
         if not part.is_dir():
             continue
         if not (index.is_file() and component):
             # A bare component, or a bare collection of them: each must say what it is.
-            if _class_name(config) != wanted:
+            if not _says(config, wanted, table.types.get(stage, ())):
                 continue
         elif not config.is_file() and not _has_weights(part):
             continue
@@ -407,18 +499,27 @@ def _has_weights(folder: Path) -> bool:
         return False
 
 
+def _says(path: Path, wanted: str, types: tuple[str, ...]) -> bool:
+    """Whether a config is of this class, or of one of these model types whatever its class."""
+    return _class_name(path) == wanted or _read(path).get("model_type") in types
+
+
 def _class_name(path: Path) -> str | None:
     """What a config says it is: diffusers' ``_class_name`` or transformers' ``architectures``."""
-    try:
-        if path.stat().st_size > 1_000_000:
-            return None
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None
-    if not isinstance(value, dict):
-        return None
+    value = _read(path)
     name = value.get("_class_name")
     architectures = value.get("architectures")
     if name is None and isinstance(architectures, list) and architectures:
         name = architectures[0]
     return name if isinstance(name, str) else None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A small JSON object; empty where there is none."""
+    try:
+        if path.stat().st_size > 1_000_000:
+            return {}
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}

@@ -14,11 +14,11 @@ import torch
 from torch import nn
 
 from ..edges import SPACES, EmbeddingSpace
-from ..samplers.schedule import UnCLIPSchedule
+from ..samplers.schedule import UnCLIPSchedule, sums
 from . import clip, karlo_original
 from .checkpoint import AGAIN, CheckpointError, check_inside, read_json, read_state_dict
 from .clip import Preprocess
-from .hub import build_diffusers, build_transformers, fill, part, read_hub
+from .hub import build_diffusers, build_transformers, fill, part, place, read_hub
 from .sources import SYSTEMS, Source
 
 # Where a system's hub folder keeps what prepares pictures, and the prior's schedule.
@@ -92,8 +92,8 @@ def load_image_encoder(
     """Load the image tower and its picture preparation.
 
     A hub folder's ``feature_extractor`` or ``image_processor`` decides the preparation; without one
-    it is CLIP's own. The original squashes pictures to a square where the hub's crops: each as
-    published.
+    it is CLIP's own. Karlo's original squashes pictures to a square where the hub's and Kandinsky
+    2.1's original crop: each as published.
 
     Raises:
         CheckpointError: a file is missing, damaged or foreign.
@@ -107,7 +107,7 @@ def load_image_encoder(
     else:
         config, tensors, name = read_hub(source, "image_encoder", dtype)
         config = config.get("vision_config", config)
-        file = source.path / FOLDERS[source.system][0] / "preprocessor_config.json"
+        file = place(source, FOLDERS[source.system][0]) / "preprocessor_config.json"
         if file.is_file():
             check_inside(file, source.folders)
         preparation = read_json(file) if file.is_file() else {}
@@ -115,7 +115,8 @@ def load_image_encoder(
     fill(network, tensors, dtype, name, "vision_model.")
     size = network.config.image_size
     if preparation is None:
-        preprocess = Preprocess(size, size, squash=True)
+        squash = source.system == "karlo"
+        preprocess = Preprocess(size, size, squash=squash, openai=not squash)
     else:
         preprocess = clip.preprocess_from_config(preparation, size)
     return ImageEncoder(network, preprocess, space_of(source, network.config.projection_dim))
@@ -200,9 +201,9 @@ def read_schedule(source: Source, component: str) -> UnCLIPSchedule:
 
 
 def original_schedule(stage: str) -> UnCLIPSchedule:
-    """The original repository's schedule of a stage, its tables in float64."""
+    """The original repository's schedule of a stage, its tables and its respacing in float64."""
     config = karlo_original.SCHEDULES[stage]
-    return replace(UnCLIPSchedule.from_config(config), double_tables=True)
+    return replace(UnCLIPSchedule.from_config(config), double_tables=True, spacing=sums)
 
 
 def space_of(source: Source, dim: int) -> EmbeddingSpace:

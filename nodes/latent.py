@@ -9,10 +9,12 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from ..edges import (
     EdgeError,
     any_image_embeds,
+    ask_size,
     check_image,
     check_mask,
     conditioning_to_any_text,
@@ -37,8 +39,12 @@ LARGEST = 4096
 BYTES_PER_PLACE = 2 * 2**17
 
 
-SIZE = "In pixels; rounded up to a multiple of 64, as published."
-OWN_SIZE = "In pixels; 0 is the picture's own. Rounded up to a multiple of 64, as published."
+ROUNDED = (
+    " Rounded up to a multiple of 64, as published; VAE Decode cuts the picture of an original"
+    " checkpoint to this size."
+)
+SIZE = "In pixels." + ROUNDED
+OWN_SIZE = "In pixels; 0 is the picture's own." + ROUNDED
 
 
 def _embeds_inputs() -> list:
@@ -124,7 +130,7 @@ class KandinskyDecoder(io.ComfyNode):
     def execute(cls, model: Any, width: int, height: int, **sampling: Any) -> io.NodeOutput:
         if width < 1 or height < 1:
             raise EdgeError(f"'width' and 'height' are {width} and {height}; ask for a picture")
-        return _sample(model, latent_size(height, width), {}, **sampling)
+        return _sample(model, (height, width), {}, **sampling)
 
 
 class KandinskyImage(io.ComfyNode):
@@ -166,9 +172,11 @@ class KandinskyImage(io.ComfyNode):
         height: int,
         **sampling: Any,
     ) -> io.NodeOutput:
-        pixels = _fitted(image, width, height, "image")
+        check_image(image, "image")
+        asked, (_, loaded) = _asked(image, width, height), host.open_latent_decoder(model)
+        pixels = _fitted(image, asked, "image", loaded.exact)
         mode = {"start": _encode(vae, pixels), "strength": strength}
-        return _sample(model, latent_size(*pixels.shape[2:]), mode, **sampling)
+        return _sample(model, asked, mode, **sampling)
 
 
 class KandinskyInpaint(io.ComfyNode):
@@ -201,9 +209,10 @@ class KandinskyInpaint(io.ComfyNode):
         height: int,
         **sampling: Any,
     ) -> io.NodeOutput:
-        pixels = _fitted(image, width, height, "image")
-        size = latent_size(*pixels.shape[2:])
-        keep = keep_mask(_fitted_mask(mask, pixels.shape[2:]), size)
+        check_image(image, "image")
+        asked, (_, loaded) = _asked(image, width, height), host.open_latent_decoder(model)
+        pixels = _fitted(image, asked, "image", loaded.exact)
+        keep = keep_mask(_fitted_mask(mask, asked, loaded.exact), latent_size(*asked))
         if bool(keep.all()):
             raise EdgeError(
                 "'mask' is empty, so there is nothing to repaint; paint white what shall change,"
@@ -215,7 +224,7 @@ class KandinskyInpaint(io.ComfyNode):
                 f"'mask' has {len(keep)} masks for {len(latents)} pictures; wire one, or one each"
             )
         kept = Kept(latents, keep.expand(len(latents), -1, -1, -1))
-        return _sample(model, size, {"kept": kept}, **sampling)
+        return _sample(model, asked, {"kept": kept}, **sampling)
 
 
 class KandinskyDepth(io.ComfyNode):
@@ -239,8 +248,10 @@ class KandinskyDepth(io.ComfyNode):
     def execute(
         cls, model: Any, depth: Any, width: int, height: int, **sampling: Any
     ) -> io.NodeOutput:
-        hint = _fitted(depth, width, height, "depth") * 0.5 + 0.5
-        return _sample(model, latent_size(*hint.shape[2:]), {"hint": hint}, **sampling)
+        check_image(depth, "depth")
+        asked = _asked(depth, width, height)
+        hint = _fitted(depth, asked, "depth") * 0.5 + 0.5
+        return _sample(model, asked, {"hint": hint}, **sampling)
 
 
 class KandinskyConditioning(io.ComfyNode):
@@ -351,7 +362,7 @@ class KandinskySchedule(io.ComfyNode):
 
 def _sample(
     model: Any,
-    size: tuple[int, int],
+    asked: tuple[int, int],
     mode: dict[str, Any],
     *,
     image_embeds: Any,
@@ -364,7 +375,8 @@ def _sample(
     positive: list | None = None,
     negative: list | None = None,
 ) -> io.NodeOutput:
-    """The LATENT of a decoder in one of its modes, and the stream's position after it."""
+    """The LATENT of a decoder in one of its modes, for a picture of the height and width that were
+    ``asked`` for, and the stream's position after it."""
     if batch_size < 1:
         raise EdgeError(f"'batch_size' is {batch_size}; ask for at least one picture")
     managed, loaded = host.open_latent_decoder(model)
@@ -376,6 +388,7 @@ def _sample(
         mode["kept"] = replace(mode["kept"], blend=loaded.text_space is None)
     rows = [len(embeds), *(len(_rows(part)) for name, part in mode.items() if name != "strength")]
     count = max(rows) * batch_size
+    size = latent_size(*asked)
     places = size[0] * size[1] * count
     network, device, dtype = host.use(managed, memory_required=places * BYTES_PER_PLACE)
     run, _ = loaded.schedule.noised(steps, mode.get("strength", 1.0))
@@ -396,7 +409,10 @@ def _sample(
         **texts,
     )
     drawn = latents[0].numel() * draws(run)
-    return io.NodeOutput({"samples": host.offload(latents)}, noise_offset + drawn)
+    latents = host.offload(latents)
+    if loaded.exact:
+        ask_size(latents, *asked)
+    return io.NodeOutput({"samples": latents}, noise_offset + drawn)
 
 
 def _texts(loaded: Any, positive: list | None, negative: list | None) -> dict[str, Any]:
@@ -427,29 +443,55 @@ def _rows(part: Any) -> torch.Tensor:
     return part.latents if isinstance(part, Kept) else part
 
 
-def _fitted(image: torch.Tensor, width: int, height: int, name: str) -> torch.Tensor:
-    """IMAGE → ``[B, 3, H, W]`` in -1..1 of the wanted size, rounded up to multiples of 64, by
-    Pillow's bicubic filter on 8 bits as published."""
-    from PIL import Image
+def _asked(image: torch.Tensor, width: int, height: int) -> tuple[int, int]:
+    """Height and width, the picture's own where they are 0.
 
-    check_image(image, name)
+    Raises:
+        EdgeError: a negative one.
+    """
     if width < 0 or height < 0:
         raise EdgeError(f"'width' and 'height' are {width} and {height}; 0 is the picture's own")
-    own = image.shape[1:3]
-    high, wide = (8 * side for side in latent_size(height or own[0], width or own[1]))
-    if (high, wide) == tuple(own):
-        return from_image(image)
-    if max(high, wide) > LARGEST:
-        raise EdgeError(f"'{name}' would be {wide}x{high}; the limit is {LARGEST} pixels a side")
-    host.warn(
-        f"'{name}' is {own[1]}×{own[0]}; it was resized to {wide}×{high}, as a Kandinsky decoder's"
-        " sides are multiples of 64"
-    )
-    return from_image(resized(image[..., :3], (high, wide), Image.Resampling.BICUBIC))
+    return height or image.shape[1], width or image.shape[2]
 
 
-def _fitted_mask(mask: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """MASK ``[B, H, W]`` of the pictures' size, by Pillow's Lanczos filter on 8 bits as published.
+def _fitted(
+    image: torch.Tensor, asked: tuple[int, int], name: str, exact: bool = False
+) -> torch.Tensor:
+    """IMAGE → ``[B, 3, H, W]`` in -1..1 of the wanted size, rounded up to multiples of 64, by
+    Pillow's bicubic filter on 8 bits, reduced first where it is much larger, as published.
+
+    Args:
+        exact: resized to what was asked for, as the original repository does; the last row and
+            column are repeated up to the multiples, which it does without.
+    """
+    from PIL import Image
+
+    own = tuple(image.shape[1:3])
+    whole = tuple(8 * side for side in latent_size(*asked))
+    wanted = asked if exact else whole
+    if max(whole) > LARGEST:
+        raise EdgeError(
+            f"'{name}' would be {whole[1]}x{whole[0]}; the limit is {LARGEST} pixels a side"
+        )
+    if wanted != own:
+        host.warn(
+            f"'{name}' is {own[1]}×{own[0]}; it was resized to {wanted[1]}×{wanted[0]}"
+            + ("" if exact else ", as a Kandinsky decoder's sides are multiples of 64")
+        )
+        image = resized(image[..., :3], wanted, Image.Resampling.BICUBIC, reducing_gap=1)
+    return _extended(from_image(image), wanted, whole)
+
+
+def _extended(rows: torch.Tensor, size: tuple[int, int], whole: tuple[int, int]) -> torch.Tensor:
+    """``[B, C, H, W]`` of this size with its last row and column repeated up to another."""
+    if size == whole:
+        return rows
+    return F.pad(rows, (0, whole[1] - size[1], 0, whole[0] - size[0]), mode="replicate")
+
+
+def _fitted_mask(mask: torch.Tensor, asked: tuple[int, int], exact: bool) -> torch.Tensor:
+    """MASK ``[B, H, W]`` that covers the pictures: of their size by Pillow's Lanczos filter on 8
+    bits, as diffusers does, or, ``exact``, as it is, whose nearest places the original takes.
 
     Raises:
         EdgeError: no MASK, or NaN in it.
@@ -457,9 +499,15 @@ def _fitted_mask(mask: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     from PIL import Image
 
     mask = check_mask(mask, "mask")
-    if tuple(mask.shape[1:]) == tuple(size):
+    whole = tuple(8 * side for side in latent_size(*asked))
+    if exact and asked == whole:
         return mask
-    return resized(mask, size, Image.Resampling.LANCZOS)
+    if exact:
+        near = F.interpolate(mask[:, None].float(), asked, mode="nearest")
+        return _extended(near, asked, whole)[:, 0]
+    return (
+        mask if tuple(mask.shape[1:]) == whole else resized(mask, whole, Image.Resampling.LANCZOS)
+    )
 
 
 def _encode(vae: Any, pixels: torch.Tensor) -> torch.Tensor:

@@ -207,10 +207,11 @@ class LoadLatentDecoder(io.ComfyNode):
                 *_inputs("latent_decoder"),
                 io.Combo.Input(
                     "sampler",
-                    options=["published", "p_sampler"],
+                    options=["published", "p_sampler", "plms_sampler"],
                     default="published",
-                    tooltip="What the Kandinsky Decoder nodes sample with: the folder's own"
-                    " scheduler, or the original repository's ancestral p_sampler.",
+                    tooltip="What the Kandinsky Decoder nodes sample with. published: a folder's"
+                    " own scheduler, an original checkpoint's ddim_sampler. p_sampler and"
+                    " plms_sampler: the original repository's others, ancestral and multistep.",
                 ),
             ],
             outputs=[

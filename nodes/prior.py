@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..edges import EdgeError, Prior, conditioning_to_text, image_embeds_of
+from ..edges import EdgeError, Prior, TextEncoding, conditioning_to_text, image_embeds_of
 from ..host import host, io
+from ..samplers.guidance import spread
 from ..samplers.noise import generators
 from ..samplers.prior import numbers_drawn, sample_prior
 from ..samplers.schedule import draws
@@ -119,6 +120,13 @@ def _kandinsky_inputs() -> tuple[list, list]:
             tooltip="Image embeddings to sample for the prompt.",
         ),
         noise_offset_input(),
+        io.Conditioning.Input(
+            "negative_decoder_prompt",
+            optional=True,
+            tooltip="What the decoder shall steer away from, from Text Encode (unCLIP): its"
+            " negative image embeddings are then what the prior makes of this prompt. Leave it"
+            " unwired for what negative_embeds says.",
+        ),
     ]
     return before, after
 
@@ -211,6 +219,7 @@ def _sample_kandinsky(
     negative_embeds: str,
     batch_size: int,
     noise_offset: int = 0,
+    negative_decoder_prompt: list | None = None,
 ) -> io.NodeOutput:
     """Both embeddings, and the stream's position after them; ``start`` is what
     ``sample_prior`` begins with, if not with noise."""
@@ -220,7 +229,12 @@ def _sample_kandinsky(
         raise EdgeError(
             f"'negative_embeds' is '{negative_embeds}'; choose '{ZERO}' or '{NEGATIVE}'"
         )
-    if negative_embeds == ZERO and prior.zero_image is None:
+    if negative_embeds == NEGATIVE and negative_decoder_prompt is not None:
+        raise EdgeError(
+            f"'negative_decoder_prompt' is wired and 'negative_embeds' is '{NEGATIVE}': both say"
+            f" what the decoder shall steer away from. Take the wire out, or choose '{ZERO}'"
+        )
+    if negative_embeds == ZERO and prior.zero_image is None and negative_decoder_prompt is None:
         raise EdgeError(
             "this prior has no embedding of a picture of zeros: it is Karlo's, or the folder"
             " 'image_encoder' is missing beside it. Use 'Prior Sample (unCLIP)' for Karlo, put the"
@@ -229,27 +243,41 @@ def _sample_kandinsky(
     text = conditioning_to_text(positive, prior.space, "positive", prior.space.dim)
     unconditional = conditioning_to_text(negative, prior.space, "negative", prior.space.dim)
     count = max(len(text.pooled), len(start.get("start", ()))) * batch_size
+    away = None
+    if negative_decoder_prompt is not None:
+        away = conditioning_to_text(negative_decoder_prompt, prior.space, "negative_decoder_prompt")
+        spread(away.mask, count, "negative_decoder_prompt")
     both = negative_embeds == NEGATIVE
-    streams = generators(seed, 2 * count if both else count, noise_offset)
+    streams = generators(seed, 2 * count if both or away else count, noise_offset)
     network, device, dtype = host.use(prior.managed)
     run, _ = prior.schedule.noised(steps, start.get("strength", 1.0))
-    progress = host.progress(max(1, len(run)))
-    embeds = sample_prior(
-        network,
-        prior.schedule,
-        text,
-        unconditional,
-        num_inference_steps=steps,
-        guidance_scale=cfg,
-        generators=streams[:count],
-        negative_generators=streams[count:] or None,
-        device=device,
-        dtype=dtype,
-        callback=lambda step, total, x0: progress(step, None),
-        **start,
-    )
-    embeds = host.offload(embeds)
-    found = embeds[count:] if both else host.offload(prior.zero_image).expand(count, -1)
+    ahead = steps if away else 0
+    progress = host.progress(max(1, len(run) + ahead))
+
+    def sample(text: TextEncoding, streams: list, done: int, **more: Any) -> Any:
+        return sample_prior(
+            network,
+            prior.schedule,
+            text,
+            unconditional,
+            num_inference_steps=steps,
+            guidance_scale=cfg,
+            generators=streams,
+            device=device,
+            dtype=dtype,
+            callback=lambda step, total, x0: progress(done + step, None),
+            **more,
+        )
+
+    if away:
+        # From noise, whatever picture the prompt's own embedding begins with.
+        found = host.offload(sample(away, streams[count:], 0))
+    more = {"negative_generators": streams[count:]} if both else {}
+    embeds = host.offload(sample(text, streams[:count], ahead, **more, **start))
+    if both:
+        found = embeds[count:]
+    elif not away:
+        found = host.offload(prior.zero_image).expand(count, -1)
     drawn = prior.space.dim * draws(run)
     made = [
         host.clip_vision_output(

@@ -22,6 +22,8 @@ from .noise import randn
 from .schedule import (
     LatentSchedule,
     ancestral_steps,
+    denoised,
+    multistep_noise,
     predict_latent,
     press,
     previous_sample,
@@ -158,30 +160,42 @@ def sample_latents(
     x = first
     if start is not None:
         x = add_noise(spread(start, count, "image").to(device, torch.float32), first)
-    beside = []
+    beside, known = [], None
     if kept is not None:
         clean = spread(kept.latents, count, "image").to(device, torch.float32)
         keep = spread(kept.keep, count, "mask").to(device, torch.float32)
-        beside = [torch.cat([clean * keep] * rows), torch.cat([keep] * rows)]
+        beside, known = [torch.cat([clean * keep] * rows), torch.cat([keep] * rows)], (clean, keep)
     predict = prepare_latent_decoder(unet, conditions, [s.timestep for s in steps], hidden)
-    for i, step in enumerate(steps):
+
+    def noise_in(x: torch.Tensor, i: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The guided noise prediction at step ``i``'s timestep, and the conditional variance."""
         seen = torch.cat([torch.cat([x] * rows), *beside], dim=1)
         out = predict(seen.to(dtype), i).float()
         eps, variance = out[:, : shape[0]], out[-count:, shape[0] :]
-        if guided:
-            eps = guide(*eps.chunk(2), guidance_scale)
-        x0 = predict_latent(schedule, step, x, eps)
-        if schedule.sampler == "ddim":
-            x = step.x0_weight * x0 + step.sample_weight * eps
-        else:
+        return guide(*eps.chunk(2), guidance_scale) if guided else eps, variance
+
+    past: list[torch.Tensor] = []
+    for i, step in enumerate(steps):
+        eps, variance = noise_in(x, i)
+        if schedule.multistep:
+            if i == 0:
+                # There is nothing to extrapolate from, so it looks a step ahead once.
+                ahead = denoised(step, predict_latent(schedule, step, x, eps, known), eps)
+                after, _ = noise_in(ahead, min(1, len(steps) - 1))
+            past = [eps, *past[:3]]
+            eps = (eps + after) / 2 if i == 0 else multistep_noise(past)
+        x0 = predict_latent(schedule, step, x, eps, known)
+        if schedule.ancestral:
             noise = None if step.last else randn(shape, generators, device)
             x = previous_sample(step, x, x0, noise, variance if schedule.learned_range else None)
+        else:
+            x = denoised(step, x0, eps)
         if kept is not None and kept.blend:
             # Noised as far as the next step expects, and at the end not at all.
-            known = clean
+            back = clean
             if i + 1 < len(steps):
-                known = steps[i + 1].sqrt_alpha * clean + steps[i + 1].sqrt_beta * first
-            x = keep * known + (1 - keep) * x
+                back = steps[i + 1].sqrt_alpha * clean + steps[i + 1].sqrt_beta * first
+            x = keep * back + (1 - keep) * x
         if callback is not None:
             callback(i + 1, len(steps), x0)
     return refuse_nan(x, "decoder", dtype)

@@ -29,9 +29,20 @@ def resize_and_crop(
 
 
 def resized(
-    pixels: torch.Tensor, size: tuple[int, int], resample: Image.Resampling
+    pixels: torch.Tensor,
+    size: tuple[int, int],
+    resample: Image.Resampling,
+    reducing_gap: float | None = None,
 ) -> torch.Tensor:
-    """Pictures ``[B, H, W, 3]`` or masks ``[B, H, W]`` in 0..1 as ones of this height and width."""
+    """Pictures ``[B, H, W, 3]`` or masks ``[B, H, W]`` in 0..1 as ones of this height and width.
+
+    Args:
+        reducing_gap: Pillow's: a picture that is this often larger, and twice, is first shrunk by
+            whole numbers; ``None`` leaves that out.
+    """
     eight = (pixels.float().cpu().clamp(0, 1) * 255).round().to(torch.uint8).numpy()
-    rows = [np.asarray(Image.fromarray(row).resize(size[::-1], resample)) for row in eight]
+    rows = [
+        np.asarray(Image.fromarray(row).resize(size[::-1], resample, reducing_gap=reducing_gap))
+        for row in eight
+    ]
     return torch.from_numpy(np.stack(rows)).float() / 255

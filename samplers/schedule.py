@@ -1,11 +1,12 @@
 """Diffusion schedules, respaced, as numbers known before the loop starts.
 
 unCLIP's (cosine betas) for Karlo and every prior, and the one of Kandinsky's latent decoders
-(linear betas; DDPM or DDIM).
+(linear betas; DDPM, DDIM or PLMS).
 
-Source: diffusers' ``UnCLIPScheduler``, ``DDPMScheduler`` and ``DDIMScheduler``; DDPM (Ho et al.
-2020) equations 6, 7 and 15; improved DDPM (Nichol & Dhariwal 2021) for the learned variance range;
-DDIM (Song et al. 2020) equation 12.
+Source: diffusers' ``UnCLIPScheduler``, ``DDPMScheduler`` and ``DDIMScheduler``; the respacing of
+guided-diffusion and the DDIM sampler of latent-diffusion, which ai-forever/Kandinsky-2 runs; DDPM
+(Ho et al. 2020) equations 6, 7 and 15; improved DDPM (Nichol & Dhariwal 2021) for the learned
+variance range; DDIM (Song et al. 2020) equation 12; PNDM (Liu et al. 2022) equation 12.
 """
 
 from __future__ import annotations
@@ -65,6 +66,85 @@ def check_constants(
             )
 
 
+Spacing = Callable[[int, int], list[int]]
+Begin = Callable[[list[int], int, float], tuple[int, int]]
+
+
+def multiples(total: int, count: int) -> list[int]:
+    """First to last timestep in even parts, each rounded by itself (diffusers' unCLIP)."""
+    ratio = (total - 1) / (count - 1)
+    return [round(k * ratio) for k in range(count)]
+
+
+def sums(total: int, count: int) -> list[int]:
+    """First to last timestep in even parts, one added to the other: guided-diffusion's respacing.
+    Its rounding errors add up too, so 278 of the counts to 1000 hold another timestep than
+    :func:`multiples`."""
+    stride = (total - 1) / (count - 1) if count > 1 else 1
+    chosen, place = [], 0.0
+    for _ in range(count):
+        chosen.append(round(place))
+        place += stride
+    return chosen
+
+
+def linspace(total: int, count: int) -> list[int]:
+    """First to last timestep in even parts (diffusers' "linspace")."""
+    return [int(t) for t in np.linspace(0, total - 1, count).round()]
+
+
+def leading(total: int, count: int) -> list[int]:
+    """So many whole strides from the first timestep on (diffusers' "leading")."""
+    return [t * (total // count) for t in range(count)]
+
+
+def trailing(total: int, count: int) -> list[int]:
+    """Even parts down from the last timestep (diffusers' "trailing")."""
+    return [int(t) - 1 for t in np.round(np.arange(total, 0, -total / count))][::-1]
+
+
+def whole_strides(total: int, count: int) -> list[int]:
+    """Every whole stride of the schedule (CompVis's DDIM): more than ``count`` where that does not
+    divide it."""
+    return list(range(0, total, total // count))
+
+
+SPACINGS: dict[str, Spacing] = {"leading": leading, "trailing": trailing, "linspace": linspace}
+"""diffusers' names."""
+
+
+def last_part(times: list[int], total: int, strength: float) -> tuple[int, int]:
+    """The last ``strength`` of the steps, the picture noised for the first of them."""
+    first = len(times) - int(len(times) * strength)
+    return first, times[min(first, len(times) - 1)]
+
+
+def last_part_apart(times: list[int], total: int, strength: float) -> tuple[int, int]:
+    """The same steps, but the picture noised for a timestep of its own (diffusers' Kandinsky 2.1,
+    after the original's)."""
+    return last_part(times, total, strength)[0], max(0, int(total * strength) - 2)
+
+
+def last_sums(times: list[int], total: int, strength: float) -> tuple[int, int]:
+    """:func:`last_part` with the original's "strength", which says how much is kept; what both
+    round down differs in a digit."""
+    first = len(times) - _share(len(times), strength)
+    return first, times[min(first, len(times) - 1)]
+
+
+def up_to_share(times: list[int], total: int, strength: float) -> tuple[int, int]:
+    """The original's DDIM: timesteps up to that share of the whole schedule, the picture noised for
+    the one below it, whatever the steps are."""
+    share = _share(total, strength)
+    first = sum(t > share for t in times) if share else len(times)
+    return first, max(0, share - 1)
+
+
+def _share(count: int, strength: float) -> int:
+    # The original multiplies by 1 - what is kept, and 1 - 0.43 is not the number 0.57.
+    return int(count * (1 - round(1 - strength, 9)))
+
+
 @dataclass(frozen=True)
 class UnCLIPSchedule:
     """The published constants of one stage's diffusion.
@@ -76,6 +156,7 @@ class UnCLIPSchedule:
         clip_range: x0 is clamped to ± this; ``None`` leaves it alone.
         double_tables: compute the tables in float64, as the original repositories do; diffusers
             keeps them in float32, which moves the last step by 5e-4.
+        spacing: the timesteps that so many steps take of so many, ascending.
         num_train_timesteps: length of the training schedule.
     """
 
@@ -83,6 +164,7 @@ class UnCLIPSchedule:
     variance: str = "fixed_small_log"
     clip_range: float | None = 1.0
     double_tables: bool = False
+    spacing: Spacing = multiples
     num_train_timesteps: int = 1000
 
     def __post_init__(self) -> None:
@@ -130,8 +212,7 @@ class UnCLIPSchedule:
                 f"'steps' is {num_inference_steps}; this schedule takes 2 to"
                 f" {self.num_train_timesteps} steps"
             )
-        ratio = (self.num_train_timesteps - 1) / (num_inference_steps - 1)
-        return [round(k * ratio) for k in reversed(range(num_inference_steps))]
+        return self.spacing(self.num_train_timesteps, num_inference_steps)[::-1]
 
     def betas(self) -> torch.Tensor:
         """``[T]`` betas of the squared-cosine schedule, capped at 0.999."""
@@ -161,7 +242,10 @@ class UnCLIPSchedule:
     ) -> tuple[list[Step], Callable[[torch.Tensor, torch.Tensor], torch.Tensor]]:
         """The last ``strength`` of the steps, and what noises a clean sample for the first."""
         steps = part_of(self.steps(num_inference_steps), strength)
-        return steps, noising(torch.cumprod(1.0 - self.betas(), dim=0), steps)
+        if not steps:
+            return [], lambda clean, noise: clean
+        table = torch.cumprod(1.0 - self.betas(), dim=0)
+        return steps, noising(table, steps[0].timestep)
 
 
 FIXED: dict[str, tuple[Any, Any]] = {
@@ -176,35 +260,51 @@ FIXED: dict[str, tuple[Any, Any]] = {
 class LatentSchedule:
     """The published constants of a Kandinsky decoder's diffusion.
 
+    diffusers and the original repository differ in them, so the loader fills them in: see
+    :meth:`from_config`, and ``kandinsky_original.SAMPLERS``.
+
     Attributes:
-        sampler: "ddpm", or "ddim" without its noise (eta 0).
+        ancestral: DDPM, with noise in every step but the last; else DDIM without (eta 0).
+        multistep: DDIM's steps with the noise extrapolated from earlier ones (PLMS).
         learned_range: the network's second half of channels interpolates between the bounds of
             the variance.
         beta_start, beta_end, beta_schedule: "linear" or "scaled_linear" betas.
-        spacing: of the timesteps, "leading", "trailing" or "linspace"; offset: added to "leading".
+        double_tables: compute them in float64, as the original repository does.
+        spacing: the timesteps that so many steps take of so many, ascending; ``offset`` is added
+            where they leave room for it.
+        strided: DDIM steps back by a whole stride, wherever that leads, as diffusers does; else to
+            the next timestep.
         clip_range: x0 is clamped to ± this; ``None`` leaves it alone.
         clip_first: clamp so also before thresholding, as the original repository does.
         thresholding: instead, x0 is clamped to ± its quantile ``ratio`` and divided by that, where
             it is between 1 and ``largest`` (Imagen's dynamic thresholding).
-        original_start: noise a picture to begin with as Kandinsky 2.1's image to image does, with
-            betas of its own and at a step of its own.
+        keeps_x0: inpainting puts what is kept into x0, before thresholding.
+        begin: of descending timesteps, the length of the training schedule and a strength in 0..1,
+            the place of the first step to run and the timestep that a picture is noised for.
+        start_betas: the ends of the linear betas that noise a picture to begin with, where they
+            are not the schedule's own (Kandinsky 2.1).
         final_one: DDIM ends at alphas_cumprod 1, else at the first of the table.
         num_train_timesteps: length of the training schedule.
     """
 
-    sampler: str = "ddpm"
+    ancestral: bool = True
+    multistep: bool = False
     learned_range: bool = True
     beta_start: float = 0.00085
     beta_end: float = 0.012
     beta_schedule: str = "linear"
-    spacing: str = "leading"
+    double_tables: bool = False
+    spacing: Spacing = leading
     offset: int = 0
+    strided: bool = True
     clip_range: float | None = None
     clip_first: bool = False
     thresholding: bool = True
     ratio: float = 0.995
     largest: float = 2.0
-    original_start: bool = False
+    keeps_x0: bool = False
+    begin: Begin = last_part
+    start_betas: tuple[float, float] | None = None
     final_one: bool = True
     num_train_timesteps: int = 1000
 
@@ -223,7 +323,7 @@ class LatentSchedule:
         spacing = config.get("timestep_spacing", "leading")
         if betas not in ("linear", "scaled_linear"):
             raise EdgeError(f"the scheduler's beta_schedule '{betas}' is not Kandinsky's")
-        if spacing not in ("leading", "trailing", "linspace"):
+        if spacing not in SPACINGS:
             raise EdgeError(f"the scheduler's timestep_spacing '{spacing}' is not known")
         ddim = name == "DDIMScheduler"
         variance = config.get("variance_type", "fixed_small")
@@ -231,13 +331,14 @@ class LatentSchedule:
             raise EdgeError(f"the scheduler's variance_type '{variance}' is not Kandinsky's")
         clip = config.get("clip_sample_range", 1.0) if config.get("clip_sample", True) else None
         return cls(
-            sampler="ddim" if ddim else "ddpm",
+            ancestral=not ddim,
             learned_range=not ddim and variance == "learned_range",
             beta_start=float(config.get("beta_start", 0.0001)),
             beta_end=float(config.get("beta_end", 0.02)),
             beta_schedule=betas,
-            spacing=spacing,
-            offset=int(config.get("steps_offset", 0)),
+            spacing=SPACINGS[spacing],
+            # The library adds it to this spacing only.
+            offset=int(config.get("steps_offset", 0)) if spacing == "leading" else 0,
             clip_range=clip,
             thresholding=bool(config.get("thresholding", False)),
             ratio=float(config.get("dynamic_thresholding_ratio", 0.995)),
@@ -255,45 +356,58 @@ class LatentSchedule:
         total, count = self.num_train_timesteps, num_inference_steps
         if not 1 <= count <= total:
             raise EdgeError(f"'steps' is {count}; this schedule takes 1 to {total} steps")
-        if self.spacing == "linspace":
-            return [int(t) for t in np.linspace(0, total - 1, count).round()[::-1]]
-        if self.spacing == "trailing":
-            return [int(t) - 1 for t in np.round(np.arange(total, 0, -total / count))]
-        return [t * (total // count) + self.offset for t in reversed(range(count))]
+        chosen = [t + self.offset for t in self.spacing(total, count)]
+        # Where both published codes would look behind the end of their tables and fail (1000
+        # steps of diffusers; 3, 9, 27, 36, 1000 and others of the original), the end is taken.
+        return sorted({min(t, total - 1) for t in chosen}, reverse=True)
 
     def alphas_cumprod(self) -> torch.Tensor:
-        """``[T]`` in fp32, as published."""
+        """``[T]``, in the published precision."""
+        return self._products(self.beta_start, self.beta_end, self.beta_schedule)
+
+    def _products(self, first: float, last: float, kind: str = "linear") -> torch.Tensor:
         total = self.num_train_timesteps
-        if self.beta_schedule == "scaled_linear":
-            ends = self.beta_start**0.5, self.beta_end**0.5
-            betas = torch.linspace(*ends, total, dtype=torch.float32) ** 2
+        dtype = torch.float64 if self.double_tables else torch.float32
+        if kind == "scaled_linear":
+            betas = torch.linspace(first**0.5, last**0.5, total, dtype=dtype) ** 2
         else:
-            betas = torch.linspace(self.beta_start, self.beta_end, total, dtype=torch.float32)
+            betas = torch.linspace(first, last, total, dtype=dtype)
         return torch.cumprod(1.0 - betas, dim=0)
 
     def steps(self, num_inference_steps: int) -> list[Step]:
         """The coefficients of every step, equal to the published scheduler's bit for bit."""
         timesteps, table = self.timesteps(num_inference_steps), self.alphas_cumprod()
-        if self.sampler == "ddpm":
-            return [
-                _step(table, t, following)
-                for t, following in zip(timesteps, [*timesteps[1:], -1], strict=True)
-            ]
-        stride = self.num_train_timesteps // num_inference_steps
-        final = torch.ones(()) if self.final_one else table[0]
-        return [_ddim_step(table, t, t - stride, final) for t in timesteps]
+        following = [*timesteps[1:], -1]
+        if self.ancestral:
+            return [_step(table, t, after) for t, after in zip(timesteps, following, strict=True)]
+        if self.strided:
+            stride = self.num_train_timesteps // num_inference_steps
+            following = [t - stride for t in timesteps]
+        final = torch.ones((), dtype=table.dtype) if self.final_one else table[0]
+        return [
+            _ddim_step(table, t, after, final)
+            for t, after in zip(timesteps, following, strict=True)
+        ]
 
     def noised(
         self, num_inference_steps: int, strength: float
     ) -> tuple[list[Step], Callable[[torch.Tensor, torch.Tensor], torch.Tensor]]:
-        """The last ``strength`` of the steps, and what noises a clean sample for the first."""
-        steps = part_of(self.steps(num_inference_steps), strength)
-        if not self.original_start or not steps:
-            return steps, noising(self.alphas_cumprod(), steps)
-        betas = torch.linspace(0.0001, 0.02, 1000, dtype=torch.float32)
-        place = max(0, int(self.num_train_timesteps * strength) - 2)
-        first = [replace(steps[0], timestep=place)]
-        return steps, noising(torch.cumprod(1.0 - betas, dim=0), first)
+        """The last ``strength`` of the steps, and what noises a clean sample for the first.
+
+        Raises:
+            EdgeError: steps or strength out of range.
+        """
+        check_share(strength, "strength")
+        steps = self.steps(num_inference_steps)
+        times = [step.timestep for step in steps]
+        first, place = self.begin(times, self.num_train_timesteps, strength)
+        steps = steps[first:]
+        if not steps:
+            return [], lambda clean, noise: clean
+        ends = self.start_betas
+        return steps, noising(
+            self.alphas_cumprod() if ends is None else self._products(*ends), place
+        )
 
 
 def published_sigmas(schedule: LatentSchedule, steps: int, denoise: float) -> torch.Tensor:
@@ -313,26 +427,6 @@ def ancestral_steps(sigmas: list[float]) -> list[Step]:
     alphas = 1 / (1 + torch.tensor(sigmas, dtype=torch.float64).square())
     steps = [_step(alphas, i, i + 1) for i in range(len(sigmas) - 1)]
     return [replace(step, last=sigma == 0) for step, sigma in zip(steps, sigmas[1:], strict=True)]
-
-
-def p_sampler(schedule: LatentSchedule) -> LatentSchedule:
-    """The original repository's "p_sampler" with a decoder's betas: ancestral, learned variance,
-    x0 clamped to ±2 and then thresholded, timesteps from the last to the first.
-
-    The original takes sample 0's threshold for the whole batch; here each picture has its own, so
-    that it does not depend on the others.
-    """
-    return replace(
-        schedule,
-        sampler="ddpm",
-        learned_range=True,
-        spacing="linspace",
-        clip_range=2.0,
-        clip_first=True,
-        thresholding=True,
-        ratio=0.995,
-        largest=math.inf,
-    )
 
 
 def draws(steps: list[Step]) -> int:
@@ -361,12 +455,10 @@ def part_of(steps: list[Step], strength: float) -> list[Step]:
 
 
 def noising(
-    alphas_cumprod: torch.Tensor, steps: list[Step]
+    alphas_cumprod: torch.Tensor, timestep: int
 ) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-    """``add(clean, noise)``, the noisy sample that the first of these steps expects."""
-    if not steps:
-        return lambda clean, noise: clean
-    alpha = alphas_cumprod[steps[0].timestep]
+    """``add(clean, noise)``, the noisy sample at this timestep."""
+    alpha = alphas_cumprod[timestep]
     signal, rest = float(alpha**0.5), float((1 - alpha) ** 0.5)
     return lambda clean, noise: signal * clean + rest * noise
 
@@ -415,17 +507,33 @@ def _ddim_step(alphas_cumprod: torch.Tensor, t: int, following: int, final: torc
 
 
 def predict_latent(
-    schedule: LatentSchedule, step: Step, x: torch.Tensor, eps: torch.Tensor
+    schedule: LatentSchedule,
+    step: Step,
+    x: torch.Tensor,
+    eps: torch.Tensor,
+    known: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> torch.Tensor:
     """The clean latent ``[B, ...]`` that the predicted noise implies at ``x``, pressed into its
-    range as published."""
-    return press(schedule, (x - step.sqrt_beta * eps) / step.sqrt_alpha)
+    range as published; ``known``: see :func:`press`."""
+    return press(schedule, (x - step.sqrt_beta * eps) / step.sqrt_alpha, known)
 
 
-def press(schedule: LatentSchedule, x0: torch.Tensor) -> torch.Tensor:
-    """Clean latents ``[B, ...]`` in their range: thresholded, or clamped."""
+def press(
+    schedule: LatentSchedule,
+    x0: torch.Tensor,
+    known: tuple[torch.Tensor, torch.Tensor] | None = None,
+) -> torch.Tensor:
+    """Clean latents ``[B, ...]`` in their range: thresholded, or clamped.
+
+    Args:
+        known: latents of the same shape, and where they stay: 1, or 0 where ``x0`` does. They are
+            put in where the schedule says so.
+    """
     if schedule.clip_first:
         x0 = x0.clamp(-schedule.clip_range, schedule.clip_range)
+    if known is not None and schedule.keeps_x0:
+        clean, keep = known
+        x0 = x0 * (1 - keep) + clean * keep
     if schedule.thresholding:
         limit = torch.quantile(x0.flatten(1).abs(), schedule.ratio, dim=1)
         limit = limit.clamp(1, schedule.largest).view(-1, *[1] * (x0.ndim - 1))
@@ -462,3 +570,25 @@ def previous_sample(
     fraction = (predicted_variance + 1) / 2
     log_variance = fraction * step.max_log + (1 - fraction) * step.min_log
     return mean + (0.5 * log_variance).exp() * noise
+
+
+def denoised(step: Step, x0: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
+    """One DDIM step: noise goes back onto ``x0``, as much as the next step expects."""
+    return step.x0_weight * x0 + step.sample_weight * eps
+
+
+def multistep_noise(past: list[torch.Tensor]) -> torch.Tensor:
+    """The noise of a linear multistep (Adams-Bashforth) of order 2 to 4.
+
+    Args:
+        past: two predictions or more, the latest first; the fourth is the oldest that counts.
+    """
+    weights = _ADAMS_BASHFORTH[min(len(past), 4)]
+    return sum(weight * eps for weight, eps in zip(weights, past, strict=False))
+
+
+_ADAMS_BASHFORTH = {
+    2: (3 / 2, -1 / 2),
+    3: (23 / 12, -16 / 12, 5 / 12),
+    4: (55 / 24, -59 / 24, 37 / 24, -9 / 24),
+}

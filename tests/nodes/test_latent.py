@@ -106,7 +106,8 @@ def test_the_prior_hands_on_what_it_makes_of_the_negative_prompt(stages):
         stages, negative_embeds=NEGATIVE, negative=prompt(stages, "blurry")
     )
     zero, _, _ = sample_prior(stages, negative=prompt(stages, "blurry"))
-    assert torch.equal(embeds.image_embeds, zero.image_embeds)
+    # Not to the bit: a step runs three rows here and two there.
+    torch.testing.assert_close(embeds.image_embeds, zero.image_embeds, atol=1e-4, rtol=1e-4)
     assert not torch.allclose(negative.image_embeds, stages.prior.zero_image)
 
 
