@@ -128,7 +128,8 @@ class AdoptedSDXL(comfy.model_base.SDXL):
         pooled = kwargs["pooled_output"]
         if "unclip_conditioning" in kwargs:
             pooled = self._from_images(kwargs, pooled.shape[1])
-        sizes = pooled.new_tensor([sizes_beside(kwargs)])
+        size = (kwargs["height"], kwargs["width"])  # the sampler's, where the prompt has none
+        sizes = pooled.new_tensor([sizes_beside(kwargs, size)])
         return torch.cat([pooled, sizes.expand(len(pooled), -1)], dim=1)
 
     def _from_images(self, kwargs: dict[str, Any], width: int) -> torch.Tensor:
