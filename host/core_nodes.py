@@ -148,25 +148,9 @@ def _readable(name: str) -> bool | str:
     return True
 
 
-def _dated(prefix: str, now: time.struct_time) -> str:
-    """Fill in the editor's ``%date:yyyy-MM-dd%`` (and plain ``%date%``)."""
-    codes = {"yyyy": "%Y", "yy": "%y", "MM": "%m", "dd": "%d"}
-    codes |= {"hh": "%H", "HH": "%H", "mm": "%M", "ss": "%S"}
-
-    def fill(found: re.Match) -> str:
-        return re.sub(
-            "yyyy|yy|MM|dd|hh|HH|mm|ss",
-            lambda part: time.strftime(codes[part[0]], now),
-            found[1] or "yyyy-MM-dd",
-        )
-
-    return re.sub(r"%date(?::([^%]*))?%", fill, prefix)
-
-
 def _save(images: torch.Tensor, prefix: str, folder: Path) -> dict[str, Any]:
     """Write pictures as the host's SaveImage does, with the workflow in the PNG."""
     now = time.localtime()
-    prefix = _dated(prefix, now)
     fields = {
         "year": "%Y",
         "month": "%m",

@@ -53,7 +53,7 @@ def test_an_animation_without_durations_is_refused_before_anything_runs(folder):
     first, other = Image.new("RGB", (4, 2), RED), Image.new("RGB", (4, 2), BLUE)
     first.save(folder / "a.gif", save_all=True, append_images=[other])
     assert "duration" in LoadImage.validate_inputs("a.gif")
-    with pytest.raises(WorkflowError, match="'a.gif', a GIF whose frames have no duration"):
+    with pytest.raises(WorkflowError, match=r"'a\.gif', a GIF whose frames have no duration"):
         load("a.gif")
 
 
@@ -75,6 +75,8 @@ def test_a_transparent_palette_colour_is_masked(folder):
 
 
 @pytest.mark.parametrize(
+    ("name", "order"), [("a.png", "<u2"), ("a.tiff", "<u2"), ("b.tiff", ">u2")]
+)
     ("name", "order"), [("a.png", "<u2"), ("a.tiff", "<u2"), ("b.tiff", ">u2")]
 )
 def test_sixteen_bits_keep_their_greys(folder, name, order):
@@ -149,10 +151,10 @@ def test_a_channel_is_a_mask(folder):
 @pytest.mark.parametrize(
     ("prefix", "code"),
     [
-        ("%date:yyyy-MM-dd%/pic", "%Y-%m-%d/pic"),
-        ("pic_%date:yyMMdd_hh%", "pic_%y%m%d_%H"),
-        ("%date%", "%Y-%m-%d"),
-        ("%year%-%month%_%width%", "%Y-%m_4"),
+        ("%year%-%month%-%day%/pic", "%Y-%m-%d/pic"),
+        ("%hour%%minute%%second%_%width%x%height%", "%H%M%S_4x2"),
+        # The editor's tokens are the editor's: in an API file they stay, as in the host.
+        ("%date:yyyy%_%KSampler.seed%_%date%", "%%date:yyyy%%_%%KSampler.seed%%_%%date%%"),
     ],
 )
 def test_a_prefix_takes_date_and_size(folder, monkeypatch, prefix, code):
