@@ -216,8 +216,13 @@ class Headless:
 
         return Noted
 
-    def run(self, workflow: dict[str, Any]) -> Outcome:
-        """One graph, in an empty output folder."""
+    def run(self, workflow: dict[str, Any], api: dict[str, Any]) -> Outcome:
+        """One graph, in an empty output folder.
+
+        Args:
+            workflow: of either format.
+            api: what the editor queues of it, to know its nodes by.
+        """
         from prior_art.host.runner import NodeError, Runner
         from prior_art.host.workflow import WorkflowError
 
@@ -228,13 +233,10 @@ class Headless:
 
         def begun(key: str, title: str) -> None:
             self.now = key
-            if self.nodes_of.get(key) in ("PriorArtSaveEmbeddings",):
-                self.shown[key] = []
 
         runner = Runner(self.nodes, out, self.pictures, keep=False, on_node=begun)
-        self.nodes_of: dict[str, str] = {}
         try:
-            run = runner.run(json.loads(json.dumps(workflow)))
+            run = runner.run(json.loads(json.dumps(workflow)))  # as a file would come
         except WorkflowError as error:
             return Outcome(refused=str(error))
         except NodeError as error:
@@ -252,19 +254,11 @@ class Headless:
                 name = re.sub(r"_\d+_\.png$", "", relative)
                 made.append(("preview" if relative.startswith("previews/") else name, levels))
             outcome.outputs[key] = made
-        self.kept = {
-            path.stem: _rows(path.read_bytes())
-            for path in sorted((out / "image_embeds").glob("*.safetensors"))
-        }
+        for key, node in api.items():
+            kept = out / "image_embeds" / f"{node['inputs'].get('name')}.safetensors"
+            if node["class_type"] == "PriorArtSaveEmbeddings" and kept.is_file():
+                outcome.outputs[key] = [_rows(kept.read_bytes())]
         return outcome
-
-
-def add_embeddings(outcome: Outcome, kept: dict[str, np.ndarray], api: dict[str, Any]) -> None:
-    """Note the files of Save Image Embeddings under their nodes, as for the host."""
-    for key, node in api.items():
-        name = node["inputs"].get("name")
-        if node["class_type"] == "PriorArtSaveEmbeddings" and name in kept:
-            outcome.outputs[key] = [kept[name]]
 
 
 NUMBER = re.compile(r"-?\d+\.\d+(?:e-?\d+)?|-?\d+e-?\d+")
@@ -392,11 +386,13 @@ def sweep(
         begun = time.perf_counter()
         theirs = host.run(case.api)
         between = time.perf_counter()
-        ours = headless.run(case.saved or case.api)
-        if not (ours.refused or ours.failed):
-            add_embeddings(ours, headless.kept, case.api)
+        ours = headless.run(case.saved or case.api, case.api)
         ended = time.perf_counter()
         verdict = compare(theirs, ours, case.api)
+        if verdict.kind == DIFFERENT and case.saved:
+            queued = compare(theirs, headless.run(case.api, case.api), case.api)
+            if queued.kind != DIFFERENT:
+                verdict.why = f"as saved, not as queued: {verdict.why}"
         report.seconds[0] += between - begun
         report.seconds[1] += ended - between
         report.nodes.update(sorted(set(case.nodes)))

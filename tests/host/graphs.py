@@ -21,6 +21,8 @@ from typing import Any, NamedTuple
 from PIL import Image, ImageDraw
 
 MUTED, BYPASSED = 2, 4
+LEFT_OUT = frozenset(("PriorArtLoadImageNormalizer", "PriorArtLoadEmbeddings"))
+"""Nodes of the runner that no graph has: they need weights or files that are not there."""
 VIRTUAL = ("Reroute", "PrimitiveNode", "Note", "MarkdownNote")
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 FILES = (
@@ -1032,8 +1034,9 @@ def _disturb(plan: Plan) -> None:
             plan.add("PreviewImage", images=image)
     if not plan.chance(0.1):
         return
-    far = () if plan.saved else ("out of range",)
-    wrong = plan.pick("missing wire", "other kind", "no such choice", "other space", *far)
+    # The editor drops wires that do not fit, and brings numbers back into their range.
+    rough = () if plan.saved else ("out of range", "other kind")
+    wrong = plan.pick("missing wire", "no such choice", "other space", *rough)
     plan.features.append(f"wrong: {wrong}")
     wires = [
         (number, name)
@@ -1150,8 +1153,12 @@ def _resolved_texts(plan: Plan) -> None:
             plan.features.append(f"dynamic prompt: {what}")
 
 
-def _fill_names(plan: Plan) -> None:
-    """Tokens of file names that the editor replaces: the saved file has them still."""
+def _fill_names(plan: Plan, grouped: bool) -> None:
+    """Tokens of file names that the editor replaces: the saved file has them still.
+
+    Args:
+        grouped: a subgraph will be made, whose widgets have several values.
+    """
     for node in plan.nodes.values():
         prefix = node.inputs.get("filename_prefix")
         if not isinstance(prefix, str) or node.type != "SaveImage":
@@ -1159,7 +1166,7 @@ def _fill_names(plan: Plan) -> None:
         filled = prefix.replace("%date:yyyy%", time.strftime("%Y"))
         if "%KSampler.seed%" in filled:
             (one, *others) = [n for n in plan.nodes.values() if n.type == "KSampler"] or [None]
-            if one is None or others or one.path:
+            if one is None or others or grouped:
                 # Which node it is, and which of its values, is the editor's affair.
                 filled = prefix = prefix.replace("%KSampler.seed%", "seed") if one else prefix
                 node.inputs["filename_prefix"] = prefix
@@ -1452,6 +1459,13 @@ def _crossings(plan: Plan, group: int) -> tuple[dict[Any, str], dict[Wire, str]]
                 inward[key] = wanted.type if given == "*" or wanted.is_widget else given
             else:
                 outward[wire] = given
+    original = plan.groups[group].definition
+    if original != group:
+        copies = {plan.nodes[number].local: number for number in inside}
+        outward = {
+            Wire(copies[wire.node], wire.slot): type_
+            for wire, type_ in _crossings(plan, original)[1].items()
+        }
     for place in plan.groups[group].promoted:
         types = {s.name: s.type for s in sockets(plan.info, plan.nodes[place[0]].type)}
         inward[place] = types[place[1]]
@@ -1783,15 +1797,16 @@ def draw(seed: int, number: int, info: dict[str, Any]) -> Case:
     _wire_numbers(plan)
     saved = None
     if plan.saved:
+        grouped = plan.chance(0.5)
         _switch_off(plan)
         _resolved_texts(plan)
+        _fill_names(plan, grouped)
         _reroute(plan)
         _primitives(plan)
-        if plan.chance(0.5):
+        if grouped:
             _group(plan)
         full = plan.chance(0.5)
         plan.features.append("saved" if full else "exported")
-        _fill_names(plan)
         saved = to_saved(plan, rng, full)
     else:
         plan.features.append("API format")
