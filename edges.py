@@ -8,7 +8,7 @@ here, in one place, with words instead of a shape mismatch.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -124,6 +124,24 @@ class Transformer:
     config: Any
     name: str
     compiled: bool = False
+
+
+def placed(value: Any, device: torch.device | str) -> Any:
+    """What travels on an edge with every tensor in it on ``device``.
+
+    Reaches into what CONDITIONING and LATENT are made of: lists, tuples, dicts, and a prompt that
+    lies beside an embedding. Nothing is changed in place; what holds no tensor comes back as it is.
+    """
+    if isinstance(value, torch.Tensor):
+        return value.to(device)
+    if isinstance(value, list | tuple):
+        return type(value)(placed(part, device) for part in value)
+    if isinstance(value, dict):
+        return {key: placed(part, device) for key, part in value.items()}
+    if isinstance(value, TextEncoding):
+        parts = {field.name: getattr(value, field.name) for field in fields(value)}
+        return replace(value, **placed(parts, device))
+    return value
 
 
 def text_to_conditioning(text: TextEncoding) -> list:

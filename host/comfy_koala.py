@@ -128,6 +128,9 @@ class AdoptedSDXL(comfy.model_base.SDXL):
         pooled = kwargs["pooled_output"]
         if "unclip_conditioning" in kwargs:
             pooled = self._from_images(kwargs, pooled.shape[1])
+        # The host noises image embeddings where it computes; a prompt without any waits elsewhere.
+        # Only conditions on one device are run in one batch.
+        pooled = pooled.to(kwargs["device"])
         sizes = pooled.new_tensor([sizes_beside(kwargs)])
         return torch.cat([pooled, sizes.expand(len(pooled), -1)], dim=1)
 

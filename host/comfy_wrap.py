@@ -23,7 +23,14 @@ import comfy.supported_models_base
 import torch
 from torch import nn
 
-from ..edges import EdgeError, EmbeddingSpace, conditioning_to_text, image_embeds_of
+from ..edges import (
+    EdgeError,
+    EmbeddingSpace,
+    conditioning_to_text,
+    image_embeds_of,
+    placed,
+    text_to_conditioning,
+)
 from .comfy_compat import warn
 from .comfy_memory import Adopted, Holder, Managed, kind_of, patcher_of, prepare, use, weight_dtype
 
@@ -305,9 +312,8 @@ class TextModel(nn.Module):
         text = encode_text(
             self.network, ids, before == 0, self.space, self.device, self.compute_dtype
         )
-        extra = {"attention_mask": text.mask, "embedding_space": text.space.name}
-        place = memory.intermediate_device()
-        return text.hidden.to(place), text.pooled.to(place), extra
+        ((hidden, extra),) = placed(text_to_conditioning(text), memory.intermediate_device())
+        return hidden, extra.pop("pooled_output"), extra
 
     def load_sd(self, sd: dict[str, torch.Tensor]) -> Any:
         return self.load_state_dict(sd, strict=False)
@@ -360,7 +366,7 @@ class ClipVision:
 
     def encode_image(self, image: torch.Tensor, crop: bool = True) -> Any:
         """Encode an IMAGE as published; without ``crop``, the whole picture squeezed square."""
-        image = image[..., :3]
+        image = image[..., :3].float()
         if not crop and image.shape[1] != image.shape[2]:
             side = max(image.shape[1], image.shape[2])
             square = torch.nn.functional.interpolate(

@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import comfy.model_management as memory
 import comfy.utils
@@ -20,6 +20,7 @@ import folder_paths
 import torch
 from comfy_api.latest import ComfyExtension
 
+from ..edges import placed
 from .comfy_compat import io, warn
 from .comfy_koala import (
     encode_sdxl,
@@ -137,9 +138,14 @@ def free_memory() -> int:
     return int(memory.get_free_memory(memory.get_torch_device()))
 
 
-def offload(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor on the device where the host keeps what waits between nodes."""
-    return tensor.to(memory.intermediate_device())
+def offload(value: Any) -> Any:
+    """A node's output on the device where the host keeps what waits between nodes.
+
+    A tensor, or the lists and dicts of CONDITIONING and LATENT: what native nodes add to it or
+    average with it lies there too, and a sampler only runs conditions in one batch that lie on one
+    device.
+    """
+    return placed(value, memory.intermediate_device())
 
 
 __all__ = [

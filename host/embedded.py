@@ -23,6 +23,7 @@ from ..edges import (
     EdgeError,
     EmbeddingSpace,
     SDXLText,
+    placed,
     sdxl_to_conditioning,
     text_to_conditioning,
 )
@@ -513,9 +514,10 @@ def progress(total: int) -> Callable[[int, Image | None], None]:
     return update
 
 
-def offload(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor in main memory, where what waits between nodes is kept."""
-    return tensor.cpu()
+def offload(value: Any) -> Any:
+    """A node's output, a tensor or lists and dicts of them, in main memory, where what waits
+    between nodes is kept."""
+    return placed(value, "cpu")
 
 
 def with_image_normalizer(model: Any, mean: torch.Tensor, std: torch.Tensor) -> Any:

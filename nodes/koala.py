@@ -78,7 +78,8 @@ class KoalaTextEncode(io.ComfyNode):
         encoded = host.encode_sdxl(clip, text)
         target = target_height or height, target_width or width
         ids = torch.tensor([[height, width, crop_h, crop_w, *target]])
-        return io.NodeOutput(sdxl_to_conditioning(replace(encoded, time_ids=ids)))
+        conditioning = sdxl_to_conditioning(replace(encoded, time_ids=ids))
+        return io.NodeOutput(host.offload(conditioning))
 
 
 class KoalaSample(io.ComfyNode):

@@ -280,7 +280,7 @@ class KandinskyConditioning(io.ComfyNode):
     ) -> io.NodeOutput:
         if depth is not None:
             check_image(depth, "depth")
-            depth = depth[..., :3].movedim(-1, 1)
+            depth = depth[..., :3].movedim(-1, 1).float()
         sides = []
         for name, output, said in (
             ("image_embeds", image_embeds, text),
@@ -291,7 +291,7 @@ class KandinskyConditioning(io.ComfyNode):
                 raise EdgeError(f"'{name}' has no image_embeds; sample a prior or encode a picture")
             encoded = None if said is None else _any_text(said, name)
             sides.append(embeds_to_conditioning(embeds, space_of_output(output), depth, encoded))
-        return io.NodeOutput(*sides)
+        return io.NodeOutput(*host.offload(sides))
 
 
 class KandinskySampler(io.ComfyNode):

@@ -209,7 +209,8 @@ class CompareEmbeddings(io.ComfyNode):
         table = cosines(a, b).cpu()
         said = "\n".join(" ".join(f"{value:6.3f}" for value in row) for row in table.tolist())
         cells = (table * 0.5 + 0.5).repeat_interleave(32, 0).repeat_interleave(32, 1)
-        return io.NodeOutput(said, cells[None, :, :, None].expand(-1, -1, -1, 3).contiguous())
+        picture = cells[None, :, :, None].expand(-1, -1, -1, 3).contiguous()
+        return io.NodeOutput(said, host.offload(picture))
 
 
 class SaveEmbeddings(io.ComfyNode):
@@ -299,7 +300,9 @@ class LoadEmbeddings(io.ComfyNode):
             raise EdgeError(f"no file of image embeddings called '{file}'; there are: {there}")
         kept = read_embedding(files[file])
         output = host.clip_vision_output(
-            kept.image_embeds, embedding_space=kept.space, made_by=f"{kept.made_by} (from {file})"
+            host.offload(kept.image_embeds),
+            embedding_space=kept.space,
+            made_by=f"{kept.made_by} (from {file})",
         )
         return io.NodeOutput(output, kept.note)
 

@@ -72,7 +72,8 @@ class CLIPRerank(io.ComfyNode):
             raise EdgeError(f"'keep' is {keep}; keep 1 or more pictures, or 0 for all")
         scores = _scores(clip, clip_vision, image[..., :3], text)
         best = order(scores)[: keep or None]
-        return io.NodeOutput(image[best.to(image.device)], scores[best].tolist(), best.tolist())
+        kept = host.offload(image[best.to(image.device)])
+        return io.NodeOutput(kept, scores[best].tolist(), best.tolist())
 
 
 class ImageGrid(io.ComfyNode):
@@ -104,7 +105,7 @@ class ImageGrid(io.ComfyNode):
         check_image(image, "image")
         if columns < 1:
             raise EdgeError(f"'columns' is {columns}; lay out at least one picture in a row")
-        return io.NodeOutput(grid(image, columns))
+        return io.NodeOutput(host.offload(grid(image, columns)))
 
 
 def _scores(clip: Any, clip_vision: Any, image: torch.Tensor, text: str) -> torch.Tensor:

@@ -49,7 +49,7 @@ class TextEncode(io.ComfyNode):
             )
         network, device, dtype = host.use(managed)
         encoding = encode_text(network, ids, mask, space, device, dtype)
-        return io.NodeOutput(text_to_conditioning(encoding))
+        return io.NodeOutput(host.offload(text_to_conditioning(encoding)))
 
 
 class BatchPrompts(io.ComfyNode):
@@ -77,4 +77,4 @@ class BatchPrompts(io.ComfyNode):
 
     @classmethod
     def execute(cls, conditioning_a: list, conditioning_b: list) -> io.NodeOutput:
-        return io.NodeOutput(batch_conditioning(conditioning_a, conditioning_b))
+        return io.NodeOutput(host.offload(batch_conditioning(conditioning_a, conditioning_b)))

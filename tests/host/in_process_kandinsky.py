@@ -13,6 +13,7 @@ from in_process import (
     close,
     comfy,
     comfy_memory,
+    core,
     find_source,
     generators,
     host,
@@ -64,6 +65,22 @@ def ksampler(model, positive, negative, latent=None, sampler="euler", steps=4, d
         model, 5, steps, 3.0, sampler, "normal", positive, negative, latent, denoise
     )
     return out["samples"]
+
+
+def sampler_custom(model, positive, negative, sigmas):
+    """The host's SamplerCustom with our SAMPLER; both of its latents."""
+    return core(
+        "SamplerCustom",
+        model=model,
+        add_noise=True,
+        noise_seed=7,
+        cfg=4.0,
+        positive=positive,
+        negative=negative,
+        sampler=host.latent_sampler(),
+        sigmas=sigmas,
+        latent_image=empty(),
+    )
 
 
 # -- the decoder as a MODEL ------------------------------------------------------------------------
@@ -141,9 +158,7 @@ def native_masks_and_patches() -> None:
     made = ksampler(model, positive, negative, masked)
     close(made[..., :3], known[..., :3], 1e-5)
     assert (made[..., 5:] - known[..., 5:]).abs().max() > 1e-2
-    from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
-
-    (patched,) = ModelSamplingDiscrete().patch(model, "lcm", False)
+    (patched,) = core("ModelSamplingDiscrete", model=model, sampling="lcm", zsnr=False)
     assert ksampler(patched, positive, negative, sampler="lcm").isfinite().all()
 
 
@@ -152,15 +167,11 @@ def native_masks_and_patches() -> None:
 
 def published_sampler() -> None:
     """SamplerCustom with our SAMPLER and SIGMAS is the published sampler, on the same noise."""
-    from comfy_extras.nodes_custom_sampler import SamplerCustom
-
     loaded = decoder()
     model = host.wrap_latent_decoder(loaded)
     positive, negative = sides()
     sigmas = host.latent_sigmas(model, 6, 1.0)
-    out, _ = SamplerCustom().sample(
-        model, True, 7, 4.0, positive, negative, host.latent_sampler(), sigmas, empty()
-    )
+    out, _ = sampler_custom(model, positive, negative, sigmas)
     # Below the model's last noise level the host starts at noise * sigma, without signal.
     scale = float(sigmas[0] / (1 + sigmas[0] ** 2).sqrt())
     draws = [scale * torch.randn(1, 4, 8, 8, generator=torch.manual_seed(7))]
@@ -318,8 +329,6 @@ def tiled_decode_agrees_away_from_the_seams() -> None:
 
 def headless_ksampler_is_the_hosts() -> None:
     """The runner's own KSampler and SamplerCustom give what the host's give."""
-    from comfy_extras.nodes_custom_sampler import SamplerCustom
-
     from prior_art.host import core_sampling, embedded
 
     loaded = decoder()
@@ -341,9 +350,7 @@ def headless_ksampler_is_the_hosts() -> None:
         close(ours["samples"], native["samples"], 1e-4)
     sigmas = host.latent_sigmas(model, 6, 1.0)
     given = (positive, negative)
-    native, _ = SamplerCustom().sample(
-        model, True, 7, 4.0, *given, host.latent_sampler(), sigmas, empty()
-    )
+    native, _ = sampler_custom(model, *given, sigmas)
     ours, _ = core_sampling.SamplerCustom.execute(
         other, True, 7, 4.0, *given, embedded.latent_sampler(), sigmas, empty()
     ).args

@@ -14,6 +14,7 @@ from in_process import (
     FOLDER,
     close,
     comfy,
+    core,
     find_source,
     generators,
     host,
@@ -140,10 +141,10 @@ def text_encoders_are_the_librarys() -> None:
     (native,) = nodes.CLIPTextEncode().encode(clip, PROMPT)
     close(native[0][0], ours().hidden, 1e-5)
     close(native[0][1]["pooled_output"], ours().pooled, 1e-5)
-    from comfy_extras.nodes_clip_sdxl import CLIPTextEncodeSDXL
-
-    native = CLIPTextEncodeSDXL.execute(clip, 64, 96, 1, 2, 3, 4, PROMPT, PROMPT).args[0]
-    mine = KoalaTextEncode.execute(clip, PROMPT, 64, 96, 1, 2, 3, 4).args[0]
+    sizes = {"width": 64, "height": 96, "crop_w": 1, "crop_h": 2}
+    sizes |= {"target_width": 3, "target_height": 4}
+    (native,) = core("CLIPTextEncodeSDXL", clip=clip, text_g=PROMPT, text_l=PROMPT, **sizes)
+    (mine,) = KoalaTextEncode.execute(clip, PROMPT, **sizes).args
     assert {k: v for k, v in native[0][1].items() if k != "pooled_output"} == {
         k: int(v) for k, v in mine[0][1].items() if k != "pooled_output"
     }

@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from in_process import COMFY, FOLDER, close, comfy, host, nodes, report, tiny, torch
+from in_process import COMFY, FOLDER, close, comfy, core, host, nodes, report, tiny, torch
 
 from prior_art.edges import EdgeError
 from prior_art.loaders.checkpoint import CheckpointError
@@ -171,8 +171,6 @@ def write_normalizer(normalizer: Any) -> None:
 
 
 def headless_latent_nodes_are_the_hosts() -> None:
-    from comfy_extras.nodes_latent import LatentBatch
-
     from prior_art.host import core_latents
 
     torch.manual_seed(0)
@@ -180,7 +178,7 @@ def headless_latent_nodes_are_the_hosts() -> None:
     patch = {"samples": torch.randn(2, 4, 5, 6)}
     (wanted,) = nodes.LatentBlend().blend(one, two, 0.3)
     close(core_latents.LatentBlend.execute(one, two, 0.3).args[0]["samples"], wanted["samples"], 0)
-    (wanted,) = LatentBatch.execute(one, two).args
+    (wanted,) = core("LatentBatch", samples1=one, samples2=two)
     close(core_latents.LatentBatch.execute(one, two).args[0]["samples"], wanted["samples"], 0)
     for x, y, feather in ((0, 0, 0), (16, 24, 0), (16, 8, 16), (0, 24, 24), (48, 40, 8)):
         (wanted,) = nodes.LatentComposite().composite(one, patch, x, y, feather=feather)

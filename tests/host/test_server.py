@@ -132,6 +132,18 @@ def levels(a: Any, b: Any) -> int:
     return int(np.abs(np.asarray(a, dtype=int) - np.asarray(b, dtype=int)).max())
 
 
+def bar_fills(run: Any, name: str, total: int) -> None:
+    """A node's progress bar rises to its end, however many of its steps the host shows."""
+    values, ends = zip(*run.steps(name), strict=True)
+    assert set(ends) == {total}
+    assert list(values) == sorted(set(values)) and values[-1] == total, values
+
+
+def previews_of(run: Any, name: str) -> list[Any]:
+    """The pictures that a node showed while it ran."""
+    return [picture for node_id, picture in run.previews if node_id == name]
+
+
 def is_a_picture(picture: Any) -> bool:
     pixels = np.asarray(picture, dtype=float)
     return pixels.std() > 1.0
@@ -188,11 +200,10 @@ def test_all_stages_report_their_steps_and_previews(comfy: Any) -> None:
         ("decoder", DECODER_STEPS),
         ("upscale", UPSCALER_STEPS),
     ):
-        assert run.steps(name) == [(step, total) for step in range(1, total + 1)]
-    seen = [name for name, _ in run.previews]
-    assert seen.count("decoder") == DECODER_STEPS
-    assert seen.count("upscale") == UPSCALER_STEPS
-    assert all(is_a_picture(picture) for name, picture in run.previews if name == "upscale")
+        bar_fills(run, name, total)
+    for name in ("decoder", "upscale"):
+        assert len(previews_of(run, name)) > 1
+    assert all(is_a_picture(picture) for picture in previews_of(run, "upscale"))
     (picture,) = comfy.pictures(run, "save")
     assert picture.size == (32, 32)
     assert is_a_picture(picture)
@@ -279,8 +290,8 @@ def native_graph(batch: int = 1) -> Graph:
 def test_native_ksampler_runs_the_decoder_on_the_prior(comfy: Any, batch: int) -> None:
     run = comfy.run(native_graph(batch))
     assert run.error is None
-    assert [step for step, _ in run.steps("sample")][-1] == 6
-    assert [name for name, _ in run.previews].count("sample") == 6
+    bar_fills(run, "sample", 6)
+    assert len(previews_of(run, "sample")) > 1
     pictures = comfy.pictures(run, "save")
     assert len(pictures) == batch
     assert all(is_a_picture(picture) for picture in pictures)
@@ -293,29 +304,26 @@ def test_native_ksampler_without_an_image_embedding_warns(comfy: Any) -> None:
 
 
 @pytest.mark.parametrize("stage", ["prior", "decoder", "upscale", "sample"])
-def test_interrupt_stops_within_a_step(comfy: Any, stage: str) -> None:
-    stops_within_a_step(comfy, native_graph() if stage == "sample" else karlo(), stage)
+def test_interrupt_stops_a_stage(comfy: Any, stage: str) -> None:
+    stops_before_its_end(comfy, native_graph() if stage == "sample" else karlo(), stage)
     assert comfy.run(karlo()).error is None
 
 
-def stops_within_a_step(comfy: Any, graph: Graph, stage: str) -> None:
-    """Interrupts a long run in its third step."""
+def stops_before_its_end(comfy: Any, graph: Graph, stage: str) -> None:
+    """Interrupts a run of 1000 steps as soon as its bar moves. That it takes no further step is
+    counted in in_process.py: here messages and clicks are on their way."""
     graph = with_inputs(graph, stage, steps=1000, seed=int(time.time()))
-    asked: list[float] = []
-    stopped: list[float] = []
+    asked: list[int] = []
 
     def watch(kind: str, data: dict[str, Any]) -> None:
-        if kind == "progress" and data["node"] == stage and data["value"] >= 3 and not asked:
+        if kind == "progress" and data["node"] == stage and not asked:
             comfy.interrupt()
-            asked.append(time.monotonic())
-        if kind == "execution_interrupted":
-            stopped.append(time.monotonic())
+            asked.append(data["value"])
 
     run = comfy.run(graph, on_event=watch)
     assert asked, "the stage never began"
-    assert stopped, run.events[-3:]
-    assert stopped[0] - asked[0] < 2.0
-    assert run.steps(stage)[-1][0] < 500
+    assert run.of("execution_interrupted"), run.events[-3:]
+    assert run.steps(stage)[-1][0] < 1000
     assert run.history["status"]["status_str"] == "error"
     assert comfy.alive()
 
@@ -327,6 +335,19 @@ def one_clear_error(comfy: Any, graph: Graph, *words: str) -> None:
         assert word in run.error, run.error
     (message,) = (m for m in run.history["status"]["messages"] if m[0] == "execution_error")
     assert message[1]["exception_message"] == run.error
+    assert comfy.alive()
+
+
+def told_no(comfy: Any, graph: Graph, *words: str) -> None:
+    """Refused in words: by the server before anything runs (newer hosts know a node's choices), or
+    by the node."""
+    status, answer = comfy.post("/prompt", {"prompt": graph})
+    if status == 200:
+        one_clear_error(comfy, graph, *words)
+        return
+    assert status == 400, (status, answer)
+    said = json.dumps(answer["node_errors"])
+    assert all(word in said for word in words), said
     assert comfy.alive()
 
 
@@ -364,8 +385,7 @@ def test_wrong_picture_size_is_refused(comfy: Any) -> None:
 
 
 def test_unknown_source_is_refused(comfy: Any) -> None:
-    graph = with_inputs(karlo(), "prior_model", source="nowhere")
-    one_clear_error(comfy, graph, "nowhere")
+    told_no(comfy, with_inputs(karlo(), "prior_model", source="nowhere"), "source", "nowhere")
 
 
 @pytest.mark.parametrize(
@@ -432,6 +452,7 @@ def test_template_gives_the_headless_runners_picture(
     picture.save(inputs / "example.png")
     run = comfy.run(graph)
     assert run.error is None, run.error
+    assert "not on same device" not in comfy.log_text()
     (save,) = (key for key, part in graph.items() if part["class_type"] == "SaveImage")
     ours = comfy.pictures(run, save)
     runner = Runner(node_classes(), output_folder=tmp_path, input_folder=inputs)
@@ -531,9 +552,10 @@ def test_mindalle_gives_the_headless_runners_tokens_and_ranking(comfy: Any, tmp_
 def test_mindalle_reports_every_token_and_shows_rows(comfy: Any) -> None:
     run = comfy.run(mindalle(seed=40, candidates=2))
     assert run.error is None, run.error
-    assert run.steps("sample") == [(2 * (i + 1), 128) for i in range(64)]
-    previews = [picture for name, picture in run.previews if name == "sample"]
-    assert [picture.size for picture in previews] == [(512, 256)] * 8  # two, side by side
+    bar_fills(run, "sample", 128)
+    previews = previews_of(run, "sample")
+    assert 1 < len(previews) <= 8  # at most one a row
+    assert {picture.size for picture in previews} == {(512, 256)}  # two, side by side
     assert is_a_picture(previews[-1])
 
 
