@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, ImageSequence
+from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from . import embedded_io as io
 from .core_latents import LatentBatch, LatentBlend, LatentComposite
+from .core_pictures import read_picture
 from .core_sampling import KSampler, SamplerCustom
 from .embedded import session
 from .workflow import WorkflowError
@@ -61,18 +62,7 @@ class LoadImage(io.ComfyNode):
 
     @classmethod
     def execute(cls, image: str) -> io.NodeOutput:
-        with Image.open(cls._path(image)) as opened:
-            frames = [_frame(ImageOps.exif_transpose(f)) for f in ImageSequence.Iterator(opened)]
-            # A phone's MPO holds previews of the first picture, no animation.
-            several = opened.format != "MPO"
-        first = frames[0][0].shape
-        frames = [frame for frame in frames if frame[0].shape == first][: None if several else 1]
-        pictures, masks = zip(*frames, strict=True)
-        if all(mask is None for mask in masks):
-            masks = [torch.zeros(64, 64)] * len(frames)  # the host's "no mask"
-        else:
-            masks = [torch.zeros(first[:2]) if mask is None else mask for mask in masks]
-        return io.NodeOutput(torch.stack(pictures), torch.stack(masks))
+        return io.NodeOutput(*read_picture(cls._path(image)))
 
     @classmethod
     def validate_inputs(cls, image: str) -> bool | str:
@@ -98,19 +88,6 @@ class LoadImage(io.ComfyNode):
                 f" '{folder}'; put it there or name the folder with --input"
             )
         return path
-
-
-def _frame(picture: Image.Image) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """A frame's colours ``[H, W, 3]`` and, if it has alpha, the mask ``1 - alpha`` ``[H, W]``."""
-    if picture.mode == "P" and "transparency" in picture.info:
-        picture = picture.convert("RGBA")
-    if picture.mode.startswith("I"):  # 16 bits: "I" or "I;16", as Pillow's version has it
-        picture = picture.point(lambda level: level * (1 / 255))
-    colours = np.asarray(picture.convert("RGB"), dtype=np.float32) / 255
-    mask = None
-    if "A" in picture.getbands():
-        mask = 1 - torch.from_numpy(np.asarray(picture.getchannel("A"), dtype=np.float32) / 255)
-    return torch.from_numpy(colours), mask
 
 
 def _dated(prefix: str, now: time.struct_time) -> str:
