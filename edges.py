@@ -7,6 +7,7 @@ here, in one place, with words instead of a shape mismatch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -158,25 +159,26 @@ def text_to_conditioning(text: TextEncoding) -> list:
     ]
 
 
-def conditioning_to_text(conditioning: list, wanted: EmbeddingSpace, name: str) -> TextEncoding:
+def conditioning_to_text(
+    conditioning: list, wanted: EmbeddingSpace, name: str, width: int | None = None
+) -> TextEncoding:
     """Unwrap a CONDITIONING for a stage that speaks ``wanted``.
 
     Args:
         conditioning: the host's CONDITIONING.
         wanted: the space that the consuming network was trained in.
         name: the consuming input, for messages.
+        width: of the hidden states that it reads; ``None`` takes any.
 
     Raises:
-        EdgeError: empty or combined conditioning, a foreign text encoder, NaN.
+        EdgeError: empty or combined conditioning, a foreign text encoder, hidden states, pooled
+            embedding and mask that do not belong together, NaN.
     """
-    if not conditioning:
-        raise EdgeError(f"'{name}' got an empty CONDITIONING; wire a Text Encode node into it")
-    if len(conditioning) > 1:
-        raise EdgeError(
-            f"'{name}' got {len(conditioning)} combined prompts; this stage samples one prompt at a"
-            " time. Mix them with 'Conditioning (Average)' instead of 'Conditioning (Combine)'"
-        )
-    hidden, extra = conditioning[0]
+    hidden, extra = _only_prompt(
+        conditioning,
+        name,
+        "Mix them with 'Conditioning (Average)' instead of 'Conditioning (Combine)'",
+    )
     space, pooled = extra.get("embedding_space"), extra.get("pooled_output")
     if space is None or pooled is None or hidden is None:
         found = "no pooled text embedding" if pooled is None else f"{pooled.shape[-1]} dimensions"
@@ -192,12 +194,59 @@ def conditioning_to_text(conditioning: list, wanted: EmbeddingSpace, name: str) 
             f"{f' ({other.encoder})' if other else ''}, but needs '{wanted.name}'"
             f" ({wanted.encoder}). Encode the prompt with that text encoder"
         )
+    _check_prompt(hidden, pooled, name)
+    if pooled.shape[1] != wanted.dim or width not in (None, hidden.shape[2]):
+        raise EdgeError(
+            f"'{name}' got a prompt of {hidden.shape[2]} dimensions with a pooled embedding of"
+            f" {pooled.shape[1]}, but this stage reads {width or hidden.shape[2]} and {wanted.dim}."
+            f" Encode it again with {wanted.encoder}"
+        )
     mask = extra.get("attention_mask")
     if mask is None:
         mask = torch.ones(hidden.shape[:2], dtype=torch.bool)
+    if mask.ndim != 2 or mask.shape[1] != hidden.shape[1] or len(mask) not in (1, len(hidden)):
+        raise EdgeError(
+            f"'{name}' got a prompt of {hidden.shape[1]} tokens with a mask of shape"
+            f" {list(mask.shape)}; this stage reads prompts as one Text Encode makes them. Write"
+            " both into one prompt, or mix them with 'Conditioning (Average)' instead of"
+            " 'Conditioning (Concat)'"
+        )
+    return TextEncoding(hidden, pooled, mask.bool().expand(len(hidden), -1), wanted)
+
+
+def _only_prompt(conditioning: Any, name: str, cure: str) -> tuple[Any, dict[str, Any]]:
+    """The one entry of a CONDITIONING."""
+    if not isinstance(conditioning, list) or not all(
+        isinstance(entry, (list, tuple)) and len(entry) == 2 and isinstance(entry[1], dict)
+        for entry in conditioning
+    ):
+        raise EdgeError(
+            f"'{name}' got {type(conditioning).__name__}, which is no CONDITIONING; wire a Text"
+            " Encode node into it"
+        )
+    if not conditioning:
+        raise EdgeError(f"'{name}' got an empty CONDITIONING; wire a Text Encode node into it")
+    if len(conditioning) > 1:
+        raise EdgeError(
+            f"'{name}' got {len(conditioning)} combined prompts; this node reads one prompt at a"
+            f" time. {cure}"
+        )
+    hidden, extra = conditioning[0]
+    return hidden, extra
+
+
+def _check_prompt(hidden: Any, pooled: Any, name: str) -> None:
+    """Refuse what is no prompt ``[B, L, W]`` with a pooled embedding ``[B, D]``."""
+    shapes = [list(getattr(part, "shape", ())) for part in (hidden, pooled)]
+    ranks = tuple(len(shape) for shape in shapes)
+    if ranks != (3, 2) or 0 in (*shapes[0], *shapes[1]) or shapes[0][0] != shapes[1][0]:
+        raise EdgeError(
+            f"'{name}' got a prompt of shape {shapes[0]} with a pooled embedding of shape"
+            f" {shapes[1]}, but a prompt is [rows, tokens, width] with [rows, width] beside; encode"
+            " it again with a Text Encode node"
+        )
     _refuse_nan(hidden, name)
     _refuse_nan(pooled, name)
-    return TextEncoding(hidden, pooled, mask.bool(), wanted)
 
 
 def batch_conditioning(first: list, second: list) -> list:
@@ -207,20 +256,32 @@ def batch_conditioning(first: list, second: list) -> list:
         EdgeError: none or several prompts in one of them, or two that differ in more than their
             words: other encoders, other things beside the prompt.
     """
+    sides = []
     for name, side in (("conditioning_a", first), ("conditioning_b", second)):
-        if len(side) != 1:
+        if isinstance(side, list) and len(side) != 1:
             raise EdgeError(f"'{name}' holds {len(side)} prompts; batch them before combining them")
-    (hidden, extra), (other, more) = first[0], second[0]
+        hidden, extra = _only_prompt(side, name, "")
+        pooled = extra.get("pooled_output")
+        # Some prompts, as those of image embeddings, have none.
+        _check_prompt(hidden, hidden[:, 0] if pooled is None else pooled, name)
+        for value in extra.values():
+            if isinstance(value, torch.Tensor):
+                _refuse_nan(value, name)
+        sides.append((hidden, extra))
+    (hidden, extra), (other, more) = sides
     if hidden.shape[1:] != other.shape[1:] or extra.keys() != more.keys():
         raise EdgeError(
             f"'conditioning_a' is of {tuple(hidden.shape[1:])} with {sorted(extra)} and"
             f" 'conditioning_b' of {tuple(other.shape[1:])} with {sorted(more)}; a batch needs"
-            " prompts of one text encoder"
+            " prompts of one text encoder, equally long"
         )
     joined: dict[str, Any] = {}
     for key, value in extra.items():
         if isinstance(value, torch.Tensor):
             joined[key] = torch.cat([value, more[key].to(value)])
+        elif isinstance(value, TextEncoding) and value.space == more[key].space:
+            parts = ((getattr(t, part) for t in (value, more[key])) for part in _ROWS)
+            joined[key] = TextEncoding(*(torch.cat([a, b.to(a)]) for a, b in parts), value.space)
         elif value == more[key]:
             joined[key] = value
         else:
@@ -229,6 +290,10 @@ def batch_conditioning(first: list, second: list) -> list:
                 " 'conditioning_b'; one batch has one"
             )
     return [[torch.cat([hidden, other.to(hidden)]), joined]]
+
+
+_ROWS = ("hidden", "pooled", "mask")
+"""Of a :class:`TextEncoding`, what has a row for each prompt."""
 
 
 SIZES = ("height", "width", "crop_h", "crop_w", "target_height", "target_width")
@@ -261,18 +326,12 @@ def conditioning_to_sdxl(conditioning: list, widths: tuple[int, int], name: str)
         name: the consuming input, for messages.
 
     Raises:
-        EdgeError: empty or combined conditioning, another text encoder's, NaN.
+        EdgeError: empty or combined conditioning, another text encoder's, hidden states and pooled
+            embedding that do not belong together, NaN.
     """
-    if not conditioning:
-        raise EdgeError(f"'{name}' got an empty CONDITIONING; wire 'Text Encode (KOALA)' into it")
-    if len(conditioning) > 1:
-        raise EdgeError(
-            f"'{name}' got {len(conditioning)} combined prompts; this node samples one prompt at a"
-            " time. Use the native KSampler for combined ones"
-        )
-    hidden, extra = conditioning[0]
+    hidden, extra = _only_prompt(conditioning, name, "Use the native KSampler for combined ones")
     pooled = extra.get("pooled_output")
-    found = tuple(0 if part is None else part.shape[-1] for part in (hidden, pooled))
+    found = tuple((*getattr(part, "shape", ()), 0)[-2:][0] for part in (hidden, pooled))
     if found != widths:
         raise EdgeError(
             f"'{name}' got a prompt of {found[0]} dimensions with a pooled embedding of {found[1]},"
@@ -284,8 +343,7 @@ def conditioning_to_sdxl(conditioning: list, widths: tuple[int, int], name: str)
             f"'{name}' carries a ControlNet, an area, a mask or an image embedding, which this node"
             " does not know; use the native KSampler, which runs the same model"
         )
-    _refuse_nan(hidden, name)
-    _refuse_nan(pooled, name)
+    _check_prompt(hidden, pooled, name)
     sizes = None
     if "width" in extra:
         sizes = torch.tensor([sizes_beside(extra)]).expand(len(hidden), -1)
@@ -332,10 +390,16 @@ def conditioning_to_embeds(conditioning: list, wanted: EmbeddingSpace, name: str
         EdgeError: a text prompt, another space, NaN.
     """
     embeds, extra = conditioning[0]
-    if embeds is None or extra.get("prior_art") != "image_embeds" or embeds.shape[1] != 1:
+    if embeds is None or extra.get("prior_art") != "image_embeds":
         raise EdgeError(
             f"'{name}' is a text prompt, but this decoder reads image embeddings; wire a prior's"
             " or an image encoder's output through 'Kandinsky Conditioning'"
+        )
+    if embeds.ndim != 3 or embeds.shape[1] != 1:
+        raise EdgeError(
+            f"'{name}' has the shape {list(embeds.shape)}, but this decoder reads one image"
+            " embedding a row; mix them with 'Mix Image Embeddings' or 'Conditioning (Average)'"
+            " instead of 'Conditioning (Concat)'"
         )
     if extra["embedding_space"] != wanted.name or embeds.shape[2] != wanted.dim:
         raise EdgeError(
@@ -357,12 +421,7 @@ def image_embeds_of(output: Any, wanted: EmbeddingSpace, name: str) -> torch.Ten
     Raises:
         EdgeError: another space (both are named, with the node that made it), NaN, no rows.
     """
-    embeds = getattr(output, "image_embeds", None)
-    if embeds is None:
-        raise EdgeError(
-            f"'{name}' got a CLIP_VISION_OUTPUT without image_embeds; encode a picture with"
-            f" {wanted.encoder}, or sample a prior"
-        )
+    embeds = any_image_embeds(output, name, f"encode a picture with {wanted.encoder}")
     space = space_of_output(output)
     if space != wanted.name or embeds.shape[-1] != wanted.dim:
         other = SPACES.get(space)
@@ -373,8 +432,25 @@ def image_embeds_of(output: Any, wanted: EmbeddingSpace, name: str) -> torch.Ten
             f" dimensions, but this stage needs '{wanted.name}' ({wanted.encoder}), {wanted.dim}"
             f" dimensions. No conversion exists: encode the picture again with {wanted.encoder}"
         )
-    if embeds.shape[0] == 0:
-        raise EdgeError(f"'{name}' got an image embedding with no rows; encode at least one image")
+    return embeds
+
+
+def any_image_embeds(output: Any, name: str, cure: str = "encode a picture") -> torch.Tensor:
+    """The ``image_embeds`` ``[B, D]`` of a CLIP_VISION_OUTPUT in whatever space.
+
+    Raises:
+        EdgeError: there are none, of another shape, no rows, NaN.
+    """
+    embeds = getattr(output, "image_embeds", None)
+    if not isinstance(embeds, torch.Tensor):
+        raise EdgeError(
+            f"'{name}' got a CLIP_VISION_OUTPUT without image_embeds; {cure}, or sample a prior"
+        )
+    if embeds.ndim != 2 or 0 in embeds.shape:
+        raise EdgeError(
+            f"'{name}' got an image embedding of shape {list(embeds.shape)}, which has no rows of"
+            f" numbers, [rows, width]; {cure}, or sample a prior"
+        )
     _refuse_nan(embeds, name)
     return embeds
 
@@ -386,7 +462,7 @@ def check_pooled(output: Any, width: int) -> torch.Tensor:
     Raises:
         EdgeError: of another width: it is of another CLIP than the second text encoder; NaN.
     """
-    embeds = output.image_embeds
+    embeds = any_image_embeds(output, "clip_vision_output")
     if embeds.shape[-1] != width:
         made_by = getattr(output, "made_by", None) or "native CLIP Vision Encode"
         raise EdgeError(
@@ -395,8 +471,57 @@ def check_pooled(output: Any, width: int) -> torch.Tensor:
             " its second text encoder, which is Kandinsky 2.2's too. Sample Kandinsky 2.2's prior,"
             " or encode the picture again with that CLIP"
         )
-    _refuse_nan(embeds, "clip_vision_output")
     return embeds
+
+
+LOWEST, HIGHEST = -0.5, 1.5
+"""What a picture's or a mask's numbers may be: 0 to 1, and what resizing and sharpening make of the
+brightest and darkest edges."""
+
+
+def check_image(image: Any, name: str) -> None:
+    """Refuse what is no IMAGE ``[B, H, W, 3 or 4]`` of numbers in 0..1, in whatever precision.
+
+    Raises:
+        EdgeError: another shape, no pictures, whole numbers, NaN, another range; names the input.
+    """
+    shape = tuple(getattr(image, "shape", ()))
+    if len(shape) != 4 or shape[-1] not in (3, 4) or 0 in shape:
+        raise EdgeError(
+            f"'{name}' must be an IMAGE of one or more RGB pictures, but has the shape {shape}"
+        )
+    _check_range(image, name, "an IMAGE's")
+
+
+def check_mask(mask: Any, name: str) -> torch.Tensor:
+    """A MASK as ``[B, H, W]``; one without a batch is one mask.
+
+    Raises:
+        EdgeError: another shape, whole numbers, NaN, numbers outside of 0..1; names the input.
+    """
+    shape = tuple(getattr(mask, "shape", ()))
+    if len(shape) not in (2, 3) or 0 in shape:
+        raise EdgeError(f"'{name}' must be a MASK [B, H, W], but has the shape {shape}")
+    mask = mask.float() if mask.dtype == torch.bool else mask
+    _check_range(mask, name, "a MASK's")
+    return mask[None] if mask.ndim == 2 else mask
+
+
+def _check_range(values: torch.Tensor, name: str, whose: str) -> None:
+    if not values.is_floating_point():
+        raise EdgeError(
+            f"'{name}' holds {str(values.dtype).removeprefix('torch.')}, but {whose} numbers are"
+            " fractions from 0 to 1; convert it to float and, if it goes to 255, divide by 255"
+        )
+    low, high = float(values.min()), float(values.max())
+    if not math.isfinite(low + high):
+        raise EdgeError(f"'{name}' holds NaN or infinite numbers; look at the node that made it")
+    if low < LOWEST or high > HIGHEST:
+        raise EdgeError(
+            f"'{name}' holds numbers from {low:.4g} to {high:.4g}, but {whose} go from 0 to 1;"
+            " divide numbers up to 255 by 255, turn those from -1 to 1 into x / 2 + 0.5, and clamp"
+            " what is left"
+        )
 
 
 def latent_of(latent: Any, name: str) -> torch.Tensor:
@@ -406,8 +531,10 @@ def latent_of(latent: Any, name: str) -> torch.Tensor:
         EdgeError: there are none, or NaN among them.
     """
     samples = latent.get("samples") if isinstance(latent, dict) else None
-    if not isinstance(samples, torch.Tensor) or 0 in samples.shape:
-        raise EdgeError(f"'{name}' got a LATENT without samples; wire 'VQGAN Encode' into it")
+    if not isinstance(samples, torch.Tensor) or 0 in samples.shape or samples.ndim != 4:
+        raise EdgeError(
+            f"'{name}' got a LATENT without samples [B, D, h, w]; wire 'VQGAN Encode' into it"
+        )
     _refuse_nan(samples, name)
     return samples
 

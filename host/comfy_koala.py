@@ -348,7 +348,7 @@ def encode_sdxl(clip: Any, text: str) -> SDXLText:
         )
     tokens = {}
     for key, own in (("l", tokenizers.clip_l), ("g", tokenizers.clip_g)):
-        ids, mask, cut = tokenize(own.tokenizer, [text])
+        ids, mask, cut = tokenize(own.tokenizer, [text], cleaned=False)
         if cut[0] and key == "l":
             warn(f"the prompt has more than {ids.shape[1]} tokens; not seen: '{cut[0]}'")
         padded = ids.masked_fill(~mask, own.pad_token)

@@ -26,6 +26,7 @@ from torch import nn
 from ..edges import (
     EdgeError,
     EmbeddingSpace,
+    check_image,
     conditioning_to_text,
     image_embeds_of,
     placed,
@@ -146,16 +147,19 @@ class KarloModel(comfy.model_base.BaseModel):
         """What the network gets beside the picture and the time, from one CONDITIONING entry."""
         out = super().extra_conds(**kwargs)
         side = kwargs.get("prompt_type", "positive")
-        text = conditioning_to_text([[kwargs.get("cross_attn"), kwargs]], self.space, side)
-        length = text.hidden.shape[1]
-        mask = text.mask[:, :length].int()
-        mask = torch.nn.functional.pad(mask, (0, length - mask.shape[1]), value=1)
+        hidden, mask = kwargs.get("cross_attn"), kwargs.get("attention_mask")
+        if hidden is not None and mask is not None:
+            # Conditioning (Concat) leaves the mask as it was: the network reads what it added.
+            longer = max(0, hidden.shape[1] - mask.shape[1])
+            mask = torch.nn.functional.pad(mask[:, : hidden.shape[1]], (0, longer), value=1)
+        prompt = [[hidden, {**kwargs, "attention_mask": mask}]]
+        text = conditioning_to_text(prompt, self.space, side, self.space.dim)
         embeds = self._image_embeds(kwargs.get("unclip_conditioning") or [], side)
         # Plain conds are only batched together where shapes agree. The host would stretch a
         # cross-attention cond to fit the other side, and the mask would no longer belong to it.
         out["c_crossattn"] = comfy.conds.CONDRegular(text.hidden)
         out["pooled"] = comfy.conds.CONDRegular(text.pooled)
-        out["text_mask"] = comfy.conds.CONDRegular(mask)
+        out["text_mask"] = comfy.conds.CONDRegular(text.mask.int())
         out["image_embeds"] = comfy.conds.CONDRegular(embeds)
         device = kwargs.get("device")
         if device is not None:
@@ -366,6 +370,7 @@ class ClipVision:
 
     def encode_image(self, image: torch.Tensor, crop: bool = True) -> Any:
         """Encode an IMAGE as published; without ``crop``, the whole picture squeezed square."""
+        check_image(image, "image")
         image = image[..., :3].float()
         if not crop and image.shape[1] != image.shape[2]:
             side = max(image.shape[1], image.shape[2])

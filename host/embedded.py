@@ -23,6 +23,7 @@ from ..edges import (
     EdgeError,
     EmbeddingSpace,
     SDXLText,
+    check_image,
     placed,
     sdxl_to_conditioning,
     text_to_conditioning,
@@ -120,7 +121,7 @@ class ClipPair:
         from ..loaders.clip import tokenize
 
         tokenizers = self.loaded.tokenizer, self.loaded.second_tokenizer
-        (first, _, cut), (second, _, _) = (tokenize(t, [text]) for t in tokenizers)
+        (first, _, cut), (second, _, _) = (tokenize(t, [text], cleaned=False) for t in tokenizers)
         if cut[0]:
             warn(f"the prompt has more than {first.shape[1]} tokens; not seen: '{cut[0]}'")
         return first, second
@@ -178,6 +179,7 @@ class ClipVision:
         """An IMAGE's CLIP_VISION_OUTPUT, preprocessed as published (which crops)."""
         from ..samplers.clip import encode_image
 
+        check_image(image, "image")
         pixels = self.preprocess(image[..., :3])
         network, device, dtype = use(self.managed)
         embeds = offload(encode_image(network, pixels, device, dtype))

@@ -7,6 +7,8 @@ precision of the picture arithmetic).
 
 from __future__ import annotations
 
+import html
+import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +22,8 @@ from PIL import Image
 from ..edges import EdgeError
 from .checkpoint import AGAIN, CheckpointError, check_inside, read_json
 from .libraries import require
+
+logger = logging.getLogger("prior_art")
 
 CONTEXT = 77
 MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -101,13 +105,16 @@ def _vocabulary_size(folder: Path, folders: Sequence[Path]) -> int:
 
 
 def tokenize(
-    tokenizer: Any, prompts: Sequence[str]
+    tokenizer: Any, prompts: Sequence[str], cleaned: bool = True
 ) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
     """Token ids as the published pipelines make them, and what did not fit.
 
     Args:
-        tokenizer: a CLIPTokenizer.
+        tokenizer: a CLIPTokenizer, or mCLIP's XLM-R tokenizer, whose original cleans nothing.
         prompts: any text; ``""`` is fine.
+        cleaned: read a prompt as OpenAI's code does (:func:`clean`), which Karlo, Kandinsky's
+            priors and the reranker were published with. SDXL's pipelines and ComfyUI leave it to
+            transformers, which neither mends characters nor knows entities.
 
     Returns:
         ``(ids [B, L] long, mask [B, L] bool, cut)``: padded or truncated to the model's length (77)
@@ -123,19 +130,79 @@ def tokenize(
     length = tokenizer.model_max_length
     if not 2 <= length <= 100_000:
         length = CONTEXT
-    out = tokenizer(
-        list(prompts),
-        padding="max_length",
-        max_length=length,
-        truncation=True,
-        return_attention_mask=True,
-        return_tensors="pt",
-    )
+    if cleaned and tokenizer.bos_token == START:
+        words = [_encode_cleaned(tokenizer, prompt) for prompt in prompts]
+    else:
+        rows = tokenizer(list(prompts), truncation=False, verbose=False)["input_ids"]
+        words = [row[1:-1] for row in rows]
+    ids = torch.full((len(words), length), tokenizer.pad_token_id)
+    mask = torch.zeros(len(words), length, dtype=torch.bool)
     cut = []
-    for prompt in prompts:
-        whole = tokenizer(prompt, truncation=False, verbose=False)["input_ids"]
-        cut.append(tokenizer.decode(whole[length - 1 : -1]) if len(whole) > length else "")
-    return out["input_ids"].long(), out["attention_mask"].bool(), cut
+    for i, found in enumerate(words):
+        row = [tokenizer.bos_token_id, *found[: length - 2], tokenizer.eos_token_id]
+        ids[i, : len(row)] = torch.tensor(row)
+        mask[i, : len(row)] = True
+        cut.append(tokenizer.decode(found[length - 2 :]) if len(found) > length - 2 else "")
+    return ids, mask, cut
+
+
+START = "<|startoftext|>"
+"""How a prompt begins for CLIP's tokenizer, and for no other."""
+
+OTHERS = r"[^\s\p{L}\p{N}]+"
+WORD = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|" + OTHERS
+"""What OpenAI's tokenizer takes for a word, whatever its case."""
+
+
+def clean(text: str) -> str:
+    """A prompt as OpenAI's tokenizer reads it (``simple_tokenizer.py``): characters mended by ftfy
+    (curly quotes, ligatures, full-width letters, control characters), HTML's entities resolved
+    twice, white space collapsed, lower case.
+
+    Without ftfy, what it mends stays as it is, with a warning where there may be such.
+    """
+    try:
+        from ftfy import fix_text
+    except Exception:  # not installed, or broken
+        if not (text.isascii() and all(c.isprintable() or c in "\t\n" for c in text)):
+            logger.warning(
+                "ftfy is not installed, so the prompt is not cleaned as CLIP's own tokenizer does:"
+                " its unusual characters may be read as others. Cure: pip install ftfy"
+            )
+    else:
+        text = fix_text(text)
+    text = html.unescape(html.unescape(text)).strip()
+    return require("regex").sub(r"\s+", " ", text).strip().lower()
+
+
+def _encode_cleaned(tokenizer: Any, prompt: str) -> list[int]:
+    """Token ids of a prompt's words. transformers' own split is left out: from one version to the
+    next it is another, and none of them is OpenAI's for every letter."""
+    pattern, specials = WORD, tokenizer.all_special_tokens
+    if "!" in specials:  # a hub folder's padding: a token of its own wherever it stands
+        pattern = "!|" + WORD.replace(OTHERS, OTHERS.replace("^", "^!"))
+    ids: list[int] = []
+    for word in require("regex").findall(pattern, clean(prompt), re.IGNORECASE):
+        if word in specials:
+            ids.append(tokenizer.convert_tokens_to_ids(word))
+            continue
+        symbols = "".join(BYTES[byte] for byte in word.encode(errors="surrogatepass"))
+        fast = getattr(tokenizer, "backend_tokenizer", None)
+        if fast is not None:
+            ids += [token.id for token in fast.model.tokenize(symbols)]
+        else:  # transformers 4
+            ids += tokenizer.convert_tokens_to_ids(tokenizer.bpe(symbols).split(" "))
+    return ids
+
+
+def _byte_symbols() -> list[str]:
+    """A printable character for each byte: itself, or one from 256 on."""
+    plain = {*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = iter(range(256, 512))
+    return [chr(byte if byte in plain else next(others)) for byte in range(256)]
+
+
+BYTES = _byte_symbols()
 
 
 # -- pictures ----------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..edges import EdgeError, Transformer, latent_of
+from ..edges import EdgeError, Transformer, check_image, check_mask, latent_of
 from ..host import host, io
 from ..loaders.mindalle import tokenize
 from ..loaders.vqgan import VQGAN
@@ -23,7 +23,7 @@ from ..samplers.autoregressive import (
 )
 from ..samplers.noise import generators
 from ..samplers.rerank import order
-from .pictures import check_image, fit, preview
+from .pictures import fit, preview
 from .sampling import seed_input
 from .vqgan import decode_codes, encode_image, to_latent
 
@@ -288,6 +288,8 @@ class ARComplete(io.ComfyNode):
         if keep < 0:
             raise EdgeError(f"'keep' is {keep}; give out 1 or more candidates, or 0 for all")
         mask = _mask_of(latent_image, "latent_image")
+        if image is not None:
+            check_image(image, "image")
         pair = _load(ar_transformer, vae, candidates)
         codes = pair.codes_of(latent_image, "latent_image")
         if len(codes) > 1:
@@ -296,7 +298,6 @@ class ARComplete(io.ComfyNode):
                 " From Batch'"
             )
         if image is not None:
-            check_image(image, "image")
             image = fit(image[:1], pair.vqgan.image_size, "image")
         tokens, weights = complete_by_likelihood(
             pair.network,
@@ -531,7 +532,8 @@ def _mask_of(latent: dict, name: str) -> torch.Tensor:
             f"'{name}' has no noise mask, so there is nothing to draw anew; put 'Set Latent Noise"
             " Mask' before it, or use 'AR Variations'"
         )
-    mask = mask.reshape(-1, 1, *mask.shape[-2:]).float().cpu()
+    mask = check_mask(mask.reshape(-1, *mask.shape[-2:]), name)
+    mask = mask[:, None].float().cpu()
     if len(mask) > 1 and not bool((mask == mask[:1]).all()):
         raise EdgeError(f"'{name}' has {len(mask)} noise masks; complete one picture at a time")
     high, wide = mask.shape[2:]

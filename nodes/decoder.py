@@ -72,8 +72,8 @@ class KarloDecoder(io.ComfyNode):
             raise EdgeError(f"'batch_size' is {batch_size}; ask for at least one picture")
         managed, schedule, space = host.open_decoder(model)
         embeds = image_embeds_of(image_embeds, space, "image_embeds")
-        text = conditioning_to_text(positive, space, "positive")
-        unconditional = conditioning_to_text(negative, space, "negative")
+        text = conditioning_to_text(positive, space, "positive", space.dim)
+        unconditional = conditioning_to_text(negative, space, "negative", space.dim)
         count = max(len(embeds), len(text.pooled)) * batch_size
         network, device, dtype = host.use(managed, memory_required=count * BYTES_PER_PICTURE)
         progress = host.progress(steps)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..edges import check_image
 from ..host import host, io
 from ..samplers.clip import encode_image, encode_zero_image
-from .pictures import check_image
 
 
 class ImageEncode(io.ComfyNode):

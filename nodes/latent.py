@@ -13,6 +13,9 @@ import torch
 from ..edges import (
     EdgeError,
     TextEncoding,
+    any_image_embeds,
+    check_image,
+    check_mask,
     conditioning_to_text,
     embeds_to_conditioning,
     image_embeds_of,
@@ -26,7 +29,7 @@ from ..samplers.latent import Kept, keep_mask, latent_size, sample_latents
 from ..samplers.noise import generators
 from ..samplers.resize import resized
 from ..samplers.schedule import draws
-from .pictures import check_image, from_image, latent_preview
+from .pictures import from_image, latent_preview
 from .sampling import noise_offset_input, noise_offset_output, sampling_inputs
 
 LARGEST = 4096
@@ -282,14 +285,12 @@ class KandinskyConditioning(io.ComfyNode):
             check_image(depth, "depth")
             depth = depth[..., :3].movedim(-1, 1).float()
         sides = []
-        for name, output, said in (
-            ("image_embeds", image_embeds, text),
-            ("negative_image_embeds", negative_image_embeds, negative_text),
+        for name, output, text_name, said in (
+            ("image_embeds", image_embeds, "text", text),
+            ("negative_image_embeds", negative_image_embeds, "negative_text", negative_text),
         ):
-            embeds = getattr(output, "image_embeds", None)
-            if embeds is None:
-                raise EdgeError(f"'{name}' has no image_embeds; sample a prior or encode a picture")
-            encoded = None if said is None else _any_text(said, name)
+            embeds = any_image_embeds(output, name)
+            encoded = None if said is None else _any_text(said, text_name)
             sides.append(embeds_to_conditioning(embeds, space_of_output(output), depth, encoded))
         return io.NodeOutput(*host.offload(sides))
 
@@ -427,7 +428,8 @@ def _texts(loaded: Any, positive: list | None, negative: list | None) -> dict[st
                 f"'{name}' is wired, but 'model' is a decoder of Kandinsky 2.2, which reads no"
                 " prompt: its prior has read it. Take the wire out, or load Kandinsky 2.1's decoder"
             )
-        encoded = conditioning_to_text(conditioning, loaded.text_space, name)
+        width = loaded.network.config.encoder_hid_dim
+        encoded = conditioning_to_text(conditioning, loaded.text_space, name, width)
         texts[key] = (encoded.hidden, encoded.pooled)
     return texts
 
@@ -463,11 +465,7 @@ def _fitted_mask(mask: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """
     from PIL import Image
 
-    mask = mask[None] if mask.ndim == 2 else mask
-    if mask.ndim != 3 or 0 in mask.shape:
-        raise EdgeError(f"'mask' must be a MASK, but has the shape {tuple(mask.shape)}")
-    if not bool(torch.isfinite(mask).all()):
-        raise EdgeError("'mask' holds NaN or infinite numbers; look at the node that made it")
+    mask = check_mask(mask, "mask")
     if tuple(mask.shape[1:]) == tuple(size):
         return mask
     return resized(mask, size, Image.Resampling.LANCZOS)

@@ -12,6 +12,7 @@ import torch
 from ..edges import (
     EdgeError,
     EmbeddingSpace,
+    any_image_embeds,
     conditioning_to_text,
     image_embeds_of,
     space_named,
@@ -44,9 +45,7 @@ def _both(a: Any, b: Any) -> tuple[torch.Tensor, torch.Tensor, EmbeddingSpace]:
 
 
 def _space_of(output: Any, name: str) -> EmbeddingSpace:
-    embeds = getattr(output, "image_embeds", None)
-    if embeds is None:
-        raise EdgeError(f"'{name}' has no image_embeds; sample a prior or encode a picture")
+    embeds = any_image_embeds(output, name)
     return space_named(space_of_output(output), embeds.shape[-1])
 
 

@@ -8,27 +8,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from ..edges import EdgeError
 from ..host import host
 from ..samplers.resize import resize_and_crop
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-
-def check_image(image: torch.Tensor, name: str) -> None:
-    """Refuse what is no IMAGE ``[B, H, W, 3 or 4]`` of finite numbers.
-
-    Raises:
-        EdgeError: another shape, no pictures, or NaN, naming the input.
-    """
-    if image.ndim != 4 or image.shape[-1] not in (3, 4) or 0 in image.shape:
-        raise EdgeError(
-            f"'{name}' must be an IMAGE of one or more RGB pictures, but has the shape"
-            f" {tuple(image.shape)}"
-        )
-    if not bool(torch.isfinite(image).all()):
-        raise EdgeError(f"'{name}' holds NaN or infinite numbers; look at the node that made it")
 
 
 def to_image(pixels: torch.Tensor) -> torch.Tensor:

@@ -64,8 +64,8 @@ class PriorSample(io.ComfyNode):
     ) -> io.NodeOutput:
         if batch_size < 1:
             raise EdgeError(f"'batch_size' is {batch_size}; ask for at least one image embedding")
-        text = conditioning_to_text(positive, prior.space, "positive")
-        unconditional = conditioning_to_text(negative, prior.space, "negative")
+        text = conditioning_to_text(positive, prior.space, "positive", prior.space.dim)
+        unconditional = conditioning_to_text(negative, prior.space, "negative", prior.space.dim)
         network, device, dtype = host.use(prior.managed)
         progress = host.progress(steps)
         embeds = sample_prior(
@@ -226,8 +226,8 @@ def _sample_kandinsky(
             " 'image_encoder' is missing beside it. Use 'Prior Sample (unCLIP)' for Karlo, put the"
             f" folder there, or set 'negative_embeds' to '{NEGATIVE}'"
         )
-    text = conditioning_to_text(positive, prior.space, "positive")
-    unconditional = conditioning_to_text(negative, prior.space, "negative")
+    text = conditioning_to_text(positive, prior.space, "positive", prior.space.dim)
+    unconditional = conditioning_to_text(negative, prior.space, "negative", prior.space.dim)
     count = max(len(text.pooled), len(start.get("start", ()))) * batch_size
     both = negative_embeds == NEGATIVE
     streams = generators(seed, 2 * count if both else count, noise_offset)

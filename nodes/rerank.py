@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 
-from ..edges import EdgeError
+from ..edges import EdgeError, check_image
 from ..host import host, io
 from ..loaders.clip import tokenize
 from ..samplers.clip import encode_image, encode_text
 from ..samplers.rerank import order, rerank_scores
-from .pictures import check_image, grid
+from .pictures import grid
 
 
 class CLIPRerank(io.ComfyNode):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..edges import EdgeError, Upscaler
+from ..edges import EdgeError, Upscaler, check_image
 from ..host import host, io
 from ..samplers.noise import generators
 from ..samplers.unclip import upscale
-from .pictures import check_image, from_image, preview, to_image
+from .pictures import from_image, preview, to_image
 from .sampling import noise_offset_input, sampling_inputs
 
 

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..edges import latent_of
+from ..edges import check_image, latent_of
 from ..host import host, io
 from ..networks.vqgan import HELD_DECODING, codes_of, decode, embeddings, encode
 from ..samplers.chunks import in_chunks
-from .pictures import check_image, fit, from_image, to_image
+from .pictures import fit, from_image, to_image
 
 CODES = "A picture's codes as text, a line for each row of the grid, for Preview as Text."
 

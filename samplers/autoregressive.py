@@ -78,11 +78,11 @@ def sample_tokens(
     lead = 0
     given = torch.zeros(1, total, dtype=torch.long)
     if kept is not None:
-        _check_tokens(network, kept, "kept")
+        _check_tokens(network, kept, "image")
         if len(kept) not in (1, count):
             raise EdgeError(
-                f"'kept' has the tokens of {len(kept)} pictures for {count} candidates; give one"
-                " picture, or one for each candidate"
+                f"'image' holds {len(kept)} pictures for {count} candidates; wire one picture, or"
+                " one for each candidate"
             )
         lead = kept.shape[1]
         given = torch.cat([kept.cpu(), given.expand(len(kept), -1)[:, lead:]], dim=1)

@@ -20,6 +20,7 @@ from torch import nn
 from ..edges import EdgeError, SDXLText
 from .guidance import guide, refuse_nan, spread
 from .noise import randn
+from .schedule import check_constants
 
 LATENT_SCALE = 0.13025
 """What SDXL's U-Nets multiply the VAE's latents by, so that they vary by about one."""
@@ -38,6 +39,21 @@ Prepare = Callable[
 ]
 """``(hidden [R, L, W], pooled [R, D], time_ids [R, 6], timesteps) -> predict(x, step index)``, as
 ``networks.unet.prepare_sdxl``."""
+
+
+FIXED: dict[str, tuple[Any, Any]] = {
+    "prediction_type": ("epsilon", "epsilon"),
+    "beta_schedule": ("linear", "scaled_linear"),
+    "trained_betas": (None, None),
+    "interpolation_type": ("linear", "linear"),
+    "use_karras_sigmas": (False, False),
+    "use_exponential_sigmas": (False, False),
+    "use_beta_sigmas": (False, False),
+    "rescale_betas_zero_snr": (False, False),
+    "final_sigmas_type": ("zero", "zero"),
+}
+"""What :class:`EulerSchedule` takes for granted, for ``check_constants``. EulerDiscreteScheduler
+has three keys more, which change nothing beside these: timestep_type, sigma_min, sigma_max."""
 
 
 @dataclass(frozen=True)
@@ -65,14 +81,9 @@ class EulerSchedule:
             EdgeError: constants that no KOALA has.
         """
         name = config.get("_class_name", "EulerDiscreteScheduler")
-        wanted = {"prediction_type": "epsilon", "beta_schedule": "scaled_linear"}
         if not name.startswith("EulerDiscrete"):
             raise EdgeError(f"the scheduler is a {name}, but KOALA's is an EulerDiscreteScheduler")
-        for key, value in wanted.items():
-            if config.get(key, value) != value:
-                raise EdgeError(f"the scheduler's {key} '{config[key]}' is not KOALA's '{value}'")
-        if config.get("use_karras_sigmas") or config.get("trained_betas") is not None:
-            raise EdgeError("the scheduler has noise levels of its own, which KOALA's has not")
+        check_constants(config, FIXED, "KOALA")
         spacing = config.get("timestep_spacing", "linspace")
         if spacing not in SPACINGS:
             raise EdgeError(f"the scheduler's timestep_spacing '{spacing}' is not known")
@@ -170,7 +181,7 @@ def sample_koala(
     own = torch.tensor([[FACTOR * size[0], FACTOR * size[1], 0, 0] + [FACTOR * s for s in size]])
     names = ("negative", "positive")[-len(texts) :]
     hidden, pooled = (
-        torch.cat([spread(getattr(t, part), count, n) for n, t in zip(names, texts, strict=True)])
+        [spread(getattr(t, part), count, n) for n, t in zip(names, texts, strict=True)]
         for part in ("hidden", "pooled")
     )
     sizes = [
@@ -178,15 +189,21 @@ def sample_koala(
         for name, t in zip(names, texts, strict=True)
     ]
     times, sigmas = schedule.steps(num_inference_steps)
-    predict = prepare(
-        hidden.to(device, dtype), pooled.to(device, dtype), torch.cat(sizes).to(device), times
-    )
+    # Prompts of several lengths, as ComfyUI's chunks of 77 tokens make them, run one by one.
+    sides = [(torch.cat(hidden), torch.cat(pooled), torch.cat(sizes))]
+    if len({part.shape[1] for part in hidden}) > 1:
+        sides = list(zip(hidden, pooled, sizes, strict=True))
+    runs = [
+        prepare(one.to(device, dtype), two.to(device, dtype), three.to(device), times)
+        for one, two, three in sides
+    ]
     # Published for "leading": the start is scaled as if signal were beside the noise.
     first = math.sqrt(sigmas[0] ** 2 + 1) if schedule.spacing == "leading" else sigmas[0]
     x = randn((CHANNELS, *size), generators, device) * first
     for i, (sigma, following) in enumerate(itertools.pairwise(sigmas)):
         scaled = x / (sigma**2 + 1) ** 0.5
-        eps = predict(torch.cat([scaled] * len(texts)).to(dtype), i).float()
+        seen = torch.cat([scaled] * (len(texts) // len(runs))).to(dtype)
+        eps = torch.cat([predict(seen, i).float() for predict in runs])
         if guided:
             eps = guide(*eps.chunk(2), guidance_scale)
         if callback is not None:

@@ -141,25 +141,26 @@ def sample_latents(
     rows = len(embeds)
     conditions = {"image_embeds": torch.cat(embeds).to(device, dtype)}
     if hint is not None:
-        hints = spread(hint, count, "hint").to(device, dtype)
+        hints = spread(hint, count, "depth").to(device, dtype)
         conditions["hint"] = torch.cat([hints] * rows)
     hidden = None
     if text is not None:
-        hidden = torch.cat([spread(part[0], count, "text").to(device, dtype) for part in texts])
-        pooled = torch.cat([spread(part[1], count, "text").to(device, dtype) for part in texts])
+        named = list(zip(("negative", "positive")[-rows:], texts, strict=True))
+        hidden = torch.cat([spread(part[0], count, name).to(device, dtype) for name, part in named])
+        pooled = torch.cat([spread(part[1], count, name).to(device, dtype) for name, part in named])
         conditions["text_embeds"] = pooled
 
     shape = (unet.config.out_channels // 2, *size)
     steps, add_noise = schedule.noised(num_inference_steps, 1.0 if start is None else strength)
     if not steps:
-        return spread(start, count, "latent").float()
+        return spread(start, count, "image").float()
     first = randn(shape, generators, device)
     x = first
     if start is not None:
-        x = add_noise(spread(start, count, "latent").to(device, torch.float32), first)
+        x = add_noise(spread(start, count, "image").to(device, torch.float32), first)
     beside = []
     if kept is not None:
-        clean = spread(kept.latents, count, "latent").to(device, torch.float32)
+        clean = spread(kept.latents, count, "image").to(device, torch.float32)
         keep = spread(kept.keep, count, "mask").to(device, torch.float32)
         beside = [torch.cat([clean * keep] * rows), torch.cat([keep] * rows)]
     predict = prepare_latent_decoder(unet, conditions, [s.timestep for s in steps], hidden)

@@ -32,8 +32,10 @@ def mix(a: Tensor, b: Tensor, weight_a: float, weight_b: float, mode: str) -> Te
 
     Raises:
         EdgeError: another mode, batches of different length, weights that add up to nothing where
-            they divide, opposite directions in "slerp".
+            they divide, opposite directions in "slerp", a mixture too large for fp32.
     """
+    if mode not in MODES:
+        raise EdgeError(f"'mode' is '{mode}'; choose {', '.join(MODES)}")
     if len(a) != len(b) and 1 not in (len(a), len(b)):
         raise EdgeError(
             f"'image_embeds_a' has {len(a)} rows and 'image_embeds_b' {len(b)}; make them equal,"
@@ -41,11 +43,9 @@ def mix(a: Tensor, b: Tensor, weight_a: float, weight_b: float, mode: str) -> Te
         )
     a, b = a.float(), b.float().to(a.device)
     if mode in ("add", "subtract"):
-        return a + (weight_b if mode == "add" else -weight_b) * b
+        return _finite(a + (weight_b if mode == "add" else -weight_b) * b)
     if mode == "weighted sum":
-        return weight_a * a + weight_b * b
-    if mode not in MODES:
-        raise EdgeError(f"'mode' is '{mode}'; choose {', '.join(MODES)}")
+        return _finite(weight_a * a + weight_b * b)
     total = weight_a + weight_b
     if total == 0:
         raise EdgeError(
@@ -57,9 +57,29 @@ def mix(a: Tensor, b: Tensor, weight_a: float, weight_b: float, mode: str) -> Te
         return slerp(a, b, share)
     average = (1 - share) * a + share * b
     if mode == "average":
-        return average
-    length = (1 - share) * a.norm(dim=-1, keepdim=True) + share * b.norm(dim=-1, keepdim=True)
-    return average / average.norm(dim=-1, keepdim=True).clamp(min=1e-12) * length
+        return _finite(average)
+    length = (1 - share) * _length(a) + share * _length(b)
+    return _finite(average / _length(average).clamp(min=1e-12) * length)
+
+
+def _length(x: Tensor) -> Tensor:
+    """Of each row ``[R, 1]``. Squares of large numbers need more than fp32."""
+    return _finite(x.double().norm(dim=-1, keepdim=True).float())
+
+
+def _finite(result: Tensor) -> Tensor:
+    """A result, if it is one.
+
+    Raises:
+        EdgeError: it overflowed.
+    """
+    if not bool(torch.isfinite(result).all()):
+        raise EdgeError(
+            "the image embeddings are too large to be mixed with these weights: the result is"
+            " infinite. Published embeddings are of length 10 to 60; look at the node that made"
+            " them, and take smaller weights"
+        )
+    return result
 
 
 def slerp(a: Tensor, b: Tensor, share: float | Tensor) -> Tensor:
@@ -68,7 +88,7 @@ def slerp(a: Tensor, b: Tensor, share: float | Tensor) -> Tensor:
     Raises:
         EdgeError: opposite directions, between which no way is shorter than another.
     """
-    lengths = a.norm(dim=-1, keepdim=True), b.norm(dim=-1, keepdim=True)
+    lengths = _length(a), _length(b)
     first, second = (x / n.clamp(min=1e-12) for x, n in zip((a, b), lengths, strict=True))
     cosine = (first * second).sum(dim=-1, keepdim=True)
     if bool((cosine < _OPPOSITE).any()):
@@ -85,7 +105,7 @@ def slerp(a: Tensor, b: Tensor, share: float | Tensor) -> Tensor:
         torch.where(near, torch.as_tensor(share).to(a), weights[1]),
     )
     length = (1 - share) * lengths[0] + share * lengths[1]
-    return (weights[0] * first + weights[1] * second) * length
+    return _finite((weights[0] * first + weights[1] * second) * length)
 
 
 def interpolate(points: Tensor, count: int, mode: str) -> Tensor:
@@ -111,7 +131,7 @@ def interpolate(points: Tensor, count: int, mode: str) -> Tensor:
             continue
         share, (a, b) = part / (count - 1), points[place : place + 2]
         rows.append(slerp(a, b, share) if mode == "slerp" else (1 - share) * a + share * b)
-    return torch.stack(rows)
+    return _finite(torch.stack(rows))
 
 
 def move_by_texts(embeds: Tensor, text: Tensor, from_text: Tensor, strength: float) -> Tensor:
@@ -122,14 +142,14 @@ def move_by_texts(embeds: Tensor, text: Tensor, from_text: Tensor, strength: flo
         EdgeError: texts that do not differ.
     """
     difference = (text.float() - from_text.float()).to(embeds.device)
-    length = difference.norm(dim=-1, keepdim=True)
+    length = _length(difference)
     if bool((length == 0).any()):
         raise EdgeError("'text' and 'from_text' are the same, so there is no way between them")
     embeds = embeds.float()
-    return embeds + strength * embeds.norm(dim=-1, keepdim=True) * difference / length
+    return _finite(embeds + strength * _length(embeds) * difference / length)
 
 
 def cosines(a: Tensor, b: Tensor) -> Tensor:
     """Cosine of each row of ``a`` ``[N, D]`` with each of ``b`` ``[M, D]``: ``[N, M]``."""
-    a, b = (x.float() / x.float().norm(dim=-1, keepdim=True).clamp(min=1e-12) for x in (a, b))
+    a, b = (x.float() / _length(x).clamp(min=1e-12) for x in (a, b))
     return (a @ b.T.to(a.device)).clamp(-1, 1)

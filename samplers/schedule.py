@@ -11,7 +11,7 @@ DDIM (Song et al. 2020) equation 12.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -40,6 +40,29 @@ class Step:
     deviation: float
     min_log: float
     max_log: float
+
+
+def check_constants(
+    config: Mapping[str, Any], fixed: Mapping[str, tuple[Any, Any]], system: str
+) -> None:
+    """Refuse a scheduler's configuration that says what our schedule does not do.
+
+    Args:
+        config: of ``scheduler_config.json``.
+        fixed: key to diffusers' default and the one value that is right.
+        system: for messages.
+
+    Raises:
+        EdgeError: another value; names the key.
+    """
+    for key, (default, wanted) in fixed.items():
+        value = config.get(key, default)
+        # null stands for what is switched off
+        if value != wanted and not (value is None and wanted is False):
+            raise EdgeError(
+                f"the scheduler's {key} is {value!r}, which no {system} was published with"
+                f" ({wanted!r} was), and pictures would not be its own"
+            )
 
 
 @dataclass(frozen=True)
@@ -141,6 +164,14 @@ class UnCLIPSchedule:
         return steps, noising(torch.cumprod(1.0 - self.betas(), dim=0), steps)
 
 
+FIXED: dict[str, tuple[Any, Any]] = {
+    "prediction_type": ("epsilon", "epsilon"),
+    "trained_betas": (None, None),
+    "rescale_betas_zero_snr": (False, False),
+}
+"""What :class:`LatentSchedule` takes for granted of DDPMScheduler and DDIMScheduler."""
+
+
 @dataclass(frozen=True)
 class LatentSchedule:
     """The published constants of a Kandinsky decoder's diffusion.
@@ -187,21 +218,21 @@ class LatentSchedule:
         name = config.get("_class_name", "DDPMScheduler")
         if name not in ("DDPMScheduler", "DDIMScheduler"):
             raise EdgeError(f"the scheduler is a {name}, but Kandinsky's decoders use DDPM or DDIM")
-        if config.get("prediction_type", "epsilon") != "epsilon":
-            raise EdgeError(
-                f"the scheduler's prediction_type '{config['prediction_type']}' is not Kandinsky's"
-            )
+        check_constants(config, FIXED, "Kandinsky")
         betas = config.get("beta_schedule", "linear")
         spacing = config.get("timestep_spacing", "leading")
-        if betas not in ("linear", "scaled_linear") or config.get("trained_betas") is not None:
+        if betas not in ("linear", "scaled_linear"):
             raise EdgeError(f"the scheduler's beta_schedule '{betas}' is not Kandinsky's")
         if spacing not in ("leading", "trailing", "linspace"):
             raise EdgeError(f"the scheduler's timestep_spacing '{spacing}' is not known")
         ddim = name == "DDIMScheduler"
+        variance = config.get("variance_type", "fixed_small")
+        if not ddim and variance not in ("fixed_small", "fixed_small_log", "learned_range"):
+            raise EdgeError(f"the scheduler's variance_type '{variance}' is not Kandinsky's")
         clip = config.get("clip_sample_range", 1.0) if config.get("clip_sample", True) else None
         return cls(
             sampler="ddim" if ddim else "ddpm",
-            learned_range=not ddim and config.get("variance_type") == "learned_range",
+            learned_range=not ddim and variance == "learned_range",
             beta_start=float(config.get("beta_start", 0.0001)),
             beta_end=float(config.get("beta_end", 0.02)),
             beta_schedule=betas,
@@ -265,13 +296,14 @@ class LatentSchedule:
         return steps, noising(torch.cumprod(1.0 - betas, dim=0), first)
 
 
-def published_sigmas(schedule: LatentSchedule, steps: int, strength: float) -> torch.Tensor:
-    """Noise over signal at the last ``strength`` of the published timesteps, and 0; empty at 0.
+def published_sigmas(schedule: LatentSchedule, steps: int, denoise: float) -> torch.Tensor:
+    """Noise over signal at the last ``denoise`` of the published timesteps, and 0; empty at 0.
 
     Raises:
-        EdgeError: steps or strength out of range.
+        EdgeError: steps or denoise out of range.
     """
-    chosen, _ = schedule.noised(steps, strength)
+    check_share(denoise, "denoise")
+    chosen, _ = schedule.noised(steps, denoise)
     levels = [step.sqrt_beta / step.sqrt_alpha for step in chosen]
     return torch.tensor([*levels, 0.0] if levels else [])
 
@@ -308,14 +340,23 @@ def draws(steps: list[Step]) -> int:
     return sum(not step.last for step in steps) + bool(steps)
 
 
+def check_share(share: float, name: str) -> None:
+    """Refuse what is no share of the steps.
+
+    Raises:
+        EdgeError: ``share`` outside 0..1; ``name`` is the input's.
+    """
+    if not 0 <= share <= 1:
+        raise EdgeError(f"'{name}' is {share}; it goes from 0 (as it was) to 1 (all anew)")
+
+
 def part_of(steps: list[Step], strength: float) -> list[Step]:
     """The last ``strength`` (0..1) of the steps, rounded down as published; none at 0.
 
     Raises:
         EdgeError: ``strength`` outside 0..1.
     """
-    if not 0 <= strength <= 1:
-        raise EdgeError(f"'strength' is {strength}; it goes from 0 (as it was) to 1 (all anew)")
+    check_share(strength, "strength")
     return steps[len(steps) - int(len(steps) * strength) :]
 
 

@@ -313,7 +313,7 @@ class KoalaPainter:
         from ..samplers.koala import encode_text_pair
 
         ids = (
-            tokenize(tokenizer, prompts)[0].to(self.place["device"])
+            tokenize(tokenizer, prompts, cleaned=False)[0].to(self.place["device"])
             for tokenizer in (self.text.tokenizer, self.text.second_tokenizer)
         )
         return encode_text_pair(self.text.first, self.text.second, *ids)

@@ -107,7 +107,7 @@ def said(clip, text: str = PROMPT, side: int = 64):
 def ours(text: str = PROMPT):
     """The prompt through transformers' towers."""
     pair = koala.load_text_encoders(source("koala-1b", "koala_text"))
-    ids = [tokenize(t, [text])[0] for t in (pair.tokenizer, pair.second_tokenizer)]
+    ids = [tokenize(t, [text], cleaned=False)[0] for t in (pair.tokenizer, pair.second_tokenizer)]
     return encode_text_pair(pair.first, pair.second, *ids)
 
 
@@ -333,7 +333,10 @@ def embedded_family_runs_in_the_hosts_model() -> None:
         pair = koala.load_text_encoders(where)
         texts = []
         for text in ("a large red circle on a blue background", ""):
-            ids = [tokenize(t, [text])[0] for t in (pair.tokenizer, pair.second_tokenizer)]
+            ids = [
+                tokenize(t, [text], cleaned=False)[0]
+                for t in (pair.tokenizer, pair.second_tokenizer)
+            ]
             texts.append(encode_text_pair(pair.first, pair.second, *ids))
         wanted = sample_koala(
             partial(prepare_sdxl, loaded.network),

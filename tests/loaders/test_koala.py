@@ -183,6 +183,7 @@ def test_a_schedule_that_is_no_koalas_is_refused(models, tmp_path):
         {"prediction_type": "v_prediction"},
         {"_class_name": "LCMScheduler"},
         {"use_karras_sigmas": True},
+        {"final_sigmas_type": "sigma_min"},
         {"timestep_spacing": "odd"},
     ):
         before = json.loads(file.read_text())

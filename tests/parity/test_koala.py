@@ -39,7 +39,7 @@ def streams(count: int) -> list[torch.Generator]:
 
 def encoded(folder: Path, name: str, prompts: list[str]) -> SDXLText:
     pair = koala.load_text_encoders(find_source(name, "koala_text", [folder]))
-    ids = [tokenize(t, prompts)[0] for t in (pair.tokenizer, pair.second_tokenizer)]
+    ids = [tokenize(t, prompts, cleaned=False)[0] for t in (pair.tokenizer, pair.second_tokenizer)]
     return encode_text_pair(pair.first, pair.second, *ids)
 
 
