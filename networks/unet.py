@@ -1,30 +1,18 @@
 """Running diffusers' U-Nets over a whole schedule, with nothing computed twice.
 
 What does not change over the steps is computed once: every residual block's projection of the time
-embedding, for all steps together, and the keys and values of the conditioning. On a CPU in fp32 the
-large residual blocks run through `convolution`; everything else calls diffusers' own leaf modules,
-which a host may have swapped for ones that move, cast or patch their weights. A U-Net of another
-make than Karlo's is called as it is.
+embedding, for all steps together, and the keys and values of the conditioning. Everything else
+calls diffusers' own leaf modules, which a host may have swapped for ones that move, cast or patch
+their weights. A U-Net built of other blocks is called as it is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-from .convolution import (
-    TILE,
-    Workspace,
-    conv1x1,
-    conv3x3,
-    conv3x3_few,
-    is_conv,
-    norm_affine,
-)
-from .leaf import is_plain
 
 _BLOCKS = {
     "ResnetDownsampleBlock2D",
@@ -42,9 +30,6 @@ _BLOCKS = {
 # What the latent decoders have beside: an embedding added to the time's, and image tokens.
 _ADDED = (None, "image", "image_hint", "text_image", "text_time")
 _PROJECTED = (None, "image_proj", "text_image_proj")
-# Below these sizes the direct convolution is as fast. For a few pixels most of its time goes into
-# reordering the weights, and a plain matrix product is faster.
-_LEAST_TILES, _LEAST_CHANNELS, _FEW_PIXELS = 32, 128, 256
 
 
 def prepare_decoder(
@@ -244,35 +229,6 @@ def _is_known(unet: nn.Module) -> bool:
     )
 
 
-def _is_fast(resnet: nn.Module) -> bool:
-    """Whether this residual block's parameters are all there to be used on the CPU."""
-    return (
-        is_conv(resnet.conv1, 3)
-        and is_conv(resnet.conv2, 3)
-        and is_plain(resnet.norm1, nn.GroupNorm)
-        and is_plain(resnet.norm2, nn.GroupNorm)
-        and (resnet.conv_shortcut is None or is_conv(resnet.conv_shortcut, 1))
-        and isinstance(resnet.nonlinearity, nn.SiLU)
-        and resnet.output_scale_factor == 1
-        and min(resnet.in_channels, resnet.out_channels) >= _LEAST_CHANNELS
-        # Only a block that does not project may change the size.
-        and not ((resnet.up or resnet.down) and resnet.conv_shortcut is not None)
-    )
-
-
-def _fast_upsamplers(block: nn.Module) -> list[nn.Module]:
-    """The upsamplers that only convolve, with enough channels for `convolution`."""
-    return [
-        u
-        for u in getattr(block, "upsamplers", None) or ()
-        if type(u).__name__ == "Upsample2D"
-        and u.norm is None
-        and u.interpolate
-        and is_conv(getattr(u, "conv", None), 3)
-        and u.conv.in_channels >= _LEAST_CHANNELS
-    ]
-
-
 class _Run:
     """One U-Net over one schedule; called with a picture and the index of the step."""
 
@@ -290,8 +246,6 @@ class _Run:
         self.times: dict[nn.Module, Tensor] = {}  # of each residual block [steps, R or 1, C]
         self.added: dict[nn.Module, tuple[Tensor, Tensor]] = {}  # keys and values of the context
         self.biases: dict[int, Tensor] = {}  # attention mask by number of pixels
-        self.fast: set[nn.Module] = set()  # residual blocks for `convolution`
-        self.workspace = Workspace()
 
     def _prepare(self, x: Tensor) -> None:
         """Compute what does not depend on the picture, on the device and in the dtype of `x`."""
@@ -310,9 +264,6 @@ class _Run:
                     self._hold(attention, attention.add_k_proj, attention.add_v_proj)
             for block in _transformer_blocks(unet):
                 self._hold(block.attn2, block.attn2.to_k, block.attn2.to_v)
-        if x.device.type == "cpu" and x.dtype == torch.float32:
-            self.fast = {r for r in _resnets(unet) if _is_fast(r)}
-            self.fast |= {u for block in unet.up_blocks for u in _fast_upsamplers(block)}
 
     def _hold(self, attention: nn.Module, key: nn.Module, value: nn.Module) -> None:
         """Keep the context's keys and values, which no step changes."""
@@ -324,119 +275,58 @@ class _Run:
     def __call__(self, x: Tensor, index: int) -> Tensor:
         if not self.times:
             self._prepare(x)
-        if self.fast:
-            x = x.contiguous(memory_format=torch.channels_last)
         unet = self.unet
         x = unet.conv_in(x)
         skips = [x]
         for block in unet.down_blocks:
             for resnet, attention in zip(block.resnets, _attentions(block), strict=True):
-                x = self._attend(attention, self._resnet(resnet, [x], index))
+                x = self._attend(attention, self._resnet(resnet, x, index))
                 skips.append(x)
             for resample in block.downsamplers or ():
                 x = self._resample(resample, x, index)
                 skips.append(x)
         if unet.mid_block is not None:
             first, *rest = unet.mid_block.resnets
-            x = self._resnet(first, [x], index)
+            x = self._resnet(first, x, index)
             for resnet, attention in zip(rest, unet.mid_block.attentions, strict=True):
-                x = self._resnet(resnet, [self._attend(attention, x)], index)
+                x = self._resnet(resnet, self._attend(attention, x), index)
         for block in unet.up_blocks:
             for resnet, attention in zip(block.resnets, _attentions(block), strict=True):
-                x = self._attend(attention, self._resnet(resnet, [x, skips.pop()], index))
+                x = self._resnet(resnet, torch.cat([x, skips.pop()], dim=1), index)
+                x = self._attend(attention, x)
             for resample in block.upsamplers or ():
                 # An odd side halved and doubled is one longer than the skip beside it.
                 size = skips[-1].shape[2:] if skips else None
                 x = self._resample(resample, x, index, size)
-        return unet.conv_out(unet.conv_act(unet.conv_norm_out(x))).contiguous()
+        return unet.conv_out(unet.conv_act(unet.conv_norm_out(x)))
 
     def _resample(
         self, block: nn.Module, x: Tensor, index: int, size: torch.Size | None = None
     ) -> Tensor:
         """Half or twice the size: by a residual block, or by SDXL's convolution."""
         if block in self.times:
-            return self._resnet(block, [x], index)
-        batch, _, height, width = x.shape
-        double = (2 * height, 2 * width)
-        if size is not None and size != double:
-            return block(x, size)
-        tiles = batch * (double[0] // TILE) * (double[1] // TILE)
-        if block not in self.fast or tiles < _LEAST_TILES or double[0] % TILE or double[1] % TILE:
-            return block(x)
-        out = torch.empty(batch, *double, block.conv.out_channels)
-        conv3x3([x.permute(0, 2, 3, 1)], block.conv, out, self.workspace, up=True)
-        return out.permute(0, 3, 1, 2)
+            return self._resnet(block, x, index)
+        double = (2 * x.shape[2], 2 * x.shape[3])
+        return block(x) if size in (None, double) else block(x, size)
 
-    def _resnet(self, block: nn.Module, parts: Sequence[Tensor], index: int) -> Tensor:
-        """A residual block on the concatenation of `parts`."""
-        height, width = parts[0].shape[2:]
-        if block.down:
-            height, width = height // 2, width // 2
-        elif block.up:
-            height, width = height * 2, width * 2
-        tiles = len(parts[0]) * (height // TILE) * (width // TILE)
+    def _resnet(self, block: nn.Module, x: Tensor, index: int) -> Tensor:
+        """A residual block with the time embedding of this step."""
         time = self.times[block][index]
-        if block in self.fast and tiles >= _LEAST_TILES and not (height % TILE or width % TILE):
-            return self._fast_resnet(block, parts, time, height, width)
-        x = torch.cat(list(parts), dim=1) if len(parts) > 1 else parts[0]
         hidden = block.nonlinearity(block.norm1(x))
         for resample in (block.upsample, block.downsample):
             if resample is not None:
                 x, hidden = resample(x), resample(hidden)
-        pixels = len(x) * height * width
-        few = block in self.fast and pixels <= _FEW_PIXELS
-        convolve = conv3x3_few if few else nn.Module.__call__
-        hidden = convolve(block.conv1, hidden)
+        hidden = block.conv1(hidden)
         if block.time_embedding_norm == "default":
             hidden = block.norm2(hidden + time[:, :, None, None])
         else:
             scale, shift = time[:, :, None, None].chunk(2, dim=1)
             hidden = block.norm2(hidden) * (1 + scale) + shift
-        hidden = convolve(block.conv2, block.nonlinearity(hidden))
+        hidden = block.conv2(block.nonlinearity(hidden))
         if block.conv_shortcut is not None:
             x = block.conv_shortcut(x)
         hidden = hidden + x
         return hidden if block.output_scale_factor == 1 else hidden / block.output_scale_factor
-
-    def _fast_resnet(
-        self, block: nn.Module, parts: Sequence[Tensor], time: Tensor, height: int, width: int
-    ) -> Tensor:
-        """The same, of a layout that ends in the channels, through `convolution`."""
-        batch, channels = len(parts[0]), block.out_channels
-        affine = norm_affine(block.norm1, [p.permute(0, 2, 3, 1) for p in parts])
-        sources = parts
-        if block.down:
-            scale, shift = (a[:, :, None, None] for a in affine)
-            sources = [F.avg_pool2d(F.silu(torch.addcmul(shift, parts[0], scale)), 2)]
-            parts, affine = [F.avg_pool2d(parts[0], 2)], None
-        parts, sources = ([p.permute(0, 2, 3, 1) for p in some] for some in (parts, sources))
-        bias = scale_shift = None
-        if block.time_embedding_norm == "default":
-            bias = block.conv1.bias + time
-        else:
-            scale_shift = time.chunk(2, dim=1)
-        shape = (batch, height, width, channels)
-        hidden = conv3x3(
-            sources,
-            block.conv1,
-            self.workspace.take("hidden", *shape),
-            self.workspace,
-            affine=affine,
-            up=block.up,
-            bias=bias,
-        )
-        out = torch.empty(shape)
-        residual = out
-        if block.conv_shortcut is not None:
-            conv1x1(parts, block.conv_shortcut, out)
-        elif block.up:
-            pixels = out.unflatten(2, (-1, 2)).unflatten(1, (-1, 2))
-            pixels.copy_(parts[0][:, :, None, :, None])
-        else:
-            residual = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
-        affine = norm_affine(block.norm2, [hidden], scale_shift)
-        conv3x3([hidden], block.conv2, out, self.workspace, affine=affine, residual=residual)
-        return out.permute(0, 3, 1, 2)
 
     def _heads(self, attention: nn.Module, x: Tensor) -> Tensor:
         """``[R, tokens, C]`` to ``[R, heads, tokens, C / heads]``."""
