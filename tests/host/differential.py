@@ -24,7 +24,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -367,13 +367,18 @@ def _counted(counts: Counter[str]) -> str:
 
 
 def sweep(
-    host: Host, headless: Headless, names: Iterable[tuple[int, int]], keep: Path | None = None
+    host: Host,
+    headless: Headless,
+    names: Iterable[tuple[int, int]],
+    keep: Path | None = None,
+    tell: Callable[[str], None] = lambda line: None,
 ) -> Report:
     """Send graphs to both sides.
 
     Args:
         names: (seed, number) of each.
         keep: where to write the graphs that differ.
+        tell: called with a line for each graph that differs, at once.
     """
     graphs = beside("graphs")
     graphs.write_pictures(headless.pictures)
@@ -404,6 +409,8 @@ def sweep(
             report.pictures += sum(isinstance(one, tuple) for one in shown)
         else:
             report.listed.append((case.name, verdict))
+        if verdict.kind == DIFFERENT:
+            tell(f"{case.name}: {verdict.why}")
         if keep is not None and verdict.kind == DIFFERENT:
             keep.mkdir(parents=True, exist_ok=True)
             stem = case.name.replace("/", "-")
@@ -453,7 +460,9 @@ def main() -> int:
         tempfile.TemporaryDirectory() as scratch,
     ):
         headless = Headless(Path(scratch) / "input", Path(scratch))
-        report = sweep(Host(url), headless, names, options.keep)
+        report = sweep(
+            Host(url), headless, names, options.keep, lambda line: print(line, flush=True)
+        )
     print(report.text(options.refusals))
     return bool(report.different)
 

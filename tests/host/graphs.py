@@ -716,7 +716,7 @@ for _system in ("kandinsky", "koala", "pixel", "mindalle"):
     def _(plan: Plan, depth: int, tag: str = _tag) -> Wire:
         both = {name: plan.want(tag, depth) for name in ("samples_to", "samples_from")}
         places = {"x": plan.pick(0, 16, 32, 64), "y": plan.pick(0, 8, 32, 200)}
-        return plan.out("LatentComposite", feather=plan.pick(0, 8, 24, 100), **places, **both)
+        return plan.out("LatentComposite", feather=plan.pick(0, 8, 24, 96), **places, **both)
 
     @_way(_tag, weight=0.5)
     def _(plan: Plan, depth: int, tag: str = _tag) -> Wire:
