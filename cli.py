@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import signal
 import sys
@@ -42,14 +41,20 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    run = commands.add_parser("run", help="execute a workflow's JSON")
-    run.add_argument("workflow", type=Path, metavar="WORKFLOW.json")
+    run = commands.add_parser("run", help="execute a workflow")
+    run.add_argument(
+        "workflow",
+        type=Path,
+        metavar="WORKFLOW",
+        help="its JSON, as saved or exported for the API, or a picture that carries it",
+    )
     run.add_argument(
         "--set",
         action="append",
         default=[],
         metavar="NODE.INPUT=VALUE",
-        help="change an input; NODE is an id, a title or a class that occurs once",
+        help="change an input; NODE is an id, a title or a class that occurs once; a switch takes"
+        " true or false",
     )
     run.add_argument("--out", type=Path, default=Path("output"), metavar="DIR")
     run.add_argument("--input", type=Path, default=Path("input"), metavar="DIR")
@@ -119,72 +124,19 @@ def _add_transfer(recipes: Any) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     from .host.runner import node_classes
-    from .host.workflow import to_api
+    from .host.workflow import read_workflow, to_api
 
-    workflow = _read(options.workflow)
+    workflow = read_workflow(options.workflow)
     nodes = node_classes()
     if options.set:
-        # Settings are made on the prompt; the saved graph would not show them.
-        workflow = to_api(workflow, nodes)
-        for setting in options.set:
-            assign(workflow, setting)
+        # The saved graph would not show the settings.
+        workflow = to_api(workflow, nodes, options.set)
     runner = _runner(nodes, options.out, options.input)
     runner.keep = False  # there is no second run
     run = runner.run(workflow)
     for picture in run.pictures:
         print(picture)
     return 0
-
-
-def _read(path: Path) -> Any:
-    from .host.workflow import WorkflowError
-
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise WorkflowError(f"cannot read the workflow '{path}': {error.strerror}") from error
-    except ValueError as error:
-        raise WorkflowError(f"'{path}' is no JSON: {error}") from error
-
-
-def assign(prompt: Mapping[str, Any], setting: str) -> None:
-    """Apply ``NODE.INPUT=VALUE`` to a prompt in API format, in place.
-
-    Raises:
-        WorkflowError: no such node or input, or several nodes of that name.
-    """
-    from .host.workflow import WorkflowError
-
-    target, equals, value = setting.partition("=")
-    name, dot, field = target.rpartition(".")
-    if not (equals and dot):
-        raise WorkflowError(f"--set '{setting}' is not of the form NODE.INPUT=VALUE")
-    found = [key for key in prompt if key == name] or [
-        key
-        for key, node in prompt.items()
-        if name in (node["class_type"], (node.get("_meta") or {}).get("title"))
-    ]
-    if len(found) != 1:
-        listed = ", ".join(f"{key} ({node['class_type']})" for key, node in prompt.items())
-        count = f"{len(found)} nodes are" if found else "no node is"
-        raise WorkflowError(f"--set '{setting}': {count} called '{name}'; there are {listed}")
-    node = prompt[found[0]]
-    if field not in node["inputs"]:
-        raise WorkflowError(
-            f"--set '{setting}': node {found[0]} ({node['class_type']}) has no input '{field}';"
-            f" it has {', '.join(node['inputs'])}"
-        )
-    old = node["inputs"][field]
-    if isinstance(old, (list, tuple)):
-        raise WorkflowError(f"--set '{setting}': '{field}' is wired; set the node it comes from")
-    node["inputs"][field] = value if isinstance(old, str) else _number(value)
-
-
-def _number(value: str) -> Any:
-    try:
-        return json.loads(value)
-    except ValueError:
-        return value
 
 
 def _runner(nodes: Mapping[str, Any], out: Path, pictures: Path) -> Any:
@@ -225,7 +177,8 @@ class Bars:
 
     def warn(self, message: str) -> None:
         """A node has a warning."""
-        print(f"warning: {self.title}: {message}", file=sys.stderr)
+        where = f"{self.title}: " if self.title else ""
+        print(f"warning: {where}{message}", file=sys.stderr)
 
 
 def _download(options: argparse.Namespace) -> int:
@@ -327,16 +280,15 @@ def _demo(options: argparse.Namespace) -> int:
     minDALL-E: the best of sixteen candidates, a class. Across systems: the prior of one with the
     decoder of another, a walk between two prompts."""
     from .host.runner import node_classes
-    from .host.workflow import to_api
+    from .host.workflow import read_workflow, to_api
 
     nodes = node_classes()
     runner = _runner(nodes, options.out, options.out)
     started, seconds, sheet = time.perf_counter(), {}, []
 
     def paint(name: str, caption: str, *settings: str) -> list[Path]:
-        prompt = to_api(_read(HERE / "example_workflows" / f"{name}.json"), nodes)
-        for setting in settings:
-            assign(prompt, setting)
+        saved = read_workflow(HERE / "example_workflows" / f"{name}.json")
+        prompt = to_api(saved, nodes, settings)
         run = runner.run(prompt)
         for key, taken in run.seconds.items():
             stage = nodes[prompt[key]["class_type"]].define_schema().display_name

@@ -90,25 +90,9 @@ class LoadImage(io.ComfyNode):
         return path
 
 
-def _dated(prefix: str, now: time.struct_time) -> str:
-    """Fill in the editor's ``%date:yyyy-MM-dd%`` (and plain ``%date%``)."""
-    codes = {"yyyy": "%Y", "yy": "%y", "MM": "%m", "dd": "%d"}
-    codes |= {"hh": "%H", "HH": "%H", "mm": "%M", "ss": "%S"}
-
-    def fill(found: re.Match) -> str:
-        return re.sub(
-            "yyyy|yy|MM|dd|hh|HH|mm|ss",
-            lambda part: time.strftime(codes[part[0]], now),
-            found[1] or "yyyy-MM-dd",
-        )
-
-    return re.sub(r"%date(?::([^%]*))?%", fill, prefix)
-
-
 def _save(images: torch.Tensor, prefix: str, folder: Path) -> dict[str, Any]:
     """Write pictures as the host's SaveImage does, with the workflow in the PNG."""
     now = time.localtime()
-    prefix = _dated(prefix, now)
     fields = {
         "year": "%Y",
         "month": "%m",
@@ -295,7 +279,8 @@ class CLIPTextEncode(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        inputs = [io.String.Input("text", multiline=True), io.Clip.Input("clip")]
+        text = io.String.Input("text", multiline=True, dynamic_prompts=True)
+        inputs = [text, io.Clip.Input("clip")]
         return _schema("CLIPTextEncode", "conditioning", inputs, [io.Conditioning.Output()])
 
     @classmethod

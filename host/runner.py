@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -18,7 +19,9 @@ from typing import Any
 
 from . import embedded
 from .embedded import Interrupted, session
-from .workflow import WorkflowError, to_api, unknown_node
+from .errors import Unsupported, WorkflowError
+from .native_nodes import NATIVE_NODES
+from .workflow import to_api, unknown_node
 
 _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
@@ -41,6 +44,7 @@ class Run:
         values: outputs of every node, by id; without a cache, of those that no node waits for.
         seconds: wall time of each executed node, by id.
         cached: ids served from the cache.
+        left_out: outputs that could not run, by id, and why.
     """
 
     pictures: list[Path] = field(default_factory=list)
@@ -48,6 +52,7 @@ class Run:
     values: dict[str, tuple] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     cached: list[str] = field(default_factory=list)
+    left_out: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -79,6 +84,9 @@ class Runner:
     def run(self, workflow: Mapping[str, Any]) -> Run:
         """Execute a workflow of either format.
 
+        As in ComfyUI, an output that lacks an input or whose values do not fit is left out, with a
+        warning, as long as another one can run.
+
         Raises:
             WorkflowError: the workflow does not fit together; nothing was executed.
             NodeError: a node failed.
@@ -86,19 +94,21 @@ class Runner:
         """
         session.input_folder, session.output_folder = self.input_folder, self.output_folder
         prompt = to_api(workflow, self.nodes)
-        needed = check(prompt, self.nodes)
+        needed, left_out = check(prompt, self.nodes)
+        for why in left_out.values():
+            embedded.warn(f"an output is left out: {why}")
         session.prompt = prompt
         session.workflow = dict(workflow) if "nodes" in workflow else None
         session.stop.clear()
         try:
-            return self._run(prompt, needed)
+            return self._run(prompt, needed, left_out)
         finally:
             if not self.keep:
                 self._cache.clear()
                 self._numbers.clear()
 
-    def _run(self, prompt: dict[str, dict], needed: list[str]) -> Run:
-        run, numbers = Run(), {}
+    def _run(self, prompt: dict[str, dict], needed: list[str], left_out: dict[str, str]) -> Run:
+        run, numbers = Run(left_out=left_out), {}
         waiting = Counter(wire for key in needed for wire in _wires(prompt[key]))
         for key in needed:
             if session.stop.is_set():
@@ -242,19 +252,21 @@ def is_link(value: Any) -> bool:
     )
 
 
-def check(prompt: Mapping[str, Any], nodes: Mapping[str, Any]) -> list[str]:
+def check(prompt: Mapping[str, Any], nodes: Mapping[str, Any]) -> tuple[list[str], dict[str, str]]:
     """Check a prompt before anything runs.
 
     Returns:
-        The ids that its outputs need, ancestors first.
+        The ids that its outputs need, ancestors first; and the outputs that cannot run, with the
+        reason.
 
     Raises:
-        WorkflowError: an unknown node, a missing input, a value or link that does not fit, a
-            circle, or nothing to show.
+        WorkflowError: an unknown node, nothing to show, or no output that could run for a missing
+            input, a value or link that does not fit, or a circle.
+        Unsupported: something that only ComfyUI can do.
     """
     for key, node in prompt.items():
         if node["class_type"] not in nodes:
-            raise WorkflowError(unknown_node(key, node["class_type"]))
+            raise Unsupported(unknown_node(key, node["class_type"]))
     found = {
         name: nodes[name].define_schema() for name in {n["class_type"] for n in prompt.values()}
     }
@@ -262,24 +274,53 @@ def check(prompt: Mapping[str, Any], nodes: Mapping[str, Any]) -> list[str]:
     outputs = [key for key, schema in schemas.items() if schema.is_output_node]
     if not outputs:
         raise WorkflowError("the workflow has no output; add a Save Image or Preview Image node")
+    # What is wrong with each node that was looked at, its ancestors' faults included.
+    verdicts: dict[str, WorkflowError | None] = {}
     order: list[str] = []
     open_nodes: set[str] = set()
 
-    def visit(key: str) -> None:
-        if key in order:
-            return
+    def visit(key: str) -> WorkflowError | None:
         if key in open_nodes:
-            raise WorkflowError(f"node {key}'s inputs go round in a circle")
-        open_nodes.add(key)
-        _check_inputs(key, prompt, schemas, nodes)
-        for value in prompt[key]["inputs"].values():
-            if is_link(value):
-                visit(value[0])
-        order.append(key)
+            return WorkflowError(f"node {key}'s inputs go round in a circle")
+        if key not in verdicts:
+            open_nodes.add(key)
+            verdicts[key] = examine(key)
+            open_nodes.discard(key)
+            if verdicts[key] is None:
+                order.append(key)
+        return verdicts[key]
 
-    for key in outputs:
-        visit(key)
-    return order
+    def examine(key: str) -> WorkflowError | None:
+        try:
+            _check_inputs(key, prompt, schemas, nodes)
+        except Unsupported:
+            raise
+        except WorkflowError as error:
+            return error
+        sources = (value[0] for value in prompt[key]["inputs"].values() if is_link(value))
+        return next((fault for source in sources if (fault := visit(source))), None)
+
+    faults = {key: str(fault) for key in outputs if (fault := visit(key)) is not None}
+    if len(faults) == len(outputs):
+        raise WorkflowError("; ".join(dict.fromkeys(faults.values())))
+    wanted = _ancestors(prompt, [key for key in outputs if key not in faults])
+    titles = {key: (prompt[key].get("_meta") or {}).get("title") for key in faults}
+    left_out = {
+        key: f"node {key} '{titles[key] or prompt[key]['class_type']}', because {why}"
+        for key, why in faults.items()
+    }
+    return [key for key in order if key in wanted], left_out
+
+
+def _ancestors(prompt: Mapping[str, Any], outputs: list[str]) -> set[str]:
+    """Some outputs and all that they need."""
+    wanted, open_nodes = set(), list(outputs)
+    while open_nodes:
+        key = open_nodes.pop()
+        if key not in wanted:
+            wanted.add(key)
+            open_nodes += [source for source, _ in _wires(prompt[key])]
+    return wanted
 
 
 def _check_inputs(
@@ -292,7 +333,7 @@ def _check_inputs(
     title = (node.get("_meta") or {}).get("title") or schema.display_name
     where = f"node {key} '{title}' ({node['class_type']})"
     if schema.is_input_list:
-        raise WorkflowError(f"{where} takes whole lists; run this workflow in ComfyUI")
+        raise Unsupported(f"{where} takes whole lists; run this workflow in ComfyUI")
     validate = getattr(nodes[node["class_type"]], "validate_inputs", None)
     own = inspect.signature(validate).parameters if validate is not None else {}
     looks_at_all = any(one.kind is one.VAR_KEYWORD for one in own.values())
@@ -303,6 +344,10 @@ def _check_inputs(
                 raise WorkflowError(f"{where}: '{name}' ({socket.io_type}) is missing; {cure}")
             continue
         value = node["inputs"][name]
+        if isinstance(value, list) and not is_link(value):
+            raise WorkflowError(
+                f"{where}: '{name}' is a list; a wire is a node's id as text and a number"
+            )
         if isinstance(value, Mapping) and "__value__" in value:
             value = node["inputs"][name] = value["__value__"]  # how the editor sends a list
         if is_link(value):
@@ -312,6 +357,7 @@ def _check_inputs(
         else:
             bounded = not (looks_at_all or name in own)
             node["inputs"][name] = _widget(where, name, socket, value, bounded)
+            _check_choice(where, name, socket, node, bounded)
     if validate is not None:
         values = {k: v for k, v in node["inputs"].items() if looks_at_all or k in own}
         _ask_node(where, values, validate, own)
@@ -358,13 +404,7 @@ def _fits(given: str, wanted: str) -> bool:
 
 def _widget(where: str, name: str, socket: Any, value: Any, bounded: bool) -> Any:
     """A widget's value as its type, inside its bounds unless the node checks these itself."""
-    kinds = {"INT": int, "FLOAT": float, "STRING": str, "BOOLEAN": bool}
-    try:
-        value = kinds.get(socket.io_type, lambda same: same)(value)
-    except (TypeError, ValueError):
-        raise WorkflowError(
-            f"{where}: '{name}' is {value!r}, which is no {socket.io_type}"
-        ) from None
+    value = _typed(where, name, socket.io_type, value)
     if not bounded:
         return value
     low, high = socket.options.get("min"), socket.options.get("max")
@@ -372,11 +412,47 @@ def _widget(where: str, name: str, socket: Any, value: Any, bounded: bool) -> An
         raise WorkflowError(f"{where}: '{name}' is {value}; the smallest is {low}")
     if high is not None and value > high:
         raise WorkflowError(f"{where}: '{name}' is {value}; the largest is {high}")
-    options = socket.options.get("options")
-    if options is not None and value not in options:
-        shown = ", ".join(map(str, options[:10])) + (", ..." if len(options) > 10 else "")
-        raise WorkflowError(f"{where}: '{name}' is '{value}', which is not in the list: {shown}")
     return value
+
+
+def _typed(where: str, name: str, io_type: str, value: Any) -> Any:
+    """A value as its input's type. What ComfyUI would turn into text or a switch unasked is
+    refused: a number as text, a word as true."""
+    if io_type == "STRING":
+        if not isinstance(value, str):
+            shown = f"{value!r}"[:60]
+            raise WorkflowError(f"{where}: '{name}' is {shown}, which is no text; put it in quotes")
+        lone = next((letter for letter in value if "\ud800" <= letter <= "\udfff"), None)
+        if lone is not None:
+            raise WorkflowError(
+                f"{where}: '{name}' holds half a character (U+{ord(lone):04X} at"
+                f" {value.index(lone)}), which no encoding can write; delete it or write the whole"
+            )
+        return value
+    if io_type == "BOOLEAN" and not isinstance(value, (bool, int, float)):
+        raise WorkflowError(
+            f"{where}: '{name}' is {value!r}, which is no switch; use true or false"
+        )
+    kinds = {"INT": int, "FLOAT": float, "BOOLEAN": bool}
+    try:
+        value = kinds.get(io_type, lambda same: same)(value)
+    except (TypeError, ValueError, OverflowError):
+        raise WorkflowError(f"{where}: '{name}' is {value!r}, which is no {io_type}") from None
+    if io_type == "FLOAT" and not math.isfinite(value):
+        raise WorkflowError(f"{where}: '{name}' is {value}, which is no number; give a finite one")
+    return value
+
+
+def _check_choice(where: str, name: str, socket: Any, node: Mapping, bounded: bool) -> None:
+    """A combo's value is one of its list."""
+    options, value = socket.options.get("options"), node["inputs"][name]
+    if options is None or not bounded or value in options:
+        return
+    shown = ", ".join(map(str, options[:10])) + (", ..." if len(options) > 10 else "")
+    said = f"{where}: '{name}' is '{value}', which is not in the list: {shown}"
+    if node["class_type"] in NATIVE_NODES and not socket.options.get("upload"):
+        raise Unsupported(f"{said}. ComfyUI may have it; run this workflow there")
+    raise WorkflowError(said)
 
 
 def interrupt() -> None:

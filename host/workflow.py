@@ -1,25 +1,88 @@
-"""From the editor's saved workflow to the prompt that a host executes.
+"""From a workflow's file to the prompt that a host executes.
 
 The editor saves nodes with widget values by position and numbered links; the API format maps node
-ids to ``{class_type, inputs}`` where a link is ``[node id, slot]``. Reroutes, primitives, muted
-and bypassed nodes and subgraphs exist in the first only; this module resolves them as the editor
-does when it queues a prompt.
+ids to ``{class_type, inputs}`` where a link is ``[node id, slot]``. :mod:`.editor` turns the first
+into the second as ComfyUI's editor does when it queues a prompt.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-MUTED, BYPASSED = 2, 4
-NOTES = ("Note", "MarkdownNote")
-CONTROLS = ("fixed", "increment", "increment-wrap", "decrement", "randomize")
-# A subgraph's own input and output in its links.
-_INSIDE_INPUT, _INSIDE_OUTPUT = -10, -20
+from .editor import Editor
+from .errors import Unsupported, WorkflowError
+from .native_nodes import NATIVE_NODES
+
+__all__ = [
+    "Unsupported",
+    "WorkflowError",
+    "assign",
+    "is_api",
+    "read_workflow",
+    "to_api",
+    "unknown_node",
+]
+
+_SWITCHES = {"true": True, "yes": True, "on": True, "1": True}
+_SWITCHES |= {"false": False, "no": False, "off": False, "0": False}
 
 
-class WorkflowError(ValueError):
-    """A workflow that cannot be read or run; the message names the node and the cure."""
+def read_workflow(path: Path) -> Any:
+    """The workflow in a file: JSON in any Unicode encoding, with or without a byte order mark, or
+    a picture (PNG, WebP and what else Pillow reads) that carries it.
+
+    A picture's saved graph comes before its prompt, as when it is dropped into the editor.
+
+    Raises:
+        WorkflowError: no such file, neither JSON nor a picture, or a picture without a workflow.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise WorkflowError(f"cannot read the workflow '{path}': {error.strerror}") from error
+    carried = _in_picture(path)
+    if carried is None:
+        return _parsed(content, f"'{path}'")
+    texts = {key.lower(): text for key, text in carried.items()}
+    for key in ("workflow", "prompt"):
+        if texts.get(key):
+            return _parsed(texts[key], f"the {key} in '{path}'")
+    raise WorkflowError(
+        f"'{path}' is a picture that carries no workflow; give one that ComfyUI or prior-art saved,"
+        " unchanged by other programs, or the workflow's JSON"
+    )
+
+
+def _parsed(content: str | bytes, what: str) -> Any:
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise WorkflowError(f"{what} is no JSON: {error}") from error
+
+
+def _in_picture(path: Path) -> dict[str, str] | None:
+    """A picture's texts by name, or nothing if the file is no picture."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        opened = Image.open(path)
+    except (UnidentifiedImageError, OSError, ValueError):
+        return None
+    with opened:
+        if opened.format == "PNG":
+            # Texts may also lie behind the picture, which need not be whole.
+            with contextlib.suppress(OSError, SyntaxError):
+                opened.load()
+            found = getattr(opened, "text", None) or opened.info
+            return {key: text for key, text in found.items() if isinstance(text, str)}
+        # Elsewhere each text is one of EXIF's strings and begins with its name.
+        entries = (text for text in opened.getexif().values() if isinstance(text, str))
+        return dict(text.split(":", 1) for text in entries if ":" in text)
 
 
 def is_api(workflow: Any) -> bool:
@@ -31,68 +94,75 @@ def is_api(workflow: Any) -> bool:
     )
 
 
-def to_api(workflow: Mapping[str, Any], nodes: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def to_api(
+    workflow: Mapping[str, Any], nodes: Mapping[str, Any], settings: Sequence[str] = ()
+) -> dict[str, dict[str, Any]]:
     """Convert a workflow to API format; one that already is comes back as it is.
 
     Args:
         workflow: parsed JSON of either format.
         nodes: node classes by id, for the order of widgets.
+        settings: changes, ``NODE.INPUT=VALUE`` as :func:`assign` takes them. In a saved graph they
+            are made before the editor's work on texts, as if typed into the widget.
 
     Raises:
-        WorkflowError: neither format, or a node that is not in ``nodes``.
+        WorkflowError: neither format, a node that is not in ``nodes``, or a setting that does not
+            fit.
     """
     if isinstance(workflow, Mapping) and is_api(workflow.get("prompt")):
         workflow = workflow["prompt"]  # what a client posts to the host
     if is_api(workflow):
-        return {
-            str(key): {**node, "inputs": dict(node.get("inputs") or {})}
-            for key, node in workflow.items()
-        }
+        prompt = {str(key): _api_node(key, node) for key, node in workflow.items()}
+        for setting in settings:
+            assign(prompt, setting)
+        return prompt
     if not isinstance(workflow, Mapping) or not isinstance(workflow.get("nodes"), list):
         raise WorkflowError(
             "this JSON is no workflow; export it from ComfyUI with 'Save' or 'Export (API)'"
         )
-    graph = _Graph(workflow)
-    prompt = {}
-    for key in graph.order():
-        node = graph.nodes[key]
-        if graph.silent(key) or node["type"] in (*NOTES, *_VIRTUAL):
-            continue
-        if node["type"] not in nodes:
-            raise WorkflowError(unknown_node(key, node["type"], node.get("properties")))
-        schema = nodes[node["type"]].define_schema()
-        inputs = _widget_values(schema, node)
-        for socket in node.get("inputs") or ():
-            if socket.get("link") is None:
-                continue
-            found = graph.resolve(key, socket["link"])
-            if found is None:
-                # Nothing stands behind the link any more: a widget keeps its own value.
-                if "widget" not in socket:
-                    inputs.pop(socket["name"], None)
-            else:
-                inputs[socket["name"]] = found[1] if found[0] == "value" else list(found[1])
-        prompt[key] = {
-            "class_type": node["type"],
-            "inputs": inputs,
-            "_meta": {"title": node.get("title") or schema.display_name},
-        }
+    editor = Editor(workflow, lambda class_type: nodes[class_type].define_schema())
+    prompt, own = editor.prompt()
+    for key, node, stray in editor.unknown():
+        # A label or note of another pack, or a node that nothing is wired to, changes nothing; a
+        # group node or subgraph may hold everything.
+        if not stray or not prompt or _is_group(node.type) or _is_uuid(node.type):
+            raise Unsupported(unknown_node(key, node.type, node.properties))
+    for setting in settings:
+        key, name = assign(prompt, setting)
+        if (key, name) in own:
+            editor.places[key].node.widgets[name] = prompt[key]["inputs"][name]
+    editor.resolve_texts(prompt, own)
     return prompt
+
+
+def _api_node(key: Any, node: Mapping[str, Any]) -> dict[str, Any]:
+    inputs = node.get("inputs")
+    if not isinstance(node["class_type"], str) or not isinstance(inputs or {}, Mapping):
+        raise WorkflowError(
+            f"node {key} of this prompt is damaged: its class_type must be text and its inputs a"
+            " mapping; export the workflow again"
+        )
+    return {**node, "inputs": dict(inputs or {})}
 
 
 def unknown_node(key: str, class_type: str, properties: Mapping[str, Any] | None = None) -> str:
     """Say which node is unknown, and which pack it seems to belong to."""
     properties = properties or {}
     pack = properties.get("cnr_id") or properties.get("aux_id")
-    if pack == "comfy-core" or (not pack and class_type in _CORE):
+    if pack == "comfy-core" or class_type in NATIVE_NODES:
         return (
             f"node {key} ({class_type}) is ComfyUI's own and not one of those that the headless"
             " runner has; run this workflow in ComfyUI"
         )
-    if class_type.startswith(("workflow/", "workflow>")):
+    if _is_group(class_type):
         return (
             f"node {key} ({class_type}) is a group node of an old editor; open the workflow in"
             " ComfyUI, turn it into a subgraph (or ungroup it) and save again"
+        )
+    if _is_uuid(class_type):
+        return (
+            f"node {key} is a subgraph ({class_type}) whose definition this file lacks; open the"
+            " workflow in ComfyUI and save it again"
         )
     if pack:
         where = f"it belongs to the pack '{pack}'"
@@ -106,148 +176,72 @@ def unknown_node(key: str, class_type: str, properties: Mapping[str, Any] | None
     )
 
 
-_VIRTUAL = ("Reroute", "PrimitiveNode")
-# ComfyUI nodes that people put beside this pack's; older files do not name their pack.
-_CORE = frozenset(
-    (
-        "KSampler",
-        "KSamplerAdvanced",
-        "SamplerCustom",
-        "SamplerCustomAdvanced",
-        "CheckpointLoaderSimple",
-        "UNETLoader",
-        "CLIPLoader",
-        "DualCLIPLoader",
-        "CLIPVisionLoader",
-        "LoraLoader",
-        "LoraLoaderModelOnly",
-        "ImageScale",
-        "ImageUpscaleWithModel",
-        "LatentUpscale",
-        "ConditioningCombine",
-        "ConditioningSetArea",
-        "VAEDecodeTiled",
-        "VAEEncodeTiled",
-        "VAEEncodeForInpaint",
-        "LoadImageMask",
-        "ControlNetApply",
-    )
-)
+def _is_group(class_type: str) -> bool:
+    return class_type.startswith(("workflow/", "workflow>"))
 
 
-class _Graph:
-    """Every node of a workflow and of its subgraphs by key, and the links between them."""
+def _is_uuid(name: str) -> bool:
+    from uuid import UUID
 
-    def __init__(self, workflow: Mapping[str, Any]) -> None:
-        self.nodes: dict[str, dict[str, Any]] = {}
-        self.links: dict[tuple[str, int], tuple] = {}
-        # For each subgraph instance: what its outputs are linked to inside.
-        self.outlets: dict[str, dict[int, int]] = {}
-        definitions = (workflow.get("definitions") or {}).get("subgraphs") or []
-        self.definitions = {definition["id"]: definition for definition in definitions}
-        self._add(workflow, "")
-
-    def _add(self, graph: Mapping[str, Any], scope: str) -> None:
-        if scope.count(":") > 16:
-            raise WorkflowError("a subgraph of this workflow contains itself")
-        for link in graph.get("links") or ():
-            if link is None:  # old editors leave holes
-                continue
-            number, origin, slot, target, target_slot = _link(link)
-            self.links[scope, number] = (origin, slot)
-            if target == _INSIDE_OUTPUT:
-                self.outlets.setdefault(scope, {})[target_slot] = number
-        for node in graph["nodes"]:
-            key = f"{scope}{node['id']}"
-            self.nodes[key] = node
-            if node["type"] in self.definitions:
-                self._add(self.definitions[node["type"]], f"{key}:")
-
-    def order(self) -> list[str]:
-        """Keys of the nodes that can run, in the order the editor drew up."""
-        keys = [key for key, node in self.nodes.items() if node["type"] not in self.definitions]
-        return sorted(keys, key=lambda key: (":" in key, self.nodes[key].get("order", 0)))
-
-    def silent(self, key: str) -> bool:
-        """Whether a node, or a subgraph around it, is muted or bypassed."""
-        parts = key.split(":")
-        around = (":".join(parts[:count]) for count in range(1, len(parts) + 1))
-        return any(self.nodes[name].get("mode", 0) in (MUTED, BYPASSED) for name in around)
-
-    def resolve(self, key: str, number: int) -> tuple | None:
-        """What a link into node ``key`` carries: ("link", (id, slot)), ("value", v) or nothing."""
-        scope = key[: key.rfind(":") + 1]
-        for _ in range(1000):
-            if (scope, number) not in self.links:
-                return None
-            origin, slot = self.links[scope, number]
-            if origin == _INSIDE_INPUT:
-                outer = scope[:-1]
-                sockets = self.nodes[outer].get("inputs") or []
-                number = sockets[slot].get("link") if slot < len(sockets) else None
-                scope = outer[: outer.rfind(":") + 1]
-                if number is None:
-                    return None
-                continue
-            source = f"{scope}{origin}"
-            node = self.nodes.get(source)
-            if node is None or node.get("mode", 0) == MUTED:
-                return None
-            if node["type"] == "PrimitiveNode":
-                saved = node.get("widgets_values") or [None]
-                return "value", next(iter(saved.values() if isinstance(saved, Mapping) else saved))
-            if node["type"] in self.definitions and node.get("mode", 0) != BYPASSED:
-                number = self.outlets.get(f"{source}:", {}).get(slot)
-                scope = f"{source}:"
-                continue
-            if node["type"] == "Reroute" or node.get("mode", 0) == BYPASSED:
-                number = _through(node, slot)
-                if number is None:
-                    return None
-                continue
-            return "link", (source, slot)
-        raise WorkflowError(f"the links into node {key} go round in a circle")
+    try:
+        return str(UUID(name)) == name.lower()
+    except ValueError:
+        return False
 
 
-def _link(link: Any) -> tuple[int, int, int, int, int]:
-    if isinstance(link, Mapping):
-        names = ("id", "origin_id", "origin_slot", "target_id", "target_slot")
-        return tuple(link[name] for name in names)
-    return tuple(link[:5])
+def assign(prompt: Mapping[str, Any], setting: str) -> tuple[str, str]:
+    """Apply ``NODE.INPUT=VALUE`` to a prompt in API format, in place; which (node, input) it was.
+
+    The value becomes what the old one is: text stays as it is typed, a switch takes true or false,
+    yes or no, on or off, 1 or 0, in any case, and a number a number.
+
+    Raises:
+        WorkflowError: no such node or input, several nodes of that name, or a value of another
+            kind than the old one.
+    """
+    target, equals, value = setting.partition("=")
+    name, dot, field = target.rpartition(".")
+    if not (equals and dot):
+        raise WorkflowError(f"--set '{setting}' is not of the form NODE.INPUT=VALUE")
+    found = [key for key in prompt if key == name] or [
+        key
+        for key, node in prompt.items()
+        if name in (node["class_type"], (node.get("_meta") or {}).get("title"))
+    ]
+    if len(found) != 1:
+        listed = ", ".join(f"{key} ({node['class_type']})" for key, node in prompt.items())
+        count = f"{len(found)} nodes are" if found else "no node is"
+        raise WorkflowError(f"--set '{setting}': {count} called '{name}'; there are {listed}")
+    node = prompt[found[0]]
+    if field not in node["inputs"]:
+        raise WorkflowError(
+            f"--set '{setting}': node {found[0]} ({node['class_type']}) has no input '{field}';"
+            f" it has {', '.join(node['inputs'])}"
+        )
+    old = node["inputs"][field]
+    if isinstance(old, (list, tuple)):
+        raise WorkflowError(f"--set '{setting}': '{field}' is wired; set the node it comes from")
+    node["inputs"][field] = _as_old(setting, old, value)
+    return found[0], field
 
 
-def _through(node: Mapping[str, Any], slot: int) -> int | None:
-    """The link that passes through a reroute or a bypassed node to its output ``slot``."""
-    inputs = node.get("inputs") or []
-    if node["type"] == "Reroute":
-        return inputs[0].get("link") if inputs else None
-    outputs = node.get("outputs") or []
-    wanted = outputs[slot]["type"] if slot < len(outputs) else None
-    # As in the editor: the input in the same place, else the first of the type, wired or not.
-    for fits in (wanted, "*"):
-        for socket in [*inputs[slot : slot + 1], *inputs]:
-            if socket.get("type") == fits or wanted == "*":
-                return socket.get("link")
-    return None
+def _as_old(setting: str, old: Any, value: str) -> Any:
+    """A typed value as the kind of the one it replaces."""
+    if isinstance(old, str):
+        return value
+    if isinstance(old, bool):
+        switch = _SWITCHES.get(value.strip().lower())
+        if switch is None:
+            raise WorkflowError(f"--set '{setting}': this is a switch; give true or false")
+        return switch
+    try:
+        parsed = json.loads(value)
+    except ValueError:
+        parsed = value
+    if isinstance(old, (int, float)) and not _is_number(parsed):
+        raise WorkflowError(f"--set '{setting}': this is a number (now {old}); give a number")
+    return parsed
 
 
-def _widget_values(schema: Any, node: Mapping[str, Any]) -> dict[str, Any]:
-    """A node's widget values by name; saved lists also hold what only the editor uses."""
-    saved = node.get("widgets_values") or []
-    widgets = [socket for socket in schema.inputs if socket.is_widget]
-    # What the file is too old to know gets the default, as in the editor.
-    values = {socket.id: socket.default() for socket in widgets}
-    if isinstance(saved, Mapping):
-        return values | {socket.id: saved[socket.id] for socket in widgets if socket.id in saved}
-    rest = list(saved)
-    # The editor lines up the optional inputs after the required ones.
-    for socket in sorted(widgets, key=lambda socket: socket.optional):
-        if not rest:
-            break
-        values[socket.id] = rest.pop(0)
-        controlled = socket.options.get("control_after_generate")
-        if (controlled or socket.id in ("seed", "noise_seed")) and rest and rest[0] in CONTROLS:
-            rest.pop(0)
-            if socket.io_type == "COMBO" and rest and isinstance(rest[0], str):
-                rest.pop(0)  # the filter beside a controlled list
-    return values
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

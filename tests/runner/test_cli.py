@@ -7,7 +7,7 @@ import json
 import pytest
 
 from prior_art import cli
-from prior_art.host.workflow import WorkflowError
+from prior_art.host.workflow import WorkflowError, assign
 
 
 def prompt():
@@ -21,13 +21,13 @@ def prompt():
 @pytest.mark.parametrize("name", ["3", "Prior"])
 def test_set_finds_a_node_by_id_or_class(name):
     graph = prompt()
-    cli.assign(graph, f"{name}.steps=7")
+    assign(graph, f"{name}.steps=7")
     assert graph["3"]["inputs"]["steps"] == 7
 
 
 def test_set_finds_a_node_by_title_and_keeps_text_as_text():
     graph = prompt()
-    cli.assign(graph, "Prompt.text=42")
+    assign(graph, "Prompt.text=42")
     assert graph["1"]["inputs"]["text"] == "42"
 
 
@@ -43,7 +43,7 @@ def test_set_finds_a_node_by_title_and_keeps_text_as_text():
 )
 def test_set_says_what_it_cannot_do(setting, said):
     with pytest.raises(WorkflowError) as error:
-        cli.assign(prompt(), setting)
+        assign(prompt(), setting)
     assert said in str(error.value)
 
 

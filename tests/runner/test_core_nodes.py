@@ -82,10 +82,10 @@ def test_sixteen_bits_keep_their_greys(folder):
 @pytest.mark.parametrize(
     ("prefix", "code"),
     [
-        ("%date:yyyy-MM-dd%/pic", "%Y-%m-%d/pic"),
-        ("pic_%date:yyMMdd_hh%", "pic_%y%m%d_%H"),
-        ("%date%", "%Y-%m-%d"),
-        ("%year%-%month%_%width%", "%Y-%m_4"),
+        ("%year%-%month%-%day%/pic", "%Y-%m-%d/pic"),
+        ("%hour%%minute%%second%_%width%x%height%", "%H%M%S_4x2"),
+        # The editor's tokens are the editor's: in an API file they stay, as in the host.
+        ("%date:yyyy%_%KSampler.seed%_%date%", "%%date:yyyy%%_%%KSampler.seed%%_%%date%%"),
     ],
 )
 def test_a_prefix_takes_date_and_size(folder, monkeypatch, prefix, code):

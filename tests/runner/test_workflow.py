@@ -120,6 +120,7 @@ def test_a_subgraph_is_flattened():
             {"id": 2, "origin_id": 1, "origin_slot": 1, "target_id": 2, "target_slot": 0},
             {"id": 3, "origin_id": 2, "origin_slot": 0, "target_id": -20, "target_slot": 0},
         ],
+        "outputs": [{"name": "FLOAT", "type": "FLOAT", "linkIds": [3]}],
     }
     outer = node(4, "sub", outputs=("FLOAT",))
     graph = {
@@ -198,7 +199,6 @@ def test_optional_widgets_are_saved_after_the_required_ones():
             inputs = [
                 io.Int.Input("extra", optional=True),
                 io.Combo.Input("choice", options=["a", "b"], control_after_generate=True),
-                io.Int.Input("wire", force_input=True),
                 io.Int.Input("n"),
             ]
             return io.Schema("Mixed", inputs=inputs)
@@ -220,6 +220,8 @@ def test_a_muted_or_bypassed_subgraph_does_not_run(mode, scale):
         "id": "sub",
         "nodes": [node(1, "Number", outputs=("INT", "FLOAT"))],
         "links": [{"id": 3, "origin_id": 1, "origin_slot": 1, "target_id": -20, "target_slot": 0}],
+        "inputs": [{"name": "in", "type": "FLOAT", "linkIds": []}],
+        "outputs": [{"name": "FLOAT", "type": "FLOAT", "linkIds": [3]}],
     }
     outer = node(4, "sub", inputs=[("in", "FLOAT", 5, False)], outputs=("FLOAT",), mode=mode)
     graph = {
