@@ -300,12 +300,13 @@ SIZES = ("height", "width", "crop_h", "crop_w", "target_height", "target_width")
 """Where the host keeps SDXL's sizes beside a prompt, in the network's order."""
 
 
-def sizes_beside(extra: Mapping[str, Any]) -> list[float]:
+def sizes_beside(extra: Mapping[str, Any], size: tuple[int, int]) -> list[float]:
     """SDXL's six sizes from what is beside a prompt, in the network's order.
 
-    Where it names none, they are the host's 768; no crop, and the target is the original.
+    What it does not name is that of the picture: ``size``, its height and width in pixels; no crop,
+    and the target is the original.
     """
-    width, height = extra.get("width", 768), extra.get("height", 768)
+    height, width = extra.get("height", size[0]), extra.get("width", size[1])
     default = dict(zip(SIZES, (height, width, 0, 0, height, width), strict=True))
     return [float(extra.get(key, default[key])) for key in SIZES]
 
@@ -345,8 +346,9 @@ def conditioning_to_sdxl(conditioning: list, widths: tuple[int, int], name: str)
         )
     _check_prompt(hidden, pooled, name)
     sizes = None
-    if "width" in extra:
-        sizes = torch.tensor([sizes_beside(extra)]).expand(len(hidden), -1)
+    if "width" in extra and "height" in extra:
+        known = sizes_beside(extra, (extra["height"], extra["width"]))
+        sizes = torch.tensor([known]).expand(len(hidden), -1)
     return SDXLText(hidden, pooled, sizes)
 
 
@@ -381,6 +383,22 @@ def text_beside(extra: dict, wanted: EmbeddingSpace, name: str) -> TextEncoding:
             " wire Text Encode with 'Load mCLIP (Kandinsky 2.1)' into 'Kandinsky Conditioning'"
         )
     return text
+
+
+def depth_beside(extra: Mapping[str, Any], size: tuple[int, int], name: str) -> torch.Tensor:
+    """The depth map ``[B, 3, 8h, 8w]`` beside image embeddings, for latents of ``size`` (h, w).
+
+    Raises:
+        EdgeError: there is none.
+    """
+    depth = extra.get("depth_hint")
+    if depth is None:
+        raise EdgeError(
+            f"'{name}' has no depth map, but 'model' is a depth decoder; wire a picture into"
+            " 'depth' of 'Kandinsky Conditioning'"
+        )
+    pixels = (8 * size[0], 8 * size[1])
+    return torch.nn.functional.interpolate(depth, pixels, mode="bilinear", antialias=True)
 
 
 def conditioning_to_embeds(conditioning: list, wanted: EmbeddingSpace, name: str) -> torch.Tensor:

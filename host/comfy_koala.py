@@ -131,7 +131,8 @@ class AdoptedSDXL(comfy.model_base.SDXL):
         # The host noises image embeddings where it computes; a prompt without any waits elsewhere.
         # Only conditions on one device are run in one batch.
         pooled = pooled.to(kwargs["device"])
-        sizes = pooled.new_tensor([sizes_beside(kwargs)])
+        size = (kwargs["height"], kwargs["width"])  # the sampler's, where the prompt has none
+        sizes = pooled.new_tensor([sizes_beside(kwargs, size)])
         return torch.cat([pooled, sizes.expand(len(pooled), -1)], dim=1)
 
     def _from_images(self, kwargs: dict[str, Any], width: int) -> torch.Tensor:

@@ -18,8 +18,8 @@ import comfy.utils
 import torch
 from torch import nn
 
-from ..edges import EdgeError, conditioning_to_embeds, text_beside
-from ..samplers.latent import keep_mask, mode_of, sample_from_sigmas
+from ..edges import EdgeError, conditioning_to_embeds, depth_beside, text_beside
+from ..samplers.latent import check_places, keep_mask, mode_of, sample_from_sigmas
 from ..samplers.noise import generators, randn
 from ..samplers.schedule import published_sigmas
 from .comfy_memory import Adopted, Managed, kind_of, patcher_of, prepare, weight_dtype
@@ -86,6 +86,7 @@ class LatentNetwork(Adopted):
             raise EdgeError(
                 "Kandinsky's decoder takes no ControlNet of the host; use its depth decoder"
             )
+        check_places(self.network, (x.shape[-2], x.shape[-1]))
         conditions = {"image_embeds": context[:, 0]}
         if hint is not None:
             conditions["hint"] = hint
@@ -149,18 +150,10 @@ class KandinskyModel(comfy.model_base.BaseModel):
             text = text_beside(kwargs, self.loaded.text_space, side)
             out["text_hidden"] = comfy.conds.CONDRegular(text.hidden)
             out["text_pooled"] = comfy.conds.CONDRegular(text.pooled)
-        hint, noise = kwargs.get("depth_hint"), kwargs["noise"]
-        takes = mode_of(self.network) == "depth"
-        if takes and hint is None:
-            raise EdgeError(
-                f"'{side}' has no depth map, but 'model' is a depth decoder; wire a picture into"
-                " 'depth' of 'Kandinsky Conditioning'"
-            )
-        if takes:
-            size = (noise.shape[-2] * 8, noise.shape[-1] * 8)
-            out["hint"] = comfy.conds.CONDRegular(
-                torch.nn.functional.interpolate(hint, size, mode="bilinear", antialias=True)
-            )
+        if mode_of(self.network) == "depth":
+            noise = kwargs["noise"]
+            hint = depth_beside(kwargs, (noise.shape[-2], noise.shape[-1]), side)
+            out["hint"] = comfy.conds.CONDRegular(hint)
         device = kwargs.get("device")
         if device is not None:
             for cond in out.values():

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import math
-import re
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +33,7 @@ from ..edges import (
 )
 from .comfy_compat import warn
 from .comfy_memory import Adopted, Holder, Managed, kind_of, patcher_of, prepare, use, weight_dtype
+from .prompts import plain_warnings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -243,8 +243,6 @@ def open_decoder(model: Any) -> tuple[Managed, UnCLIPSchedule, EmbeddingSpace]:
 
 # -- the text tower as a CLIP ----------------------------------------------------------------
 
-EMPHASIS = re.compile(r"\([^()]+:\s*-?[\d.]+\)")
-
 
 class Tokenizer:
     """The published tokenizer with the methods that the host's CLIP calls."""
@@ -259,10 +257,8 @@ class Tokenizer:
         from ..loaders.clip import tokenize
 
         ids, _, cut = tokenize(self.tokenizer, [text])
-        if cut[0]:
-            warn(f"the prompt is longer than {ids.shape[1]} tokens; not seen: '{cut[0]}'")
-        if EMPHASIS.search(text):
-            warn("emphasis like (word:1.2) is read as plain text by this text encoder")
+        for message in plain_warnings(text, cut[0], ids.shape[1]):
+            warn(message)
         if return_word_ids:
             return {"l": [[(token, 1.0, 0) for token in row] for row in ids.tolist()]}
         return {"l": [[(token, 1.0) for token in row] for row in ids.tolist()]}
@@ -372,14 +368,9 @@ class ClipVision:
         """Encode an IMAGE as published; without ``crop``, the whole picture squeezed square."""
         check_image(image, "image")
         image = image[..., :3].float()
-        if not crop and image.shape[1] != image.shape[2]:
-            side = max(image.shape[1], image.shape[2])
-            square = torch.nn.functional.interpolate(
-                image.movedim(-1, 1), (side, side), mode="bicubic", antialias=True
-            )
-            image = square.clamp(0, 1).movedim(1, -1)
+        preprocess = self.preprocess if crop else self.preprocess.whole()
         network, device, dtype = use(self.managed)
-        pixels = self.preprocess(image).to(device, dtype)
+        pixels = preprocess(image).to(device, dtype)
         out = network(pixel_values=pixels, output_hidden_states=True)
         place = memory.intermediate_device()
         return clip_vision_output(

@@ -1,7 +1,8 @@
-"""ComfyUI's KSampler and SamplerCustom for the headless runner: Kandinsky's decoders and KOALA.
+"""ComfyUI's samplers for the headless runner: Kandinsky's decoders and KOALA.
 
-Only the sampler "euler" with the schedules "normal" and "simple", and Kandinsky's own; the numbers
-are the host's (``comfy/samplers.py``, ``comfy/model_sampling.py``, ``comfy/k_diffusion``).
+The samplers and schedules of :data:`SAMPLERS` and :data:`SCHEDULERS`, and Kandinsky's own; the
+numbers are the host's (``comfy/samplers.py``, ``comfy/model_sampling.py``, ``comfy/k_diffusion``).
+Rows of prompts, masks and maps are repeated in turn or cut to as many as there are latents.
 """
 
 from __future__ import annotations
@@ -19,18 +20,21 @@ from ..edges import (
     check_pooled,
     conditioning_to_embeds,
     conditioning_to_sdxl,
+    depth_beside,
     sizes_beside,
     text_beside,
 )
 from ..networks.unet import prepare_latent_decoder
 from ..samplers.guidance import guide
-from ..samplers.koala import LATENT_SCALE
-from ..samplers.latent import keep_mask, mode_of, sample_from_sigmas
+from ..samplers.koala import FACTOR, LATENT_SCALE
+from ..samplers.latent import check_places, keep_mask, mode_of, sample_from_sigmas
 from ..samplers.noise import generators, randn
 from ..samplers.schedule import UnCLIPSchedule
 from . import embedded_io as io
+from .core_rows import fitted
 from .embedded import (
     KoalaModel,
+    LatentModel,
     koala_facts,
     latent_sampler,
     offload,
@@ -41,12 +45,210 @@ from .embedded import (
 )
 from .workflow import WorkflowError
 
-SAMPLERS, SCHEDULERS = ["euler"], ["normal", "simple"]
+SCHEDULERS = [
+    "simple",
+    "sgm_uniform",
+    "karras",
+    "exponential",
+    "ddim_uniform",
+    "normal",
+    "linear_quadratic",
+    "kl_optimal",
+]
 SEED = {"default": 0, "min": 0, "max": 0xFFFFFFFFFFFFFFFF, "control_after_generate": True}
+STEPS = {"default": 20, "min": 1, "max": 10000}
+CFG = {"default": 8.0, "min": 0.0, "max": 100.0, "step": 0.1, "round": 0.01}
+
+Denoise = Callable[[torch.Tensor, float], torch.Tensor]
+"""``(x [B, 4, h, w], sigma) → x0``, after guidance."""
+
+Draw = Callable[[], torch.Tensor]
+"""Noise like x."""
+
+Report = Callable[[int, torch.Tensor], None]
+"""Called with (steps done, x0) after each step."""
+
+
+# -- samplers ------------------------------------------------------------------------------------
+
+
+def euler(
+    denoise: Denoise, x: torch.Tensor, sigmas: list[float], draw: Draw, report: Report
+) -> torch.Tensor:
+    """Euler's method (Karras et al. 2022, algorithm 2, without churn)."""
+    for i, (sigma, following) in enumerate(itertools.pairwise(sigmas)):
+        x0 = denoise(x, sigma)
+        report(i + 1, x0)
+        x = x + (x - x0) / sigma * (following - sigma)
+    return x
+
+
+def euler_ancestral(
+    denoise: Denoise, x: torch.Tensor, sigmas: list[float], draw: Draw, report: Report
+) -> torch.Tensor:
+    """Euler's method to below the next level, and noise back up to it."""
+    for i, (sigma, following) in enumerate(itertools.pairwise(sigmas)):
+        x0 = denoise(x, sigma)
+        report(i + 1, x0)
+        spread = following**2 * (sigma**2 - following**2) / sigma**2
+        up = min(following, max(0.0, spread) ** 0.5)
+        down = (following**2 - up**2) ** 0.5
+        x = x0 if down == 0 else x + (x - x0) / sigma * (down - sigma) + draw() * up
+    return x
+
+
+def heun(
+    denoise: Denoise, x: torch.Tensor, sigmas: list[float], draw: Draw, report: Report
+) -> torch.Tensor:
+    """Heun's method (Karras et al. 2022, algorithm 2, without churn)."""
+    for i, (sigma, following) in enumerate(itertools.pairwise(sigmas)):
+        x0 = denoise(x, sigma)
+        report(i + 1, x0)
+        slope = (x - x0) / sigma
+        there = x + slope * (following - sigma)
+        if following > 0:
+            end = (there - denoise(there, following)) / following
+            there = x + (slope + end) / 2 * (following - sigma)
+        x = there
+    return x
+
+
+def dpmpp_2m(
+    denoise: Denoise, x: torch.Tensor, sigmas: list[float], draw: Draw, report: Report
+) -> torch.Tensor:
+    """DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095)."""
+    before = None
+    for i, (sigma, following) in enumerate(itertools.pairwise(sigmas)):
+        x0 = aim = denoise(x, sigma)
+        report(i + 1, x0)
+        if before is not None and following > 0:
+            share = math.log(sigma / following) / math.log(sigmas[i - 1] / sigma) / 2
+            aim = x0 + share * (x0 - before)
+        x = following / sigma * x + (1 - following / sigma) * aim
+        before = x0
+    return x
+
+
+def ddpm(
+    denoise: Denoise, x: torch.Tensor, sigmas: list[float], draw: Draw, report: Report
+) -> torch.Tensor:
+    """Ancestral sampling (Ho et al. 2020) with the smaller variance."""
+    for i, (sigma, following) in enumerate(itertools.pairwise(sigmas)):
+        x0 = denoise(x, sigma)
+        report(i + 1, x0)
+        kept, kept_next = 1 / (sigma**2 + 1), 1 / (following**2 + 1)
+        alpha = kept / kept_next
+        eps = (x - x0) / sigma
+        x = (x * kept**0.5 - (1 - alpha) / (1 - kept) ** 0.5 * eps) / alpha**0.5
+        if following > 0:
+            x = x + ((1 - alpha) * (1 - kept_next) / (1 - kept)) ** 0.5 * draw()
+            x = x * (1 + following**2) ** 0.5
+    return x
+
+
+def lcm(
+    denoise: Denoise, x: torch.Tensor, sigmas: list[float], draw: Draw, report: Report
+) -> torch.Tensor:
+    """Latent consistency (Luo et al. 2023): to the picture, and noise back up to the next level."""
+    for i, (sigma, following) in enumerate(itertools.pairwise(sigmas)):
+        x = denoise(x, sigma)
+        report(i + 1, x)
+        if following > 0:
+            x = x + draw() * following
+    return x
+
+
+SAMPLERS: dict[str, Callable[..., torch.Tensor]] = {
+    "euler": euler,
+    "euler_ancestral": euler_ancestral,
+    "heun": heun,
+    "dpmpp_2m": dpmpp_2m,
+    "ddpm": ddpm,
+    "lcm": lcm,
+    "ddim": euler,  # around a mask with other noise
+}
+
+
+# -- schedules -----------------------------------------------------------------------------------
+
+
+def noise_levels(model: Any) -> torch.Tensor:
+    """Noise over signal at every training timestep, ascending, fp32.
+
+    Raises:
+        WorkflowError: a MODEL that native samplers run in ComfyUI only.
+    """
+    if isinstance(model, KoalaModel):
+        return torch.from_numpy(koala_facts(model).schedule.levels())
+    if not isinstance(model, LatentModel):
+        raise WorkflowError(
+            "headless, native samplers run Kandinsky's decoders and KOALA's U-Nets; sample Karlo's"
+            " decoder with 'Karlo Decoder', or run this in ComfyUI"
+        )
+    alphas = open_latent_decoder(model)[1].schedule.alphas_cumprod().double()
+    return ((1 - alphas) / alphas).sqrt().float()
+
+
+def schedule(levels: torch.Tensor, name: str, steps: int) -> list[float]:
+    """The host's noise levels for so many steps, and 0: one of :data:`SCHEDULERS`.
+
+    Raises:
+        WorkflowError: a schedule without so few steps.
+    """
+    low, high = float(levels[0]), float(levels[-1])
+    if name == "simple":
+        stride = len(levels) / steps
+        chosen = [float(levels[-(1 + int(i * stride))]) for i in range(steps)]
+    elif name == "ddim_uniform":
+        chosen = levels[1 :: max(len(levels) // steps, 1)].flip(0).tolist()
+    elif name == "karras":
+        ramp = torch.linspace(0, 1, steps)
+        ends = high ** (1 / 7), low ** (1 / 7)
+        chosen = ((ends[0] + ramp * (ends[1] - ends[0])) ** 7).tolist()
+    elif name == "exponential":
+        chosen = torch.linspace(math.log(high), math.log(low), steps).exp().tolist()
+    elif name == "kl_optimal":
+        if steps == 1:
+            raise WorkflowError(
+                "'scheduler' is 'kl_optimal' with one step, of which ComfyUI makes no picture; take"
+                " two or more"
+            )
+        ramp = torch.arange(steps, dtype=torch.float32) / (steps - 1)
+        chosen = (ramp * math.atan(low) + (1 - ramp) * math.atan(high)).tan().tolist()
+    elif name == "linear_quadratic":
+        chosen = [(1 - share) * high for share in _linear_quadratic(steps)]
+    else:
+        count = steps + (name == "sgm_uniform")
+        places = torch.linspace(len(levels) - 1, 0, count)[:steps]
+        below, above = places.floor().long(), places.ceil().long()
+        logs = levels.log()
+        chosen = torch.lerp(logs[below], logs[above], places.frac()).exp().tolist()
+    return [*chosen, 0.0]
+
+
+def _linear_quadratic(steps: int, threshold: float = 0.025) -> list[float]:
+    """How much of the noise is gone at each step: evenly to the threshold for half of the steps,
+    then by a parabola that goes on from there."""
+    if steps == 1:
+        return [0.0]
+    even = steps // 2
+    rest = steps - even
+    over = even - threshold * steps
+    square = over / (even * rest**2)
+    slope = threshold / even - 2 * over / rest**2
+    start = square * even**2
+    curve = [square * i**2 + slope * i + start for i in range(even, steps)]
+    return [i * threshold / even for i in range(even)] + curve
+
+
+# -- nodes ---------------------------------------------------------------------------------------
 
 
 class KSampler(io.ComfyNode):
     """A decoder sampled by name of sampler and schedule."""
+
+    EQUAL = "to 1e-3 in the latents"
+    REFUSED = "MODELs other than Kandinsky's and KOALA's"
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -56,9 +258,9 @@ class KSampler(io.ComfyNode):
             inputs=[
                 io.Model.Input("model"),
                 io.Int.Input("seed", **SEED),
-                io.Int.Input("steps", default=20, min=1, max=10000),
-                io.Float.Input("cfg", default=8.0, min=0.0, max=100.0, step=0.1),
-                io.Combo.Input("sampler_name", options=SAMPLERS),
+                io.Int.Input("steps", **STEPS),
+                io.Float.Input("cfg", **CFG),
+                io.Combo.Input("sampler_name", options=list(SAMPLERS)),
                 io.Combo.Input("scheduler", options=SCHEDULERS),
                 io.Conditioning.Input("positive"),
                 io.Conditioning.Input("negative"),
@@ -84,15 +286,83 @@ class KSampler(io.ComfyNode):
     ) -> io.NodeOutput:
         if denoise <= 0:
             return io.NodeOutput(latent_image)
-        levels = noise_levels(model)
-        count = steps if denoise > 0.9999 else int(steps / denoise)
-        sigmas = schedule(levels, scheduler, count)[-(steps + 1) :]
-        samples = sample(model, seed, cfg, positive, negative, sampler_name, sigmas, latent_image)
-        return io.NodeOutput({**latent_image, "samples": samples})
+        sigmas = _sigmas(model, scheduler, steps, 1.0 if denoise > 0.9999 else denoise)
+        made, _ = sample(model, seed, cfg, positive, negative, sampler_name, sigmas, latent_image)
+        return io.NodeOutput(made)
+
+
+class KSamplerAdvanced(io.ComfyNode):
+    """Some of a schedule's steps."""
+
+    EQUAL = KSampler.EQUAL
+    REFUSED = KSampler.REFUSED
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            "KSamplerAdvanced",
+            category="sampling",
+            inputs=[
+                io.Model.Input("model"),
+                io.Combo.Input("add_noise", options=["enable", "disable"]),
+                io.Int.Input("noise_seed", **SEED),
+                io.Int.Input("steps", **STEPS),
+                io.Float.Input("cfg", **CFG),
+                io.Combo.Input("sampler_name", options=list(SAMPLERS)),
+                io.Combo.Input("scheduler", options=SCHEDULERS),
+                io.Conditioning.Input("positive"),
+                io.Conditioning.Input("negative"),
+                io.Latent.Input("latent_image"),
+                io.Int.Input("start_at_step", default=0, min=0, max=10000),
+                io.Int.Input("end_at_step", default=10000, min=0, max=10000),
+                io.Combo.Input("return_with_leftover_noise", options=["disable", "enable"]),
+            ],
+            outputs=[io.Latent.Output()],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        add_noise: str,
+        noise_seed: int,
+        steps: int,
+        cfg: float,
+        sampler_name: str,
+        scheduler: str,
+        positive: list,
+        negative: list,
+        latent_image: dict,
+        start_at_step: int,
+        end_at_step: int,
+        return_with_leftover_noise: str,
+    ) -> io.NodeOutput:
+        sigmas = _sigmas(model, scheduler, steps, 1.0)
+        if end_at_step < len(sigmas) - 1:
+            sigmas = sigmas[: end_at_step + 1]
+            if return_with_leftover_noise == "disable":
+                sigmas[-1] = 0.0
+        if start_at_step >= len(sigmas) - 1:
+            return io.NodeOutput(latent_image)
+        made, _ = sample(
+            model,
+            noise_seed,
+            cfg,
+            positive,
+            negative,
+            sampler_name,
+            sigmas[start_at_step:],
+            latent_image,
+            noisy=add_noise == "enable",
+        )
+        return io.NodeOutput(made)
 
 
 class SamplerCustom(io.ComfyNode):
     """A decoder sampled by a SAMPLER over SIGMAS."""
+
+    EQUAL = KSampler.EQUAL
+    REFUSED = KSampler.REFUSED
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -103,14 +373,17 @@ class SamplerCustom(io.ComfyNode):
                 io.Model.Input("model"),
                 io.Boolean.Input("add_noise", default=True),
                 io.Int.Input("noise_seed", **SEED),
-                io.Float.Input("cfg", default=8.0, min=0.0, max=100.0, step=0.1),
+                io.Float.Input("cfg", **CFG),
                 io.Conditioning.Input("positive"),
                 io.Conditioning.Input("negative"),
                 io.Sampler.Input("sampler"),
                 io.Sigmas.Input("sigmas"),
                 io.Latent.Input("latent_image"),
             ],
-            outputs=[io.Latent.Output(display_name="output"), io.Latent.Output()],
+            outputs=[
+                io.Latent.Output(display_name="output"),
+                io.Latent.Output(display_name="denoised_output"),
+            ],
         )
 
     @classmethod
@@ -126,34 +399,69 @@ class SamplerCustom(io.ComfyNode):
         sigmas: torch.Tensor,
         latent_image: dict,
     ) -> io.NodeOutput:
-        if not add_noise:
-            raise WorkflowError("the headless SamplerCustom always adds noise; run it in ComfyUI")
-        samples = sample(
-            model, noise_seed, cfg, positive, negative, sampler, sigmas.tolist(), latent_image
+        if len(sigmas) < 2:
+            return io.NodeOutput(latent_image, latent_image)
+        out, denoised = sample(
+            model,
+            noise_seed,
+            cfg,
+            positive,
+            negative,
+            sampler,
+            sigmas.tolist(),
+            latent_image,
+            noisy=add_noise,
         )
-        out = {**latent_image, "samples": samples}
-        return io.NodeOutput(out, out)
+        return io.NodeOutput(out, denoised)
 
 
-def noise_levels(model: Any) -> torch.Tensor:
-    """Noise over signal at every training timestep, ascending."""
-    if isinstance(model, KoalaModel):
-        return torch.from_numpy(koala_facts(model).schedule.levels())
-    alphas = open_latent_decoder(model)[1].schedule.alphas_cumprod().double()
-    return ((1 - alphas) / alphas).sqrt().float()
+class KSamplerSelect(io.ComfyNode):
+    """A sampler by name."""
+
+    EQUAL = "exactly"
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        inputs = [io.Combo.Input("sampler_name", options=list(SAMPLERS))]
+        return io.Schema(
+            "KSamplerSelect", category="sampling", inputs=inputs, outputs=[io.Sampler.Output()]
+        )
+
+    @classmethod
+    def execute(cls, sampler_name: str) -> io.NodeOutput:
+        return io.NodeOutput(sampler_name)
 
 
-def schedule(levels: torch.Tensor, name: str, steps: int) -> list[float]:
-    """The host's noise levels for so many steps, and 0."""
-    if name == "simple":
-        stride = len(levels) / steps
-        chosen = [float(levels[-(1 + int(i * stride))]) for i in range(steps)]
-    else:
-        places = torch.linspace(len(levels) - 1, 0, steps)
-        low, high = places.floor().long(), places.ceil().long()
-        logs = levels.log()
-        chosen = torch.lerp(logs[low], logs[high], places.frac()).exp().tolist()
-    return [*chosen, 0.0]
+class BasicScheduler(io.ComfyNode):
+    """A model's noise levels by name of schedule."""
+
+    EQUAL = "to 1e-6 of a level"
+    REFUSED = KSampler.REFUSED
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        inputs = [
+            io.Model.Input("model"),
+            io.Combo.Input("scheduler", options=SCHEDULERS),
+            io.Int.Input("steps", **STEPS),
+            io.Float.Input("denoise", default=1.0, min=0.0, max=1.0, step=0.01),
+        ]
+        return io.Schema(
+            "BasicScheduler", category="sampling", inputs=inputs, outputs=[io.Sigmas.Output()]
+        )
+
+    @classmethod
+    def execute(cls, model: Any, scheduler: str, steps: int, denoise: float) -> io.NodeOutput:
+        sigmas = [] if denoise <= 0 else _sigmas(model, scheduler, steps, denoise)
+        return io.NodeOutput(torch.tensor(sigmas))
+
+
+def _sigmas(model: Any, scheduler: str, steps: int, denoise: float) -> list[float]:
+    """The last ``steps`` of a schedule that would take the whole noise away."""
+    return schedule(noise_levels(model), scheduler, int(steps / denoise))[-(steps + 1) :]
+
+
+# -- sampling ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -172,6 +480,10 @@ class Prepared:
     beside: tuple[torch.Tensor, ...] = ()
 
 
+Prompt = tuple[str, list]
+"""Which side of the guidance it is on, and one entry of a CONDITIONING."""
+
+
 @torch.no_grad()
 def sample(
     model: Any,
@@ -182,81 +494,139 @@ def sample(
     sampler: str,
     sigmas: list[float],
     latent_image: dict,
-) -> torch.Tensor:
-    """Latents as the host samples them.
+    *,
+    noisy: bool = True,
+) -> tuple[dict, dict]:
+    """Latents as the host samples them, and what the last step took for the picture.
+
+    Args:
+        noisy: begin with noise, drawn by the latents' ``batch_index`` where they have one.
 
     Raises:
         EdgeError: conditioning of another kind than the model's.
-        WorkflowError: a sampler that only ComfyUI has.
+        WorkflowError: a MODEL, a sampler or a LATENT that does not fit.
     """
-    koala = isinstance(model, KoalaModel)
-    if sampler not in (*SAMPLERS, *(() if koala else (latent_sampler(),))):
+    levels, koala = noise_levels(model), isinstance(model, KoalaModel)
+    if sampler != latent_sampler() and sampler not in SAMPLERS:
         raise WorkflowError(f"the headless runner has no sampler '{sampler}'; run it in ComfyUI")
+    if sampler == latent_sampler() and koala:
+        raise WorkflowError(
+            "'sampler' is Kandinsky's own, but 'model' is a U-Net of SDXL's kind; choose another"
+            " with 'KSamplerSelect'"
+        )
     scale = LATENT_SCALE if koala else 1.0
-    start = latent_image["samples"].float() * scale
-    noise = torch.randn(start.shape, generator=torch.manual_seed(seed))
-    sides = [positive] if math.isclose(cfg, 1.0) else [negative, positive]
-    levels = noise_levels(model)
-    times = [int((levels.log() - math.log(s)).abs().argmin()) for s in sigmas[:-1]]
+    samples = _channels(latent_image["samples"].float())
+    start, count = samples * scale, len(samples)
+    noise = _noise(start, seed, latent_image.get("batch_index"))
+    noise = noise if noisy else torch.zeros_like(start)
+    prompts: list[Prompt] = [("positive", entry) for entry in positive]
+    guided = not math.isclose(cfg, 1.0)
+    if guided:
+        prompts = [("negative", entry) for entry in negative] + prompts
+    for name, side in (("positive", positive), ("negative", negative)):
+        if not side:
+            raise WorkflowError(f"'{name}' got an empty CONDITIONING; wire a prompt into it")
+    times = [int((levels.log() - math.log(s)).abs().argmin()) if s else 0 for s in sigmas]
     mask = latent_image.get("noise_mask")
     if mask is not None:
-        mask = mask.reshape(-1, *mask.shape[-2:])
-    if koala:
-        width = koala_facts(model).widths[1]
-        sides = [_pooled_by_images(side, width, seed) for side in sides]
+        mask = mask.reshape(-1, 1, *mask.shape[-2:]).float()
+        mask = fitted(F.interpolate(mask, start.shape[2:], mode="bilinear"), count)
     prepare = _koala if koala else _kandinsky
-    network = prepare(model, sides, start, mask, times)
+    network = prepare(model, prompts, start, mask, times, seed)
     start, noise = start.to(network.device), noise.to(network.device)
+    around = noise
+    if sampler == "ddim":
+        around = torch.randn(start.shape, generator=torch.manual_seed(seed + 1))
+        around = around.to(network.device)
     if mask is not None:
-        mask = F.interpolate(mask[:, None], start.shape[2:], mode="bilinear").to(network.device)
+        mask = mask.to(network.device)
     places = {sigma: i for i, sigma in enumerate(sigmas)}
+    sides = [name for name, _ in prompts]
+    last: dict[str, torch.Tensor] = {}
 
-    def noised(sigma: float) -> torch.Tensor:
-        fully = sigma >= float(levels[-1]) or math.isclose(sigma, float(levels[-1]), rel_tol=1e-5)
-        return noise * ((1 + sigma**2) ** 0.5 if fully else sigma) + start
-
-    def denoise(x: torch.Tensor, sigma: float) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def both(x: torch.Tensor, sigma: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """The picture that is seen, and the learned variance of the last positive prompt."""
         if mask is not None:
-            x = x * mask + (noise * sigma + start) * (1 - mask)
+            x = x * mask + (around * sigma + start) * (1 - mask)
         scaled = x / (1 + sigma**2) ** 0.5
-        both = torch.cat([torch.cat([scaled] * len(sides)), *network.beside], dim=1)
-        out = network.predict(both.to(network.dtype), places[sigma]).float()
+        seen = torch.cat([torch.cat([scaled] * len(sides)), *network.beside], dim=1)
+        out = network.predict(seen.to(network.dtype), places[sigma]).float()
         channels = start.shape[1]
-        eps, variance = out[:, :channels], out[-len(start) :, channels:]
-        x0 = torch.cat([x] * len(sides)) - sigma * eps
-        x0 = guide(*x0.chunk(2), cfg) if len(sides) == 2 else x0
+        parts = [x - sigma * eps for eps in out[:, :channels].chunk(len(sides))]
+        split = sides.count("negative")
+        x0 = sum(parts[split:]) / len(parts[split:])
+        if split:
+            x0 = guide(sum(parts[:split]) / split, x0, cfg)
         if mask is not None:
             x0 = x0 * mask + start * (1 - mask)
-        return x0, variance
+        return x0, out[-count:, channels:]
 
     update = progress(len(sigmas) - 1)
-    x = noised(sigmas[0])
+
+    def report(step: int, x0: torch.Tensor) -> None:
+        last["x0"] = x0
+        update(step)
+
+    first = sigmas[0]
+    fully = first >= float(levels[-1]) or math.isclose(first, float(levels[-1]), rel_tol=1e-5)
+    x = noise * ((1 + first**2) ** 0.5 if fully else first) + start
     if sampler in SAMPLERS:
-        return offload(euler(denoise, x, sigmas, update) / scale)
-    own = open_latent_decoder(model)[1].schedule
-    streams = generators(seed + 1, len(start))
+        draw = _drawing(x, seed)
+        x = SAMPLERS[sampler](lambda x, sigma: both(x, sigma)[0], x, sigmas, draw, report)
+    else:
+        own = open_latent_decoder(model)[1].schedule
+        streams = generators(seed + 1, count)
 
-    def ranged(x: torch.Tensor, sigma: float) -> tuple[torch.Tensor, torch.Tensor | None]:
-        x0, variance = denoise(x, sigma)
-        return x0, variance if own.learned_range else None
+        def ranged(x: torch.Tensor, sigma: float) -> tuple[torch.Tensor, torch.Tensor | None]:
+            x0, variance = both(x, sigma)
+            return x0, variance if own.learned_range else None
 
-    return offload(
-        sample_from_sigmas(
+        x = sample_from_sigmas(
             ranged,
             own,
             x,
             sigmas,
             lambda: randn(tuple(start.shape[1:]), streams, network.device),
-            lambda i, x0, x: update(i + 1),
+            lambda i, x0, x: report(i + 1, x0),
         )
-    )
+    made, seen = offload(x / scale), offload(last["x0"] / scale)
+    return {**latent_image, "samples": made}, {**latent_image, "samples": seen}
 
 
-def _names(sides: list) -> tuple[str, ...]:
-    return ("negative", "positive")[-len(sides) :]
+def _channels(samples: torch.Tensor) -> torch.Tensor:
+    """Latents of four channels; empty ones of another system are made so, as in the host.
+
+    Raises:
+        WorkflowError: others that hold something.
+    """
+    channels = samples.shape[1]
+    if channels == 4:
+        return samples
+    if samples.any():
+        raise WorkflowError(
+            f"'latent_image' has {channels} channels, but 'model' samples latents of 4; wire"
+            " 'Empty Latent Image', or a picture through VAE Encode with the model's own VAE"
+        )
+    return samples.new_zeros(len(samples), 4, *samples.shape[2:])
 
 
-def _pooled_by_images(side: list, width: int, seed: int) -> list:
+def _noise(like: torch.Tensor, seed: int, indices: list[int] | None) -> torch.Tensor:
+    """The host's noise: of a whole batch at once, or each latent's by its number."""
+    stream = torch.manual_seed(seed)
+    if indices is None:
+        return torch.randn(like.shape, generator=stream)
+    one = (1, *like.shape[1:])
+    rows = [torch.randn(one, generator=stream) for _ in range(max(indices) + 1)]
+    return torch.cat([rows[i] for i in indices])
+
+
+def _drawing(x: torch.Tensor, seed: int) -> Draw:
+    """The noise that ancestral samplers add, from the device that computes."""
+    stream = torch.Generator(x.device).manual_seed(seed + (x.device.type == "cpu"))
+    return lambda: torch.randn(x.shape, generator=stream, device=x.device)
+
+
+def _pooled_by_images(entry: list, width: int, seed: int) -> list:
     """A prompt with unCLIPConditioning's image embedding in the place of its pooled one, noised as
     the host's SDXL does (``comfy/model_base.py``, ``unclip_adm``).
 
@@ -264,94 +634,84 @@ def _pooled_by_images(side: list, width: int, seed: int) -> list:
         EdgeError: of another width.
         WorkflowError: more than one, whose sum the host noises again without a seed.
     """
-    made, products = [], (1 - UnCLIPSchedule(double_tables=True).betas()).cumprod(0)
-    for hidden, extra in side:
-        extra = dict(extra)
-        carried = extra.pop("unclip_conditioning", [])
-        rows = [row for e in carried for row in check_pooled(e["clip_vision_output"], width)]
-        if len(rows) > 1:
-            raise WorkflowError(
-                "the headless runner takes one image embedding a prompt; run it in ComfyUI, or mix"
-                " them with 'Mix Image Embeddings'"
-            )
-        if rows:
-            level = round(999 * carried[0]["noise_augmentation"])
-            kept = float(products[level])
-            noise = torch.randn(1, width, generator=torch.manual_seed(seed - 10))
-            pooled = kept**0.5 * rows[0].float()[None] + (1 - kept) ** 0.5 * noise
-            extra["pooled_output"] = pooled * carried[0]["strength"]
-        made.append([hidden, extra])
-    return made
+    hidden, extra = entry[0], dict(entry[1])
+    carried = extra.pop("unclip_conditioning", [])
+    rows = [row for e in carried for row in check_pooled(e["clip_vision_output"], width)]
+    if len(rows) > 1:
+        raise WorkflowError(
+            "the headless runner takes one image embedding a prompt; run it in ComfyUI, or mix"
+            " them with 'Mix Image Embeddings'"
+        )
+    if rows:
+        products = (1 - UnCLIPSchedule(double_tables=True).betas()).cumprod(0)
+        kept = float(products[round(999 * carried[0]["noise_augmentation"])])
+        noise = torch.randn(1, width, generator=torch.manual_seed(seed - 10))
+        pooled = kept**0.5 * rows[0].float()[None] + (1 - kept) ** 0.5 * noise
+        extra["pooled_output"] = pooled * carried[0]["strength"]
+    return [hidden, extra]
 
 
 def _koala(
     model: KoalaModel,
-    sides: list,
+    prompts: list[Prompt],
     start: torch.Tensor,
     mask: torch.Tensor | None,
     times: list[int],
+    seed: int,
 ) -> Prepared:
-    """A U-Net of SDXL's kind; where a prompt names no sizes, they are the host's 768."""
+    """A U-Net of SDXL's kind; where a prompt names no sizes, they are those of the latents."""
     facts, count = koala_facts(model), len(start)
     prepare, device, dtype = use_koala(model, 0)
-    texts = [
-        conditioning_to_sdxl(side, facts.widths, name)
-        for name, side in zip(_names(sides), sides, strict=True)
-    ]
-    default = torch.tensor([sizes_beside({})])
-    hidden = torch.cat([t.hidden.expand(count, -1, -1) for t in texts]).to(device, dtype)
-    pooled = torch.cat([t.pooled.expand(count, -1) for t in texts]).to(device, dtype)
-    sizes = [default if t.time_ids is None else t.time_ids for t in texts]
-    ids = torch.cat([s.expand(count, -1) for s in sizes]).to(device)
-    return Prepared(prepare(hidden, pooled, ids, times), device, dtype)
+    size = (FACTOR * start.shape[2], FACTOR * start.shape[3])
+    hidden, pooled, sizes = [], [], []
+    for name, entry in prompts:
+        entry = _pooled_by_images(entry, facts.widths[1], seed)
+        text = conditioning_to_sdxl([entry], facts.widths, name)
+        hidden.append(fitted(text.hidden, count))
+        pooled.append(fitted(text.pooled, count))
+        sizes.append(torch.tensor([sizes_beside(entry[1], size)]).expand(count, -1))
+    # Prompts of several chunks and of one: repeating tokens changes no attention.
+    length = math.lcm(*(rows.shape[1] for rows in hidden))
+    hidden = [rows.repeat(1, length // rows.shape[1], 1) for rows in hidden]
+    rows = (torch.cat(part).to(device, dtype) for part in (hidden, pooled))
+    return Prepared(prepare(*rows, torch.cat(sizes).to(device), times), device, dtype)
 
 
 def _kandinsky(
-    model: Any, sides: list, start: torch.Tensor, mask: torch.Tensor | None, times: list[int]
+    model: LatentModel,
+    prompts: list[Prompt],
+    start: torch.Tensor,
+    mask: torch.Tensor | None,
+    times: list[int],
+    seed: int,
 ) -> Prepared:
     """A Kandinsky decoder, of whatever mode."""
     managed, loaded = open_latent_decoder(model)
     network, device, dtype = use(managed)
-    count, names = len(start), _names(sides)
-    rows = [
-        conditioning_to_embeds(side, loaded.space, name).expand(count, -1)
-        for name, side in zip(names, sides, strict=True)
-    ]
-    conditions = {"image_embeds": torch.cat(rows).to(device, dtype)}
-    depth = sides[-1][0][1].get("depth_hint")
-    if depth is not None and mode_of(network) == "depth":
-        size = (8 * start.shape[2], 8 * start.shape[3])
-        hint = F.interpolate(depth, size, mode="bilinear", antialias=True)
-        hint = hint.expand(count, -1, -1, -1)
-        conditions["hint"] = torch.cat([hint] * len(sides)).to(device, dtype)
+    count, size = len(start), (start.shape[2], start.shape[3])
+    check_places(network, size)
+
+    def rows(parts: list[torch.Tensor]) -> torch.Tensor:
+        return torch.cat([fitted(part, count) for part in parts]).to(device, dtype)
+
+    embeds = [conditioning_to_embeds([entry], loaded.space, name) for name, entry in prompts]
+    conditions = {"image_embeds": rows(embeds)}
+    if mode_of(network) == "depth":
+        hints = [depth_beside(entry[1], size, name) for name, entry in prompts]
+        conditions["hint"] = rows(hints)
     beside: tuple[torch.Tensor, ...] = ()
     if mode_of(network) == "inpainting":
         seen = torch.zeros_like(start[:, :1])
         if mask is not None:
-            seen = keep_mask(mask, start.shape[2:]).expand(count, -1, -1, -1)
-        beside = tuple(torch.cat([p.to(device)] * len(sides)) for p in (start * seen, seen))
+            seen = keep_mask(mask[:, 0], size)
+        beside = tuple(torch.cat([p.to(device)] * len(prompts)) for p in (start * seen, seen))
     hidden = None
     if loaded.text_space is not None:
-        texts = [
-            text_beside(side[0][1], loaded.text_space, name)
-            for name, side in zip(names, sides, strict=True)
-        ]
-        hidden = torch.cat([t.hidden.expand(count, -1, -1) for t in texts]).to(device, dtype)
-        pooled = torch.cat([t.pooled.expand(count, -1) for t in texts])
-        conditions["text_embeds"] = pooled.to(device, dtype)
+        texts = [text_beside(entry[1], loaded.text_space, name) for name, entry in prompts]
+        hidden = rows([text.hidden for text in texts])
+        conditions["text_embeds"] = rows([text.pooled for text in texts])
     predict = prepare_latent_decoder(network, conditions, times, hidden)
     return Prepared(predict, device, dtype, beside)
 
 
-def euler(
-    denoise: Callable[[torch.Tensor, float], tuple[torch.Tensor, Any]],
-    x: torch.Tensor,
-    sigmas: list[float],
-    update: Callable[[int], None],
-) -> torch.Tensor:
-    """Euler's method (Karras et al. 2022, algorithm 2, without churn)."""
-    for i, (sigma, following) in enumerate(itertools.pairwise(sigmas)):
-        x0, _ = denoise(x, sigma)
-        x = x + (x - x0) / sigma * (following - sigma)
-        update(i + 1)
-    return x
+SAMPLING_NODES = [KSampler, KSamplerAdvanced, SamplerCustom, KSamplerSelect, BasicScheduler]

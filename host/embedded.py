@@ -33,11 +33,14 @@ from ..networks.movq import LatentMoVQ
 from ..networks.vqgan import LatentVQGAN
 from ..samplers.schedule import published_sigmas
 from . import embedded_io as io
+from .core_rows import tiled
 from .embedded_io import ComfyExtension
+from .prompts import Chunk, chunks, empty_chunk, plain_warnings, weigh
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from ..loaders.clip import Preprocess
     from ..loaders.kandinsky import LatentDecoder, MoVQ
     from ..loaders.karlo import LoadedDecoder
     from ..loaders.koala import SDXLVAE, KoalaFacts, KoalaUNet, TextEncoderPair
@@ -116,27 +119,45 @@ class ClipPair:
     managed: Managed
     loaded: TextEncoderPair
 
-    def tokenize(self, text: str) -> tuple[torch.Tensor, torch.Tensor]:
-        """Token ids for both; the user is told what was cut."""
-        from ..loaders.clip import tokenize
-
+    def tokenize(self, text: str) -> tuple[list[Chunk], list[Chunk]]:
+        """Weighed tokens for both, as the host reads a prompt."""
         tokenizers = self.loaded.tokenizer, self.loaded.second_tokenizer
-        (first, _, cut), (second, _, _) = (tokenize(t, [text], cleaned=False) for t in tokenizers)
-        if cut[0]:
-            warn(f"the prompt has more than {first.shape[1]} tokens; not seen: '{cut[0]}'")
+        first, second = (chunks(tokenizer, text) for tokenizer in tokenizers)
         return first, second
 
-    def encode(self, tokens: tuple[torch.Tensor, torch.Tensor]) -> SDXLText:
-        """Both encoders on one prompt's tokens."""
+    def encode(self, ids: torch.Tensor, second_ids: torch.Tensor) -> SDXLText:
+        """Both encoders on token ids ``[B, 77]``."""
         from ..samplers.koala import encode_text_pair
 
         towers, device, _ = use(self.managed)
-        first, second = (ids.to(device) for ids in tokens)
-        return encode_text_pair(towers["first"], towers["second"], first, second)
+        ids, second_ids = ids.to(device), second_ids.to(device)
+        return encode_text_pair(towers["first"], towers["second"], ids, second_ids)
 
-    def encode_from_tokens_scheduled(self, tokens: tuple[torch.Tensor, torch.Tensor]) -> list:
-        """The tokens' CONDITIONING."""
-        return sdxl_to_conditioning(self.encode(tokens))
+    def encode_from_tokens_scheduled(self, tokens: tuple[list[Chunk], list[Chunk]]) -> list:
+        """The tokens' CONDITIONING: the chunks' hidden states in a row, the first one's pooled
+        embedding."""
+        loaded, count = self.loaded, max(map(len, tokens))
+        if any(weight != 1 for tower in tokens for chunk in tower for _, weight in chunk):
+            count += 1  # what they are measured from comes last
+        parts = []
+        tokenizers = loaded.tokenizer, loaded.second_tokenizer
+        for tower, tokenizer in zip(tokens, tokenizers, strict=True):
+            ids = [[token for token, _ in chunk] for chunk in tower]
+            ids += [empty_chunk(tokenizer)] * (count - len(ids))
+            parts.append((ids, torch.tensor([[weight for _, weight in chunk] for chunk in tower])))
+        (ids, weights), (second_ids, second_weights) = parts
+        text = self.encode(torch.tensor(ids), torch.tensor(second_ids))
+        width = loaded.first.config.hidden_size
+        towers = [
+            weigh(hidden[: len(share)], hidden[-1], share).flatten(0, 1)
+            for hidden, share in (
+                (text.hidden[..., :width], weights),
+                (text.hidden[..., width:], second_weights),
+            )
+        ]
+        shorter = min(map(len, towers))
+        hidden = torch.cat([tower[:shorter] for tower in towers], dim=-1)[None]
+        return sdxl_to_conditioning(SDXLText(offload(hidden), offload(text.pooled[:1])))
 
 
 @dataclass(frozen=True)
@@ -147,24 +168,21 @@ class Clip:
     tokenizer: Any
     space: EmbeddingSpace
 
-    def tokenize(self, text: str) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
-        """Token ids, mask, and what was cut, of which the user is told."""
+    def tokenize(self, text: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """Token ids and mask; the user is told what was cut or read as plain text."""
         from ..loaders.clip import tokenize
 
         ids, mask, cut = tokenize(self.tokenizer, [text])
-        if cut[0]:
-            warn(
-                f"the prompt has more than {ids.shape[1]} tokens; not seen by the model: '{cut[0]}'"
-            )
-        return ids, mask, cut
+        for message in plain_warnings(text, cut[0], ids.shape[1]):
+            warn(message)
+        return ids, mask
 
-    def encode_from_tokens_scheduled(self, tokens: tuple) -> list:
+    def encode_from_tokens_scheduled(self, tokens: tuple[torch.Tensor, torch.Tensor]) -> list:
         """The tokens' CONDITIONING."""
         from ..samplers.clip import encode_text
 
-        ids, mask, _ = tokens
         network, device, dtype = use(self.managed)
-        return text_to_conditioning(encode_text(network, ids, mask, self.space, device, dtype))
+        return text_to_conditioning(encode_text(network, *tokens, self.space, device, dtype))
 
 
 @dataclass(frozen=True)
@@ -172,15 +190,16 @@ class ClipVision:
     """CLIP_VISION: an image tower, with the method that native CLIP Vision Encode calls."""
 
     managed: Managed
-    preprocess: Callable[[torch.Tensor], torch.Tensor]
+    preprocess: Preprocess
     space: EmbeddingSpace
 
     def encode_image(self, image: torch.Tensor, crop: bool = True) -> Any:
-        """An IMAGE's CLIP_VISION_OUTPUT, preprocessed as published (which crops)."""
+        """An IMAGE's CLIP_VISION_OUTPUT, preprocessed as published; without ``crop``, the whole
+        picture squeezed square."""
         from ..samplers.clip import encode_image
 
         check_image(image, "image")
-        pixels = self.preprocess(image[..., :3])
+        pixels = (self.preprocess if crop else self.preprocess.whole())(image[..., :3])
         network, device, dtype = use(self.managed)
         embeds = offload(encode_image(network, pixels, device, dtype))
         return clip_vision_output(
@@ -206,6 +225,14 @@ class Vae:
 
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
         """IMAGE ``[B, H, W, 3]`` → latent, cut to multiples of the factor as native VAEs do."""
+        return self._each("encode", self._cut(pixels))
+
+    def _cut(self, pixels: torch.Tensor) -> torch.Tensor:
+        """The middle of an IMAGE as the network sees it ``[B, 3, H, W]``.
+
+        Raises:
+            EdgeError: nothing is left.
+        """
         high, wide = (side - side % self.factor for side in pixels.shape[1:3])
         if not high or not wide:
             raise EdgeError(
@@ -213,12 +240,33 @@ class Vae:
                 f" this VAE's latent, {self.factor} pixels; wire a larger one"
             )
         top, left = (pixels.shape[1] - high) // 2, (pixels.shape[2] - wide) // 2
-        pixels = pixels[:, top : top + high, left : left + wide].movedim(-1, 1) * 2 - 1
-        return self._each("encode", pixels)
+        return pixels[:, top : top + high, left : left + wide, :3].movedim(-1, 1) * 2 - 1
 
     def decode(self, samples: torch.Tensor) -> torch.Tensor:
         """Latent → IMAGE ``[B, H, W, 3]``."""
         return (self._each("decode", samples) * 0.5 + 0.5).clamp(0, 1).movedim(1, -1)
+
+    def decode_tiled(self, samples: torch.Tensor, tile: int, overlap: int) -> torch.Tensor:
+        """Latent → IMAGE in tiles of so many places, as native VAEs do it."""
+        pixels = self._tiles("decode", samples, tile, overlap, self.factor)
+        return (pixels * 0.5 + 0.5).clamp(0, 1).movedim(1, -1)
+
+    def encode_tiled(self, pixels: torch.Tensor, tile: int, overlap: int) -> torch.Tensor:
+        """IMAGE → latent in tiles of so many pixels, as native VAEs do it."""
+        return self._tiles("encode", self._cut(pixels), tile, overlap, 1 / self.factor)
+
+    def _tiles(
+        self, method: str, rows: torch.Tensor, tile: int, overlap: int, scale: float
+    ) -> torch.Tensor:
+        """The mean over tiles that are high, wide and square."""
+        shapes = (tile * 2, tile // 2), (tile // 2, tile * 2), (tile, tile)
+
+        def run(part: torch.Tensor) -> torch.Tensor:
+            return self._each(method, part)
+
+        return torch.cat(
+            [sum(tiled(row[None], run, s, overlap, scale) for s in shapes) / 3 for row in rows]
+        )
 
     def _each(self, method: str, rows: torch.Tensor) -> torch.Tensor:
         """One row after another, so that memory suffices for any batch."""
@@ -392,7 +440,13 @@ def encode_sdxl(clip: Any, text: str) -> SDXLText:
             f"'clip' is another kind of text encoder ({type(clip).__name__}); this node needs"
             " SDXL's two, from 'Load KOALA'"
         )
-    return clip.encode(clip.tokenize(text))
+    from ..loaders.clip import tokenize
+
+    tokenizers = clip.loaded.tokenizer, clip.loaded.second_tokenizer
+    (first, _, cut), (second, _, _) = (tokenize(one, [text]) for one in tokenizers)
+    if cut[0]:
+        warn(f"the prompt has more than {first.shape[1]} tokens; not seen: '{cut[0]}'")
+    return clip.encode(first, second)
 
 
 def wrap_sdxl_vae(loaded: SDXLVAE) -> Vae:

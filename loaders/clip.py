@@ -11,7 +11,7 @@ import html
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -232,6 +232,10 @@ class Preprocess:
     std: tuple[float, ...] = STD
     resample: int = 3
     scale: float = 1 / 255
+
+    def whole(self) -> Preprocess:
+        """The same, but pictures are squeezed square instead of cropped."""
+        return replace(self, squash=True)
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         """Prepare a batch.

@@ -248,3 +248,19 @@ def mode_of(unet: nn.Module) -> str:
     return {0: "text-to-image", 4: "depth", 5: "inpainting"}.get(
         channels, f"{unet.config.in_channels}-channel"
     )
+
+
+def check_places(unet: nn.Module, size: tuple[int, int]) -> None:
+    """Refuse latents whose height or width a decoder cannot halve evenly as often as it does.
+
+    Raises:
+        EdgeError: says which sizes fit.
+    """
+    halved = 2 ** (len(unet.config.down_block_types) - 1)
+    if size[0] % halved or size[1] % halved:
+        height, width = 8 * size[0], 8 * size[1]
+        fits = [8 * halved * -(-side // (8 * halved)) for side in (width, height)]
+        raise EdgeError(
+            f"'latent_image' is of {width}×{height} pixels, but this decoder's sides must be"
+            f" multiples of {8 * halved}; make it of {fits[0]}×{fits[1]}, as the Kandinsky nodes do"
+        )
