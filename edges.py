@@ -174,11 +174,7 @@ def conditioning_to_text(
         EdgeError: empty or combined conditioning, a foreign text encoder, hidden states, pooled
             embedding and mask that do not belong together, NaN.
     """
-    hidden, extra = _only_prompt(
-        conditioning,
-        name,
-        "Mix them with 'Conditioning (Average)' instead of 'Conditioning (Combine)'",
-    )
+    hidden, extra = _only_prompt(conditioning, name, AVERAGE)
     space, pooled = extra.get("embedding_space"), extra.get("pooled_output")
     if space is None or pooled is None or hidden is None:
         found = "no pooled text embedding" if pooled is None else f"{pooled.shape[-1]} dimensions"
@@ -212,6 +208,21 @@ def conditioning_to_text(
             " 'Conditioning (Concat)'"
         )
     return TextEncoding(hidden, pooled, mask.bool().expand(len(hidden), -1), wanted)
+
+
+def conditioning_to_any_text(conditioning: list, name: str) -> TextEncoding:
+    """Unwrap a prompt of whatever encoder: which one fits, only a later stage knows.
+
+    Raises:
+        EdgeError: as :func:`conditioning_to_text`.
+    """
+    _, extra = _only_prompt(conditioning, name, AVERAGE)
+    dim = (*getattr(extra.get("pooled_output"), "shape", ()), 0, 0)[1]
+    wanted = space_named(extra.get("embedding_space", "none"), dim)
+    return conditioning_to_text(conditioning, wanted, name)
+
+
+AVERAGE = "Mix them with 'Conditioning (Average)' instead of 'Conditioning (Combine)'"
 
 
 def _only_prompt(conditioning: Any, name: str, cure: str) -> tuple[Any, dict[str, Any]]:
@@ -269,11 +280,11 @@ def batch_conditioning(first: list, second: list) -> list:
                 _refuse_nan(value, name)
         sides.append((hidden, extra))
     (hidden, extra), (other, more) = sides
-    if hidden.shape[1:] != other.shape[1:] or extra.keys() != more.keys():
+    shapes, theirs = _shapes(hidden, extra), _shapes(other, more)
+    if shapes != theirs:
         raise EdgeError(
-            f"'conditioning_a' is of {tuple(hidden.shape[1:])} with {sorted(extra)} and"
-            f" 'conditioning_b' of {tuple(other.shape[1:])} with {sorted(more)}; a batch needs"
-            " prompts of one text encoder, equally long"
+            f"'conditioning_a' is of {_said(shapes)} and 'conditioning_b' of {_said(theirs)}; a"
+            " batch needs prompts of one text encoder, equally long"
         )
     joined: dict[str, Any] = {}
     for key, value in extra.items():
@@ -290,6 +301,17 @@ def batch_conditioning(first: list, second: list) -> list:
                 " 'conditioning_b'; one batch has one"
             )
     return [[torch.cat([hidden, other.to(hidden)]), joined]]
+
+
+def _shapes(hidden: torch.Tensor, extra: dict[str, Any]) -> dict[str, Any]:
+    """What each row of a prompt, and of what is beside it, measures."""
+    beside = {key: getattr(value, "shape", ())[1:] for key, value in sorted(extra.items())}
+    return {"": hidden.shape[1:], **beside}
+
+
+def _said(shapes: dict[str, Any]) -> str:
+    beside = ", ".join(f"{key} {tuple(shape)}" if shape else key for key, shape in shapes.items())
+    return f"{tuple(shapes[''])} with {beside.removeprefix(', ').partition(', ')[2]}"
 
 
 _ROWS = ("hidden", "pooled", "mask")

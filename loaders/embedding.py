@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from ..edges import SPACES
+from ..edges import SPACES, EdgeError
 from .checkpoint import AGAIN, CheckpointError, write_whole
 
 FORMAT = "prior-art image embeddings 1"
@@ -36,14 +36,22 @@ def write_embedding(file: Path, embedding: Embedding, normalise: bool = False) -
 
     Raises:
         OSError: it cannot be written.
+        EdgeError: a length beyond fp32.
     """
     from safetensors.torch import save
 
     tensor = embedding.image_embeds.detach().float().cpu().contiguous()
     tensors = {KEY: tensor}
     if normalise:
-        lengths = tensor.norm(dim=-1, keepdim=True).clamp(min=1e-12)
-        tensor = tensor / lengths
+        # Squares of large numbers need more than fp32.
+        lengths = tensor.double().norm(dim=-1, keepdim=True).clamp(min=1e-12)
+        tensor = (tensor / lengths).float()
+        lengths = lengths.float()
+        if not bool(torch.isfinite(lengths).all()):
+            raise EdgeError(
+                "'image_embeds' are too large to be normalised: their length is infinite. Look at"
+                " the node that made them, or switch 'normalise' off"
+            )
         tensors = {KEY: tensor, LENGTHS: lengths}
     metadata = {
         "format": FORMAT,

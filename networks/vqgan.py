@@ -53,7 +53,7 @@ def embeddings(network: nn.Module, codes: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def codes_of(network: nn.Module, latent: torch.Tensor) -> torch.Tensor:
+def codes_of(network: nn.Module, latent: torch.Tensor, name: str = "samples") -> torch.Tensor:
     """Codes ``[B, h, w]`` of the nearest codebook entries of ``latent`` ``[B, D, h, w]``.
 
     Embeddings of codes give those codes: the usual formula's rounding could confuse close entries,
@@ -61,12 +61,12 @@ def codes_of(network: nn.Module, latent: torch.Tensor) -> torch.Tensor:
     between equal entries.
 
     Raises:
-        EdgeError: another number of channels: a LATENT of another system.
+        EdgeError: another number of channels: a LATENT of another system; ``name`` is the input's.
     """
     book = _book(network, latent.device)
     if latent.ndim != 4 or latent.shape[1] != book.shape[1]:
         raise EdgeError(
-            f"a LATENT of shape {list(latent.shape)} is not this VQGAN's, which is"
+            f"'{name}': a LATENT of shape {list(latent.shape)} is not this VQGAN's, which is"
             f" [B, {book.shape[1]}, h, w]: codebook embeddings. Make one with 'VQGAN Encode', a VAE"
             " Encode with this VQGAN, or 'AR Sample'"
         )

@@ -398,7 +398,7 @@ class Pair:
         Raises:
             EdgeError: another system's, or of another size.
         """
-        codes = codes_of(self.coder, latent_of(latent, name).to(self.place))
+        codes = codes_of(self.coder, latent_of(latent, name).to(self.place), name)
         grid = self.vqgan.grid
         if codes.shape[1:] != (grid, grid):
             raise EdgeError(

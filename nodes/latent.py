@@ -12,14 +12,13 @@ import torch
 
 from ..edges import (
     EdgeError,
-    TextEncoding,
     any_image_embeds,
     check_image,
     check_mask,
+    conditioning_to_any_text,
     conditioning_to_text,
     embeds_to_conditioning,
     image_embeds_of,
-    space_named,
     space_of_output,
 )
 from ..host import host, io
@@ -290,7 +289,7 @@ class KandinskyConditioning(io.ComfyNode):
             ("negative_image_embeds", negative_image_embeds, "negative_text", negative_text),
         ):
             embeds = any_image_embeds(output, name)
-            encoded = None if said is None else _any_text(said, text_name)
+            encoded = None if said is None else conditioning_to_any_text(said, text_name)
             sides.append(embeds_to_conditioning(embeds, space_of_output(output), depth, encoded))
         return io.NodeOutput(*host.offload(sides))
 
@@ -345,16 +344,6 @@ class KandinskySchedule(io.ComfyNode):
     @classmethod
     def execute(cls, model: Any, steps: int, denoise: float) -> io.NodeOutput:
         return io.NodeOutput(host.latent_sigmas(model, steps, denoise))
-
-
-def _any_text(conditioning: list, name: str) -> TextEncoding:
-    """A prompt of whatever encoder: which one fits, only the decoder knows."""
-    _, extra = conditioning[0]
-    pooled = extra.get("pooled_output")
-    dim = 0 if pooled is None else pooled.shape[-1]
-    return conditioning_to_text(
-        conditioning, space_named(extra.get("embedding_space", "none"), dim), name
-    )
 
 
 # -- what they share ----------------------------------------------------------------------------
@@ -444,6 +433,8 @@ def _fitted(image: torch.Tensor, width: int, height: int, name: str) -> torch.Te
     from PIL import Image
 
     check_image(image, name)
+    if width < 0 or height < 0:
+        raise EdgeError(f"'width' and 'height' are {width} and {height}; 0 is the picture's own")
     own = image.shape[1:3]
     high, wide = (8 * side for side in latent_size(height or own[0], width or own[1]))
     if (high, wide) == tuple(own):

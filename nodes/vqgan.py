@@ -76,7 +76,7 @@ class VQGANDecode(io.ComfyNode):
         latent = latent_of(samples, "samples")
         managed, _ = host.open_vqgan(vae)
         network, device, _ = host.use(managed)
-        codes = codes_of(network, latent.to(device))
+        codes = codes_of(network, latent.to(device), "samples")
         return io.NodeOutput(decode_codes(vae, codes), as_text(codes))
 
 

@@ -190,9 +190,9 @@ def sample_koala(
     ]
     times, sigmas = schedule.steps(num_inference_steps)
     # Prompts of several lengths, as ComfyUI's chunks of 77 tokens make them, run one by one.
-    sides = [(torch.cat(hidden), torch.cat(pooled), torch.cat(sizes))]
-    if len({part.shape[1] for part in hidden}) > 1:
-        sides = list(zip(hidden, pooled, sizes, strict=True))
+    sides = list(zip(hidden, pooled, sizes, strict=True))
+    if len({part.shape[1] for part in hidden}) == 1:
+        sides = [(torch.cat(hidden), torch.cat(pooled), torch.cat(sizes))]
     runs = [
         prepare(one.to(device, dtype), two.to(device, dtype), three.to(device), times)
         for one, two, three in sides
