@@ -406,6 +406,14 @@ def _write_text(tag: str) -> None:
             text = prompt(plan)
             return plan.out("PriorArtKoalaTextEncode", clip=clip, text=text, **given)
 
+        @_way(tag, leaf=True, weight=0.5)
+        def _(plan: Plan, depth: int) -> Wire:
+            sizes = ("width", "height", "crop_w", "crop_h", "target_width", "target_height")
+            given = {name: plan.pick(0, 64, 64, 96, 1000) for name in sizes if plan.chance(0.8)}
+            texts = {"text_g": prompt(plan), "text_l": prompt(plan)}
+            clip = plan.want("CLIP:koala", depth)
+            return plan.out("CLIPTextEncodeSDXL", clip=clip, **given, **texts)
+
         @_way(tag, weight=0.5)
         def _(plan: Plan, depth: int) -> Wire:
             return plan.out(
@@ -431,6 +439,10 @@ def _write_text(tag: str) -> None:
         def _(plan: Plan, depth: int, joined: str = joined) -> Wire:
             first, second = (socket.name for socket in sockets(plan.info, joined))
             return plan.out(joined, **{first: plan.want(tag, depth), second: plan.want(tag, depth)})
+
+    @_way(tag, weight=0.2 if system == "koala" else 0.05)
+    def _(plan: Plan, depth: int) -> Wire:
+        return plan.out("ConditioningZeroOut", conditioning=plan.want(tag, depth))
 
     @_way(tag, weight=0.15)
     def _(plan: Plan, depth: int) -> Wire:
@@ -481,6 +493,33 @@ def _(plan: Plan, depth: int) -> Wire:
     )
 
 
+@_way("IMAGE", weight=0.7)
+def _(plan: Plan, depth: int) -> Wire:
+    image = plan.want("IMAGE", depth)
+    method = plan.pick(*_choices(plan, "ImageScale", "upscale_method"))
+    if plan.chance(0.4):
+        by = plan.pick(0.5, 1.0, 1.3, 0.01)
+        return plan.out("ImageScaleBy", image=image, upscale_method=method, scale_by=by)
+    return plan.out(
+        "ImageScale",
+        image=image,
+        upscale_method=method,
+        width=plan.pick(64, 64, 33, 128, 0),
+        height=plan.pick(64, 64, 50, 0),
+        crop=plan.pick("disabled", "center"),
+    )
+
+
+@_way("IMAGE", weight=0.3)
+def _(plan: Plan, depth: int) -> Wire:
+    return plan.out("ImageInvert", image=plan.want("IMAGE", depth))
+
+
+@_way("IMAGE", weight=0.3)
+def _(plan: Plan, depth: int) -> Wire:
+    return plan.out("MaskToImage", mask=plan.want("MASK", depth))
+
+
 @_way("IMAGE", weight=0.5)
 def _(plan: Plan, depth: int) -> Wire:
     columns = plan.pick(1, 2, 3, 64)
@@ -503,7 +542,7 @@ def _karlo(plan: Plan, depth: int) -> Wire:
 
 @_way("IMAGE", weight=0.4, effort=1)
 def _(plan: Plan, depth: int) -> Wire:
-    drawn = [wire for wire in plan.pool["IMAGE"] if _is(plan, wire, "PriorArtKarloDecoder")]
+    drawn = [wire for wire in plan.pool.get("IMAGE", ()) if _is(plan, wire, "PriorArtKarloDecoder")]
     if plan.chance(0.1):
         image = plan.want("IMAGE", depth)  # which is too large
     else:
@@ -541,6 +580,29 @@ def _(plan: Plan, depth: int) -> Wire:
 @_way("MASK", leaf=True)
 def _(plan: Plan, depth: int) -> Wire:
     return plan.out("LoadImage", 1, image=plan.pick("alpha.png", *FILES))
+
+
+@_way("MASK", leaf=True, weight=0.5)
+def _(plan: Plan, depth: int) -> Wire:
+    channel = plan.pick("alpha", "red", "green", "blue")
+    return plan.out("LoadImageMask", image=plan.pick(*FILES), channel=channel)
+
+
+@_way("MASK", leaf=True, weight=0.3)
+def _(plan: Plan, depth: int) -> Wire:
+    size = {"width": plan.pick(64, 1, 33), "height": plan.pick(64, 64, 100)}
+    return plan.out("SolidMask", value=plan.share(), **size)
+
+
+@_way("MASK", weight=0.3)
+def _(plan: Plan, depth: int) -> Wire:
+    return plan.out("InvertMask", mask=plan.want("MASK", depth))
+
+
+@_way("MASK", weight=0.3)
+def _(plan: Plan, depth: int) -> Wire:
+    channel = plan.pick("red", "red", "green", "blue", "alpha")
+    return plan.out("ImageToMask", image=plan.want("IMAGE", depth), channel=channel)
 
 
 SPACES = ("karlo", "kandinsky")
@@ -728,6 +790,65 @@ for _system in ("kandinsky", "koala", "pixel", "mindalle"):
         samples, mask = plan.want(tag, depth), plan.want("MASK", depth)
         return plan.out("SetLatentNoiseMask", samples=samples, mask=mask)
 
+    @_way(_tag, weight=0.3)
+    def _(plan: Plan, depth: int, tag: str = _tag) -> Wire:
+        both = {name: plan.want(tag, depth) for name in ("destination", "source")}
+        mask = {"mask": plan.want("MASK", depth)} if plan.chance(0.5) else {}
+        places = {"x": plan.pick(0, 8, 32, 64, 16384), "y": plan.pick(0, 16, 40, 200)}
+        resize = plan.chance(0.4)
+        return plan.out("LatentCompositeMasked", resize_source=resize, **places, **both, **mask)
+
+    @_way(_tag, weight=0.4)
+    def _(plan: Plan, depth: int, tag: str = _tag) -> Wire:
+        first, length = plan.pick(0, 0, 1, 2, -1, 16384), plan.pick(1, 2, 64)
+        samples = plan.want(tag, depth)
+        return plan.out("LatentFromBatch", samples=samples, batch_index=first, length=length)
+
+    @_way(_tag, weight=0.3)
+    def _(plan: Plan, depth: int, tag: str = _tag) -> Wire:
+        return plan.out("RepeatLatentBatch", samples=plan.want(tag, depth), amount=plan.pick(1, 2))
+
+    @_way(_tag, weight=0.2, needs=("LatentBatchSeedBehavior",))
+    def _(plan: Plan, depth: int, tag: str = _tag) -> Wire:
+        behaviour = plan.pick("fixed", "random")
+        samples = plan.want(tag, depth)
+        return plan.out("LatentBatchSeedBehavior", samples=samples, seed_behavior=behaviour)
+
+    @_way(_tag, weight=0.3)
+    def _(plan: Plan, depth: int, tag: str = _tag) -> Wire:
+        samples = plan.want(tag, depth)
+        method = plan.pick(*_choices(plan, "LatentUpscale", "upscale_method"))
+        if plan.chance(0.5):
+            by = plan.pick(1.5, 0.5, 2.0, 1.0)
+            return plan.out("LatentUpscaleBy", samples=samples, upscale_method=method, scale_by=by)
+        return plan.out(
+            "LatentUpscale",
+            samples=samples,
+            upscale_method=method,
+            width=plan.pick(64, 96, 128, 0),
+            height=plan.pick(64, 64, 48, 0),
+            crop=plan.pick("disabled", "center"),
+        )
+
+
+for _system in ("kandinsky", "koala", "pixel"):
+
+    @_way(f"LATENT:{_system}", weight=0.3)
+    def _(plan: Plan, depth: int, system: str = _system) -> Wire:
+        return plan.out(
+            "VAEEncodeForInpaint",
+            pixels=plan.want("IMAGE", depth),
+            vae=plan.want(f"VAE:{system}", depth),
+            mask=plan.want("MASK", depth),
+            grow_mask_by=plan.pick(6, 0, 1, 5, 64),
+        )
+
+    @_way(f"LATENT:{_system}", weight=0.1)
+    def _(plan: Plan, depth: int, system: str = _system) -> Wire:
+        vae, image = plan.want(f"VAE:{system}", depth), plan.want("IMAGE", depth)
+        sizes = {"tile_size": plan.pick(64, 512), "overlap": plan.pick(0, 32, 64)}
+        return plan.out("VAEEncodeTiled", vae=vae, pixels=image, **sizes)
+
 
 def _sampled(plan: Plan, depth: int, system: str) -> Wire:
     """A latent through the host's KSampler or SamplerCustom."""
@@ -740,41 +861,78 @@ def _sampled(plan: Plan, depth: int, system: str) -> Wire:
         "negative": plan.want(tag, depth),
         "latent_image": plan.want(f"LATENT:{system}", depth),
     }
-    if system == "kandinsky" and plan.chance(0.35):
-        own = plan.sampling()
-        sigmas = plan.out(
-            "PriorArtKandinskySchedule",
-            model=inputs["model"],
-            steps=own["steps"],
-            denoise=plan.pick(1.0, 1.0, 0.5, 0.9),
-        )
+    own = plan.sampling()
+    choice = plan.rng.random()
+    if choice < 0.3:
+        kandinsky = system == "kandinsky"
+        if kandinsky and plan.chance(0.6):
+            sigmas = plan.out(
+                "PriorArtKandinskySchedule",
+                model=inputs["model"],
+                steps=own["steps"],
+                denoise=plan.pick(1.0, 1.0, 0.5, 0.9),
+            )
+        else:
+            sigmas = plan.out(
+                "BasicScheduler",
+                model=inputs["model"],
+                scheduler=_scheduler(plan),
+                steps=own["steps"],
+                denoise=plan.pick(1.0, 1.0, 0.5, 0.0),
+            )
+        if kandinsky and plan.chance(0.6):
+            sampler = plan.out("PriorArtKandinskySampler")
+        else:
+            sampler = plan.out("KSamplerSelect", sampler_name=_sampler(plan))
         return plan.out(
             "SamplerCustom",
             plan.pick(0, 0, 1),
-            sampler=plan.out("PriorArtKandinskySampler"),
+            sampler=sampler,
             sigmas=sigmas,
-            add_noise=plan.chance(0.9),
+            add_noise=plan.chance(0.8),
             noise_seed=own["seed"],
             cfg=own["cfg"],
             **inputs,
         )
-    names = {socket.name: socket.options["options"] for socket in _combos(plan, "KSampler")}
-    sampler = "euler" if plan.chance(0.9) else plan.pick(*names["sampler_name"])
-    scheduler = plan.pick("normal", "simple")
-    if plan.chance(0.1):
-        scheduler = plan.pick(*names["scheduler"])
-    return plan.out(
-        "KSampler",
-        **plan.sampling(),
-        sampler_name=sampler,
-        scheduler=scheduler,
-        denoise=plan.pick(1.0, 1.0, 1.0, 0.5, 0.3, 0.99, 0.0),
-        **inputs,
-    )
+    names = {"sampler_name": _sampler(plan), "scheduler": _scheduler(plan)}
+    if choice < 0.5:
+        return plan.out(
+            "KSamplerAdvanced",
+            add_noise=plan.pick("enable", "enable", "disable"),
+            noise_seed=own["seed"],
+            steps=own["steps"],
+            cfg=own["cfg"],
+            start_at_step=plan.pick(0, 0, 1, 10000),
+            end_at_step=plan.pick(10000, 10000, 2, 1, 0),
+            return_with_leftover_noise=plan.pick("disable", "disable", "enable"),
+            **names,
+            **inputs,
+        )
+    denoise = plan.pick(1.0, 1.0, 1.0, 0.5, 0.3, 0.99, 0.0)
+    return plan.out("KSampler", denoise=denoise, **own, **names, **inputs)
 
 
-def _combos(plan: Plan, kind: str) -> list[Socket]:
-    return [socket for socket in sockets(plan.info, kind) if socket.type == "COMBO"]
+SAMPLERS = ("euler", "euler_ancestral", "heun", "dpmpp_2m", "ddpm", "lcm", "ddim")
+"""Those that people take; now and then it is another of the host's."""
+
+
+def _sampler(plan: Plan) -> str:
+    if plan.chance(0.5):
+        return "euler"
+    if plan.chance(0.9):
+        return plan.pick(*SAMPLERS)
+    return plan.pick(*_choices(plan, "KSampler", "sampler_name"))
+
+
+def _scheduler(plan: Plan) -> str:
+    if plan.chance(0.6):
+        return plan.pick("normal", "simple")
+    return plan.pick(*_choices(plan, "KSampler", "scheduler"))
+
+
+def _choices(plan: Plan, kind: str, name: str) -> list[str]:
+    (found,) = (socket for socket in sockets(plan.info, kind) if socket.name == name)
+    return found.options["options"]
 
 
 @_way("LATENT:pixel", weight=0.4, effort=1)
@@ -989,8 +1147,102 @@ PREFIXES = (
 )
 
 
-def _finish(plan: Plan) -> None:
+def _decoded(plan: Plan, system: str, samples: Wire) -> Wire:
+    return plan.out("VAEDecode", vae=plan.want(f"VAE:{system}", 1), samples=samples)
+
+
+def _drawn_with(plan: Plan, system: str, text: Wire) -> Wire:
+    """A picture that a prompt is seen in."""
+    other = plan.want(f"TEXT:{system}", 1)
+    if system in ("karlo", "kandinsky"):
+        embeds = plan.out(
+            "PriorArtPrior",
+            prior=plan.want(f"PRIOR:{system}", 1),
+            positive=text,
+            negative=other,
+            batch_size=1,
+            **plan.sampling(),
+        )
+        if system == "kandinsky":
+            return embeds
+        return plan.out(
+            "PriorArtKarloDecoder",
+            model=plan.want("MODEL:karlo", 1),
+            image_embeds=embeds,
+            positive=text,
+            negative=other,
+            batch_size=1,
+            **plan.sampling(),
+        )
+    if system == "mclip":
+        samples = plan.out(
+            "PriorArtKandinskyDecoder",
+            model=plan.want("MODEL:2-1", 1),
+            positive=text,
+            negative=other,
+            width=64,
+            height=64,
+            batch_size=1,
+            **_embeds_of(plan, 1, "karlo"),
+            **plan.sampling(),
+        )
+        return _decoded(plan, "kandinsky", samples)
+    plan.pool["TEXT:koala"] = [text]
+    return _decoded(plan, "koala", _sampled(plan, 1, "koala"))
+
+
+def _seen(plan: Plan, tag: str, made: Wire) -> Wire:
+    """A picture, or embeddings, that show something of a kind."""
+    kind, _, system = tag.partition(":")
+    if kind == "LATENT":
+        return _decoded(plan, system, made)
+    if kind == "MASK":
+        both = {"destination": plan.want("IMAGE", 1), "source": plan.want("IMAGE", 1)}
+        return plan.out("ImageCompositeMasked", mask=made, x=0, y=0, resize_source=True, **both)
+    if kind == "TEXT":
+        return _drawn_with(plan, system, made)
+    if kind == "CONDITIONS":
+        samples = plan.out(
+            "KSampler",
+            model=plan.want(f"MODEL:{system}", 1),
+            positive=made,
+            negative=plan.rng.choice(plan.pool[tag]),
+            latent_image=plan.want("LATENT:kandinsky", 1),
+            denoise=1.0,
+            sampler_name=_sampler(plan),
+            scheduler=_scheduler(plan),
+            **plan.sampling(),
+        )
+        return _decoded(plan, "kandinsky", samples)
+    return made
+
+
+def _one_of_each(plan: Plan, number: int) -> None:
+    """An output that shows one way to make something, a different one for each number."""
+    ways = [
+        (tag, maker)
+        for tag, makers in MAKERS.items()
+        if tag.split(":")[0] in ("IMAGE", "LATENT", "MASK", "TEXT", "CONDITIONS", "EMBEDS")
+        for maker in makers
+        if all(map(plan.has, maker.needs))
+    ]
+    tag, maker = ways[number % len(ways)]
+    plan.pool.setdefault(tag, [])
+    made = maker.make(plan, 2)
+    plan.pool[tag].append(made)
+    seen = _seen(plan, tag, made)
+    if outputs(plan.info, plan.nodes[seen.node].type)[seen.slot][1] == "IMAGE":
+        plan.add("SaveImage", images=seen, filename_prefix="seen")
+    else:
+        plan.add("PriorArtSaveEmbeddings", image_embeds=seen, name="seen", note="")
+
+
+def _finish(plan: Plan, number: int) -> None:
     """One to three outputs, and what hangs behind them."""
+    if plan.chance(0.7):
+        _one_of_each(plan, number)
+        if plan.chance(0.6):
+            return
     for count in range(plan.pick(1, 1, 2, 3)):
         kind = plan.rng.choices(
             ("SaveImage", "PreviewImage", "PreviewAny", "PriorArtSaveEmbeddings"), (6, 2, 1, 1)
@@ -1079,31 +1331,41 @@ def _number_widgets(plan: Plan, types: Sequence[str] = ("INT",)) -> list[tuple[i
     return [
         (number, socket)
         for number, node in plan.nodes.items()
-        if node.type not in ("PrimitiveInt", *VIRTUAL)
+        if not node.type.startswith("Primitive") and node.type not in VIRTUAL
         for socket in sockets(plan.info, node.type)
         if socket.is_widget and socket.type in types and socket.name in node.inputs
         if not isinstance(node.inputs[socket.name], Wire)
     ]
 
 
+PRIMITIVES = {
+    "INT": ("PrimitiveInt",),
+    "FLOAT": ("PrimitiveFloat",),
+    "STRING": ("PrimitiveString", "PrimitiveStringMultiline"),
+    "BOOLEAN": ("PrimitiveBoolean",),
+}
+
+
 def _wire_numbers(plan: Plan) -> None:
-    """A widget fed by Primitive Int, as both forms have it."""
+    """A widget fed by one of the host's Primitive nodes, as both forms have it."""
     places = [
         (number, socket)
-        for number, socket in _number_widgets(plan)
-        if plan.nodes[number].inputs[socket.name] < 2**63
+        for number, socket in _number_widgets(plan, tuple(PRIMITIVES))
+        if socket.type != "INT" or plan.nodes[number].inputs[socket.name] < 2**63
+        if socket.name not in ("filename_prefix", "name")
     ]
     for number, socket in plan.rng.sample(places, min(len(places), plan.pick(0, 0, 1, 2))):
         node = plan.nodes[number]
         value = node.inputs[socket.name]
         node.shown[socket.name] = default(socket)
-        node.inputs[socket.name] = plan.out("PrimitiveInt", value=value)
-        plan.features.append("primitive int")
+        kind = plan.pick(*PRIMITIVES[socket.type])
+        node.inputs[socket.name] = plan.out(kind, value=value)
+        plan.features.append(f"wired {socket.type}")
 
 
 def _odd_values(plan: Plan) -> None:
-    """API files by other programs: numbers as text, or text as numbers."""
-    places = _number_widgets(plan, ("INT", "FLOAT", "STRING", "BOOLEAN"))
+    """API files by other programs: numbers as text, or as numbers of another kind."""
+    places = _number_widgets(plan, ("INT", "FLOAT", "BOOLEAN"))
     for number, socket in plan.rng.sample(places, min(len(places), 2)):
         node = plan.nodes[number]
         value = node.inputs[socket.name]
@@ -1111,8 +1373,6 @@ def _odd_values(plan: Plan) -> None:
             node.inputs[socket.name] = plan.pick(str(value), float(value))
         elif socket.type == "FLOAT":
             node.inputs[socket.name] = plan.pick(str(value), int(value))
-        elif socket.type == "STRING":
-            node.inputs[socket.name] = plan.pick(3, 1.5, True)
         else:
             node.inputs[socket.name] = plan.pick(int(value), "")
         plan.features.append(f"odd value: {socket.type}")
@@ -1200,7 +1460,7 @@ def _primitives(plan: Plan) -> None:
         node = plan.nodes[number]
         node.shown[socket.name] = node.inputs[socket.name]
         node.inputs[socket.name] = plan.out("PrimitiveNode", value=node.inputs[socket.name])
-        plan.features.append("primitive")
+        plan.features.append("editor's primitive")
 
 
 def _wires(node: Node) -> Iterator[tuple[str, Wire]]:
@@ -1792,7 +2052,7 @@ def draw(seed: int, number: int, info: dict[str, Any]) -> Case:
     """
     rng = random.Random(f"{seed}/{number}")
     plan = Plan(rng, info)
-    _finish(plan)
+    _finish(plan, number)
     _disturb(plan)
     _wire_numbers(plan)
     saved = None
