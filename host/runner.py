@@ -304,9 +304,8 @@ def check(prompt: Mapping[str, Any], nodes: Mapping[str, Any]) -> tuple[list[str
     if len(faults) == len(outputs):
         raise WorkflowError("; ".join(dict.fromkeys(faults.values())))
     wanted = _ancestors(prompt, [key for key in outputs if key not in faults])
-    titles = {key: (prompt[key].get("_meta") or {}).get("title") for key in faults}
     left_out = {
-        key: f"node {key} '{titles[key] or prompt[key]['class_type']}', because {why}"
+        key: why if why.startswith(f"node {key} ") else f"node {key}, because {why}"
         for key, why in faults.items()
     }
     return [key for key in order if key in wanted], left_out

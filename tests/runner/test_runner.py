@@ -13,6 +13,7 @@ from prior_art.host import embedded
 from prior_art.host import embedded_io as io
 from prior_art.host.core_nodes import CORE_NODES
 from prior_art.host.embedded import Interrupted
+from prior_art.host.errors import Unsupported
 from prior_art.host.runner import NodeError, Runner, interrupt
 from prior_art.host.workflow import WorkflowError
 
@@ -472,3 +473,116 @@ def test_a_node_may_neither_block_nor_expand(runner):
     node = make("Grow", lambda cls: io.NodeOutput(expand={"7": {}}))
     with pytest.raises(NodeError, match="only ComfyUI can do that"):
         runner.run(one(runner, node))
+
+
+def two_outputs(**bad):
+    """A picture that runs, and a second output of the inputs ``bad``."""
+    prompt = chain()
+    prompt["98"] = {"class_type": "PreviewImage", "inputs": bad}
+    return prompt
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({}, "'images' (IMAGE) is missing"),
+        ({"images": ["7", 0]}, "node 7, which does not exist"),
+        ({"images": ["1", 1]}, "needs IMAGE, but node 1"),
+        ({"images": ["1", 9]}, "which has 2"),
+        ({"images": [1, 0]}, "is a list; a wire is a node's id as text"),
+        ({"images": "x"}, "needs a wire of type IMAGE"),
+    ],
+)
+def test_an_output_that_does_not_fit_is_left_out_and_the_others_run(
+    runner, monkeypatch, more, said
+):
+    warnings = []
+    monkeypatch.setattr(embedded.session, "on_warning", warnings.append)
+    run = runner.run(two_outputs(**more))
+    assert [path.name for path in run.pictures] == ["pic_00001_.png"]
+    assert list(run.left_out) == ["98"] and said in run.left_out["98"]
+    assert warnings == [f"an output is left out: {run.left_out['98']}"]
+    assert not runner.run(chain()).left_out
+
+
+def test_a_fault_behind_an_output_names_both(runner):
+    prompt = two_outputs(images=["5", 0])
+    prompt["5"] = {"class_type": "Grey", "inputs": {"level": 3.0, "size": "4"}}
+    prompt["6"] = {"class_type": "Invert", "inputs": {"image": ["5", 0]}}  # needed by nobody
+    run = runner.run(prompt)
+    assert "node 98, because node 5 'Grey' (Grey): 'level' is 3.0" in run.left_out["98"]
+    assert ran == ["Grey 0.25"]
+
+
+def test_a_node_that_only_a_dropped_output_needs_does_not_run(runner):
+    both = make(
+        "Both", pixel, [io.Image.Input("image"), io.Image.Input("other")], [], is_output_node=True
+    )
+    runner.nodes = {**NODES, "Both": both}
+    prompt = chain()
+    prompt["5"] = {"class_type": "Grey", "inputs": {"level": 0.75, "size": "4"}}
+    prompt["98"] = {"class_type": "Both", "inputs": {"image": ["5", 0]}}
+    assert list(runner.run(prompt).left_out) == ["98"]
+    assert ran == ["Grey 0.25"]
+
+
+def test_without_an_output_that_fits_nothing_runs_and_every_reason_is_named(runner):
+    prompt = chain(level=3.0)
+    prompt["98"] = {"class_type": "PreviewImage", "inputs": {}}
+    with pytest.raises(
+        WorkflowError, match=r"'level' is 3\.0.*; node 98.*'images' .IMAGE. is missing"
+    ):
+        runner.run(prompt)
+    assert not ran
+
+
+def test_a_circle_stops_only_the_outputs_behind_it(runner):
+    prompt = two_outputs(images=["5", 0])
+    prompt["5"] = {"class_type": "Invert", "inputs": {"image": ["6", 0]}}
+    prompt["6"] = {"class_type": "Invert", "inputs": {"image": ["5", 0]}}
+    run = runner.run(prompt)
+    assert "round in a circle" in run.left_out["98"] and len(run.pictures) == 1
+
+
+def test_what_only_comfyui_can_do_stops_everything(runner):
+    """To leave out an output that ComfyUI would draw is no answer."""
+    prompt = two_outputs(images=["5", 0])
+    prompt["4"] = {"class_type": "VAELoader", "inputs": {"vae_name": "taesd"}}
+    prompt["5"] = {"class_type": "VAEDecode", "inputs": {"samples": ["6", 0], "vae": ["4", 0]}}
+    prompt["6"] = {
+        "class_type": "EmptyLatentImage",
+        "inputs": {"width": 64, "height": 64, "batch_size": 1},
+    }
+    with pytest.raises(Unsupported, match="'taesd', which is not in the list: pixel_space"):
+        runner.run(prompt)
+    assert not ran
+
+
+@pytest.mark.parametrize("value", [5, None, True, {"a": 1}, {"__value__": ["a"]}, 0.5])
+def test_what_is_no_text_is_not_made_one(runner, value):
+    prompt = one(runner, make("Text", pixel, [io.String.Input("text")]), {"text": value})
+    with pytest.raises(WorkflowError, match="which is no text; put it in quotes"):
+        runner.run(prompt)
+
+
+@pytest.mark.parametrize(("text", "place"), [("a \ud83d b", 2), ("\udc00", 0), ("ok \udcff", 3)])
+def test_half_a_character_is_named_before_anything_runs(runner, text, place):
+    prompt = one(runner, make("Text", pixel, [io.String.Input("text")]), {"text": text})
+    with pytest.raises(WorkflowError, match=rf"'text' holds half a character .U\+D.* at {place}"):
+        runner.run(prompt)
+    assert not ran
+
+
+@pytest.mark.parametrize("value", ["false", "no", "", None, {"a": 1}])
+def test_a_word_is_no_switch(runner, value):
+    prompt = one(runner, make("Switch", pixel, [io.Boolean.Input("on")]), {"on": value})
+    with pytest.raises(WorkflowError, match="which is no switch; use true or false"):
+        runner.run(prompt)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), "-inf"])
+def test_a_number_is_finite(runner, value):
+    for kind in (io.Float, io.Int):
+        prompt = one(runner, make("Number", pixel, [kind.Input("n")]), {"n": value})
+        with pytest.raises(WorkflowError, match="'n' is"):
+            runner.run(prompt)

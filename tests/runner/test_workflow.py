@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from prior_art.host import embedded_io as io
-from prior_art.host.workflow import WorkflowError, to_api
+from prior_art.host.native_nodes import NATIVE_NODES
+from prior_art.host.workflow import WorkflowError, to_api, unknown_node
 
 
 class Number(io.ComfyNode):
@@ -147,6 +148,39 @@ def test_an_unknown_node_is_named_with_its_pack(class_type, properties, said):
     with pytest.raises(WorkflowError, match=f"node 3 .{class_type}") as error:
         convert([node(3, class_type, properties=properties)], [])
     assert said in str(error.value)
+
+
+OFTEN_USED = """
+    KSamplerAdvanced SamplerCustomAdvanced CheckpointLoaderSimple UNETLoader CLIPLoader
+    VAELoader DualCLIPLoader CLIPVisionLoader LoraLoader LoraLoaderModelOnly ControlNetLoader
+    KSamplerSelect ControlNetApply ControlNetApplyAdvanced CLIPSetLastLayer ImageScale
+    ImageScaleBy ImageInvert ImageUpscaleWithModel UpscaleModelLoader LatentUpscale
+    LatentUpscaleBy RepeatLatentBatch RepeatImageBatch ImageFromBatch LatentFromBatch
+    ConditioningCombine ConditioningConcat ConditioningSetArea ConditioningZeroOut
+    VAEEncodeTiled VAEEncodeForInpaint LoadImageMask ImageToMask MaskToImage GrowMask SolidMask
+    InvertMask RandomNoise BasicScheduler BasicGuider CFGGuider PrimitiveFloat PrimitiveString
+    PrimitiveBoolean EmptyImage ImagePadForOutpaint CLIPTextEncodeSDXL Canny StringConcatenate
+    SaveAnimatedWEBP
+"""
+
+
+@pytest.mark.parametrize("class_type", OFTEN_USED.split())
+def test_comfyuis_own_nodes_are_named_as_such(class_type):
+    assert "is ComfyUI's own" in unknown_node("3", class_type)
+
+
+def test_every_node_that_the_runner_has_of_comfyuis_is_known_as_its():
+    from prior_art.host.core_nodes import CORE_NODES
+
+    assert {one.define_schema().node_id for one in CORE_NODES} <= NATIVE_NODES
+
+
+@pytest.mark.parametrize(
+    "node", [{"class_type": None}, {"class_type": 3}, {"class_type": "Number", "inputs": [1]}]
+)
+def test_a_damaged_prompt_is_refused(node):
+    with pytest.raises(WorkflowError, match="node 1 of this prompt is damaged"):
+        to_api({"1": node}, NODES)
 
 
 @pytest.mark.parametrize("junk", [[], {}, {"nodes": 3}, "text", {"1": {"inputs": {}}}])
