@@ -291,10 +291,10 @@ class VAEDecodeTiled(io.ComfyNode):
         cls,
         samples: dict,
         vae: Any,
-        tile_size: int,
-        overlap: int,
-        temporal_size: int,
-        temporal_overlap: int,
+        tile_size: int = 512,
+        overlap: int = 64,
+        temporal_size: int = 64,
+        temporal_overlap: int = 8,
     ) -> io.NodeOutput:
         overlap = min(overlap, tile_size // 4)
         tile, overlap = tile_size // vae.factor, overlap // vae.factor
@@ -341,10 +341,10 @@ class VAEEncodeTiled(io.ComfyNode):
         cls,
         pixels: torch.Tensor,
         vae: Any,
-        tile_size: int,
-        overlap: int,
-        temporal_size: int,
-        temporal_overlap: int,
+        tile_size: int = 512,
+        overlap: int = 64,
+        temporal_size: int = 64,
+        temporal_overlap: int = 8,
     ) -> io.NodeOutput:
         return io.NodeOutput({"samples": vae.encode_tiled(pixels, tile_size, overlap)})
 

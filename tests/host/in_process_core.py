@@ -318,7 +318,7 @@ def decoders(mode: str) -> tuple[Any, Any]:
 def sampled(models: tuple[Any, Any], name: str = "KSampler", **changes: Any) -> None:
     """A sampler gives the same latents over both hosts' MODELs."""
     inputs: dict[str, Any] = {
-        "steps": 4,
+        "steps": 2,
         "cfg": 3.0,
         "scheduler": "normal",
         "sampler_name": "euler",
@@ -390,7 +390,7 @@ def rows_are_fitted() -> None:
     two, three = batched(red, green), batched(red, green, blue)
     known = {"samples": noise(3, 4, 8, 8)}
     for positive, negative in ((two, blue), (three, two), (red, three)):
-        for count in (1, 2, 3, 4):
+        for count in (1, 2, 4):
             sampled(models, positive=positive, negative=negative, latent_image=empty(count))
     for masks in (1, 2, 5):
         latent = {**known, "noise_mask": picture(masks, 1, 50, 40)}
@@ -420,14 +420,11 @@ def prompts_are_combined() -> None:
 def samplers_and_schedules() -> None:
     models = koala_models()
     red, blue = koala_prompts("a red cat", "a blue bird")
-    sides = {"positive": red, "negative": blue, "latent_image": {"samples": noise(2, 4, 8, 8)}}
+    sides = {"positive": red, "negative": blue, "latent_image": {"samples": noise(1, 4, 8, 8)}}
     for name in SAMPLERS:
-        for schedule in ("normal", "karras"):
-            sampled(models, **sides, sampler_name=name, scheduler=schedule, steps=5)
-        sampled(models, **sides, sampler_name=name, scheduler="simple", steps=1)
+        sampled(models, **sides, sampler_name=name, scheduler="karras", steps=4)
     for schedule in SCHEDULERS:
-        for denoise in (1.0, 0.55):
-            sampled(models, **sides, scheduler=schedule, denoise=denoise, steps=6)
+        sampled(models, **sides, scheduler=schedule, denoise=0.55)
         for steps in (1, 2, 7, 40):
             if (schedule, steps) == ("kl_optimal", 1):
                 continue
@@ -446,7 +443,7 @@ def samplers_and_schedules() -> None:
     ):
         changes = {"start_at_step": start, "end_at_step": end, "add_noise": add}
         changes["return_with_leftover_noise"] = left
-        sampled(models, "KSamplerAdvanced", **sides, steps=5, **changes)
+        sampled(models, "KSamplerAdvanced", **sides, steps=4, **changes)
     sigmas = native("BasicScheduler", model=models[0], scheduler="karras", steps=5, denoise=1.0)[0]
     for part in (sigmas, sigmas[:3], sigmas[2:], sigmas[:1]):
         for noisy in (True, False):
@@ -505,25 +502,25 @@ def autoencoders() -> None:
     for kind, loader in loaders:
         wrap = "wrap_sdxl_vae" if kind == "sdxl" else "wrap_movq"
         vae, mine = getattr(host, wrap)(loader()), getattr(embedded, wrap)(loader())
-        for high, wide in ((8, 12), (20, 9), (30, 33)):
-            latent = {"samples": noise(2, 4, high, wide)}
+        for high, wide in ((8, 12), (20, 9)):
+            latent = {"samples": noise(1, 4, high, wide)}
             wanted = native("VAEDecode", samples=latent, vae=vae)
             same(ours("VAEDecode", samples=latent, vae=mine), wanted, 1e-4)
-            for tile, overlap in ((512, 64), (64, 0), (64, 16), (96, 64), (128, 32)):
+            for tile, overlap in ((512, 64), (64, 16), (96, 64)):
                 tiles = {"tile_size": tile, "overlap": overlap}
                 tiles |= {"temporal_size": 64, "temporal_overlap": 8}
                 wanted = native("VAEDecodeTiled", samples=latent, vae=vae, **tiles)
                 same(ours("VAEDecodeTiled", samples=latent, vae=mine, **tiles), wanted, 1e-4)
-        for high, wide in ((64, 96), (130, 77), (200, 100)):
-            image, mask = picture(2, high, wide, 3), picture(1, 40, 30)
+        for high, wide in ((64, 96), (130, 77)):
+            image, mask = picture(1, high, wide, 3), picture(1, 40, 30)
             wanted = native("VAEEncode", pixels=image, vae=vae)
             same(ours("VAEEncode", pixels=image, vae=mine), wanted, 1e-3)
-            for tile, overlap in ((512, 64), (64, 0), (64, 16), (128, 32)):
+            for tile, overlap in ((512, 64), (64, 16)):
                 tiles = {"tile_size": tile, "overlap": overlap}
                 tiles |= {"temporal_size": 64, "temporal_overlap": 8}
                 wanted = native("VAEEncodeTiled", pixels=image, vae=vae, **tiles)
                 same(ours("VAEEncodeTiled", pixels=image, vae=mine, **tiles), wanted, 1e-3)
-            for grow in (0, 1, 6, 7):
+            for grow in (0, 6, 7):
                 paint = {"pixels": image, "mask": mask, "grow_mask_by": grow}
                 wanted = native("VAEEncodeForInpaint", vae=vae, **paint)
                 same(ours("VAEEncodeForInpaint", vae=mine, **paint), wanted, 1e-3)

@@ -10,7 +10,8 @@ import torch
 
 from prior_art.edges import EdgeError, conditioning_to_sdxl, sizes_beside
 from prior_art.host import host
-from prior_art.host.core_nodes import CLIPTextEncode, VAEDecode, VAEEncode
+from prior_art.host.core_nodes import VAEDecode, VAEEncode
+from prior_art.host.core_prompts import CLIPTextEncode
 from prior_art.host.core_sampling import KSampler
 from prior_art.loaders import koala
 from prior_art.loaders.checkpoint import CheckpointError
@@ -64,11 +65,11 @@ def test_a_prompt_carries_its_sizes_under_the_hosts_names(loaded):
 
 
 def test_sizes_that_a_prompt_does_not_name_are_the_hosts():
-    """The target is the original where there is none, as in the host's ``encode_adm``."""
-    assert sizes_beside({}) == [768, 768, 0, 0, 768, 768]
-    some = {"width": 64, "height": 96, "crop_w": 5}
-    assert sizes_beside(some) == [96, 64, 0, 5, 96, 64]
-    assert sizes_beside(some | {"target_height": 32}) == [96, 64, 0, 5, 32, 64]
+    """Those of the latents, and the target is the original, as in the host's ``encode_adm``."""
+    assert sizes_beside({}, (96, 64)) == [96, 64, 0, 0, 96, 64]
+    some = {"width": 200, "crop_w": 5}
+    assert sizes_beside(some, (96, 64)) == [96, 200, 0, 5, 96, 200]
+    assert sizes_beside(some | {"target_height": 32}, (96, 64)) == [96, 200, 0, 5, 32, 200]
 
 
 def test_native_text_encode_gives_the_same_prompt_without_sizes(loaded):

@@ -8,18 +8,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFile
+from PIL.PngImagePlugin import PngInfo
 
+from prior_art.host.core_images import ImageBatch, ImageCompositeMasked
 from prior_art.host.core_latents import LatentBatch, LatentBlend, LatentComposite
-from prior_art.host.core_nodes import (
-    ConditioningAverage,
-    ImageBatch,
-    ImageCompositeMasked,
-    LoadImage,
-    PreviewAny,
-    SaveImage,
-    UnCLIPConditioning,
-)
+from prior_art.host.core_nodes import LoadImage, LoadImageMask, PreviewAny, SaveImage
+from prior_art.host.core_prompts import ConditioningAverage, UnCLIPConditioning
 from prior_art.host.embedded import session
 from prior_art.host.workflow import WorkflowError
 
@@ -39,27 +34,34 @@ def load(name):
     return LoadImage.execute(name).args
 
 
+def levels(image):
+    """Of 255, at the top left of each frame."""
+    return (image[:, 0, 0] * 255).round().int().tolist()
+
+
 def test_every_frame_of_an_animation_is_loaded(folder):
     first, *others = (Image.new("RGB", (4, 2), colour) for colour in (RED, GREEN, BLUE))
-    first.save(folder / "a.gif", save_all=True, append_images=others)
+    first.save(folder / "a.gif", save_all=True, append_images=others, duration=100)
     image, mask = load("a.gif")
-    assert image.shape == (3, 2, 4, 3)
-    assert image[:, 0, 0].tolist() == [[1, 0, 0], [0, 1, 0], [0, 0, 1]]
-    assert mask.shape == (3, 64, 64) and not mask.any()
+    assert image.shape == (3, 2, 4, 3) and mask.shape == (3, 2, 4)
+    # FFmpeg's white of a GIF is 65280 of 65535, and its opaque not quite.
+    assert levels(image) == [[254, 0, 0], [0, 254, 0], [0, 0, 254]]
+    assert mask.unique().tolist() == pytest.approx([1 - 65280 / 65535])
 
 
-def test_frames_with_and_without_alpha_get_masks_of_one_size(folder):
+def test_an_animation_without_durations_is_refused_before_anything_runs(folder):
+    first, other = Image.new("RGB", (4, 2), RED), Image.new("RGB", (4, 2), BLUE)
+    first.save(folder / "a.gif", save_all=True, append_images=[other])
+    assert "duration" in LoadImage.validate_inputs("a.gif")
+    with pytest.raises(WorkflowError, match="'a.gif', a GIF whose frames have no duration"):
+        load("a.gif")
+
+
+def test_of_a_tiff_the_first_page_is_loaded(folder):
     clear = Image.new("RGBA", (4, 2), (0, 255, 0, 0))
     Image.new("RGB", (4, 2), RED).save(folder / "a.tiff", save_all=True, append_images=[clear])
     image, mask = load("a.tiff")
-    assert image.shape == (2, 2, 4, 3)
-    assert mask.shape == (2, 2, 4) and not mask[0].any() and mask[1].min() == 1
-
-
-def test_frames_of_another_size_are_left_out(folder):
-    other = Image.new("RGB", (6, 6), GREEN)
-    Image.new("RGB", (4, 2), RED).save(folder / "a.tiff", save_all=True, append_images=[other])
-    assert load("a.tiff")[0].shape == (1, 2, 4, 3)
+    assert levels(image) == [[255, 0, 0]] and mask.shape == (1, 64, 64) and not mask.any()
 
 
 def test_a_transparent_palette_colour_is_masked(folder):
@@ -72,11 +74,74 @@ def test_a_transparent_palette_colour_is_masked(folder):
     assert mask[0, 0].tolist() == [0, 1, 0, 0]
 
 
-def test_sixteen_bits_keep_their_greys(folder):
-    levels = np.array([[0, 32768, 65535]], dtype=np.uint16)
-    Image.fromarray(levels).save(folder / "a.png")
-    image, _ = load("a.png")
-    assert image[0, 0, :, 0].tolist() == pytest.approx([0, 0.5, 1], abs=0.01)
+@pytest.mark.parametrize(("name", "order"), [("a.png", "<u2"), ("a.tiff", "<u2"), ("b.tiff", ">u2")])
+def test_sixteen_bits_keep_their_greys(folder, name, order):
+    greys = np.array([[0, 255, 32768, 65535]], dtype=order)
+    mode = "I;16B" if order == ">u2" else "I;16"
+    Image.frombytes(mode, (4, 1), greys.tobytes()).save(folder / name)
+    image, _ = load(name)
+    assert (image[0, 0, :, 0] * 65535).round().int().tolist() == greys[0].tolist()
+
+
+def test_colours_of_a_jpeg_serve_their_block_as_in_ffmpeg(folder):
+    rows = np.zeros((16, 16, 3), dtype=np.uint8)
+    rows[:, :7] = RED
+    Image.fromarray(rows).save(folder / "a.jpg", subsampling=2, quality=95)
+    image, _ = load("a.jpg")
+    with Image.open(folder / "a.jpg") as smooth:
+        smoothed = torch.from_numpy(np.array(smooth)) / 255
+    # Columns 6 and 7 share their colour: Pillow would blend it across the edge of the block.
+    assert (image[0, 8, 7] - smoothed[8, 7]).abs().max() > 0.05
+    pair = image[0, 8, 6:8] - image[0, 8, 6:8].mean(-1, keepdim=True)
+    assert (image[0, :, 0] - torch.tensor([1.0, 0, 0])).abs().max() < 0.02 and pair.isfinite().all()
+
+
+@pytest.mark.parametrize("kind", ["jpeg", "png", "bmp", "tiff"])
+def test_a_file_that_is_cut_off_shows_what_is_there(folder, kind):
+    rows = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(rows).save(folder / "whole", format=kind)
+    data = (folder / "whole").read_bytes()
+    (folder / "cut").write_bytes(data[: len(data) // 2])
+    whole, part = load("whole")[0], load("cut")[0]
+    assert part.shape == whole.shape
+    known = slice(56, None) if kind == "bmp" else slice(8)  # BMPs begin at the bottom
+    assert torch.equal(part[:, known], whole[:, known]) and not torch.equal(part, whole)
+    if kind == "jpeg":
+        assert levels(part[:, -1:]) == [[0, 135, 0]]  # FFmpeg's green
+
+
+@pytest.mark.parametrize("kind", ["profile", "text", "international"])
+def test_long_notes_in_a_png_do_no_harm(folder, kind):
+    notes = PngInfo()
+    if kind == "text":
+        notes.add_text("prompt", "x" * 3_000_000, zip=True)
+    if kind == "international":
+        notes.add_itxt("prompt", "x" * 3_000_000, zip=True)
+    profile = {"icc_profile": bytes(3_000_000)} if kind == "profile" else {}
+    Image.new("RGB", (4, 2), BLUE).save(folder / "a.png", pnginfo=notes, **profile)
+    assert levels(load("a.png")[0]) == [[0, 0, 255]]
+    assert not ImageFile.LOAD_TRUNCATED_IMAGES
+
+
+@pytest.mark.parametrize(("turn", "quarters"), [(1, 0), (3, 2), (5, 3), (6, 3), (7, 1), (8, 1)])
+def test_pictures_are_turned_but_not_mirrored(folder, turn, quarters):
+    rows = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    Image.fromarray(rows).save(folder / "a.png", exif=exif)
+    found = (load("a.png")[0][0] * 255).round().byte().numpy()
+    assert np.array_equal(found, np.rot90(rows, quarters))
+
+
+def test_what_is_no_picture_is_refused_by_name(folder):
+    (folder / "a.png").write_text("nothing")
+    assert "'a.png', which is no picture" in LoadImage.validate_inputs("a.png")
+
+
+def test_a_channel_is_a_mask(folder):
+    Image.new("RGBA", (4, 2), (0, 51, 0, 204)).save(folder / "a.png")
+    alpha, green = (LoadImageMask.execute("a.png", c).args[0] for c in ("alpha", "green"))
+    assert alpha.mean().item() == pytest.approx(0.2) and green.mean().item() == pytest.approx(0.2)
 
 
 @pytest.mark.parametrize(
@@ -146,17 +211,38 @@ def test_a_picture_is_pasted_where_the_mask_says():
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [("a", "a"), (2, "2"), (0.5, "0.5"), ([1, "b"], '[1, "b"]'), (torch.Size([2]), "[2]")],
+    [("a", "a"), (2, "2"), (0.5, "0.5"), (None, "None"), ({"ä": 1}, '{\n    "ä": 1\n}')],
 )
 def test_any_value_is_shown_as_text(value, text):
-    assert PreviewAny.execute(value).ui == {"text": [text]}
+    shown = PreviewAny.execute(value)
+    assert shown.ui == {"text": [text]} and shown.args == (text,)
 
 
-def test_latents_of_different_size_are_not_mixed():
-    one, two = {"samples": torch.zeros(1, 4, 8, 8)}, {"samples": torch.zeros(1, 4, 8, 9)}
+def test_a_second_latent_is_cropped_and_resized():
+    one, wide = {"samples": torch.zeros(1, 4, 8, 8)}, {"samples": torch.zeros(1, 4, 4, 8)}
+    wide["samples"][..., 2:6] = 1  # the middle that is left of it
+    made = LatentBatch.execute(one, wide).args[0]
+    assert made["samples"][1].min() == 1 and made["batch_index"] == [0, 0]
+    blended = LatentBlend.execute(one, wide, 0.25).args[0]["samples"]
+    assert blended.mean().item() == pytest.approx(0.75, abs=0.1)
+
+
+def test_latents_of_different_systems_are_not_mixed():
+    one, two = {"samples": torch.zeros(1, 4, 8, 8)}, {"samples": torch.zeros(1, 3, 8, 8)}
     for node, more in ((LatentBlend, (0.5,)), (LatentBatch, ())):
-        with pytest.raises(WorkflowError, match="resizes none"):
+        with pytest.raises(WorkflowError, match="do not go together"):
             node.execute(one, two, *more)
+
+
+def test_pasting_at_the_edge_and_beyond_changes_nothing():
+    ground, patch = torch.zeros(1, 4, 6, 3), torch.ones(1, 3, 3, 3)
+    for x, y in ((6, 0), (0, 4), (600, 2), (3, 900)):
+        assert not ImageCompositeMasked.execute(ground, patch, x, y, False).args[0].any()
+    latents = {"samples": torch.zeros(1, 1, 4, 8)}, {"samples": torch.ones(1, 1, 4, 4)}
+    for feather in (0, 16):
+        assert not LatentComposite.execute(*latents, 64, 0, feather).args[0]["samples"].any()
+    with pytest.raises(WorkflowError, match="at x 80, y 0 cannot be pasted"):
+        LatentComposite.execute(*latents, 80, 0, 0)
 
 
 def test_a_pasted_latent_fades_towards_inner_edges():

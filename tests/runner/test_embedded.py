@@ -24,10 +24,10 @@ def clip(tmp_path):
 def test_a_long_prompt_warns_with_what_was_cut(clip, monkeypatch):
     said = []
     monkeypatch.setattr(embedded.session, "on_warning", said.append)
-    ids, mask, _ = clip.tokenize("red " * 75)
+    ids, mask = clip.tokenize("red " * 75)
     assert ids.shape == mask.shape == (1, 77) and not said
     clip.tokenize("red " * 75 + "the cat")
-    assert said == ["the prompt has more than 77 tokens; not seen by the model: 'the cat'"]
+    assert said == ["the prompt is longer than 77 tokens; not seen: 'the cat'"]
 
 
 def test_models_are_looked_for_here_and_in_the_pack(monkeypatch, tmp_path):
