@@ -37,8 +37,8 @@ FILES = (
     "turned.png",
     "large.png",
     "odd.png",
-    "photo.jpg",
 )
+"""No JPEG, which two decoders read to three levels alike (docs/HEADLESS.md)."""
 SEEDS = (0, 1, 7, 2**32 - 1, 2**32 + 5, 2**63, 2**64 - 1)
 COLOURS = ("red", "green", "blue", "yellow", "white", "purple")
 SHAPES = ("circle", "square", "triangle", "cross")
@@ -176,7 +176,6 @@ def write_pictures(folder: Path) -> None:
     turned = Image.Exif()
     turned[0x0112] = 6
     scene(72, 40).save(folder / "turned.png", exif=turned)
-    scene(64, 64).save(folder / "photo.jpg", quality=95)
 
 
 class Plan:
