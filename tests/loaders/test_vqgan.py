@@ -24,16 +24,18 @@ SHAPES = [
 def test_equals_the_original(sizes: dict) -> None:
     original = vqgan(**sizes)
     built = build_vqgan(original.state_dict(), "x")
+    for network in (original, built.network):
+        network.double()  # a processor's rounding decides no code
     factor = 2 ** (len(sizes.get("widths", (1, 1, 1))) - 1)
     assert built.factor == factor and built.image_size == 16 * factor
     assert built.codes == sizes.get("codes", CODES)
-    pictures = random(3, 3, 16, 16).clamp(-1, 1)
+    pictures = random(3, 3, 16, 16).clamp(-1, 1).double()
     with torch.no_grad():
         codes = original.get_codes(pictures)
         wanted = original.decode_code(codes)
     assert codes.unique().numel() > 3
     assert torch.equal(encode(built.network, pictures), codes)
-    assert (decode(built.network, codes) - wanted).abs().max() < 1e-4 * wanted.abs().max()
+    assert (decode(built.network, codes) - wanted).abs().max() < 1e-10 * wanted.abs().max()
 
 
 def test_published_size_loads_strictly() -> None:
@@ -49,8 +51,8 @@ def test_published_size_loads_strictly() -> None:
 
 
 def test_codes_do_not_depend_on_the_batch() -> None:
-    network = build_vqgan(vqgan().state_dict(), "x").network
-    pictures = random(3, 3, 16, 16)
+    network = build_vqgan(vqgan().state_dict(), "x").network.double()
+    pictures = random(3, 3, 16, 16).double()
     together = encode(network, pictures)
     assert torch.equal(together, torch.cat([encode(network, p[None]) for p in pictures]))
 

@@ -2,8 +2,9 @@
 
 At t = 999 the published schedule divides by 5e-5 before it clamps: a pixel that lands between the
 clamps carries rounding errors 20,000-fold, and random networks do not forget them as trained ones
-do. So the stages are compared in fp32 each on the oracle's own inputs, and the chain with networks
-that compute in fp64 on both sides, around samplers in fp32: what is left is the algorithm.
+do. Which pixels these are is up to a processor's kernels. So networks compute in fp64 on both
+sides, around samplers in fp32: what is left is the algorithm. The embedded family's trained weights
+are compared in fp32, in tests/nodes/test_templates.py.
 """
 
 from __future__ import annotations
@@ -29,18 +30,13 @@ from ..tiny import DIM, LOW, pipeline, variation_pipeline
 
 PROMPTS = ["a red cat!", "", "the bird and the cat, a photo of a very long story " * 5, "é 日本 🐈"]
 PRIOR_STEPS, DECODER_STEPS, UPSCALER_STEPS = 5, 6, 4
-FP32, FP64 = 5e-5, 1e-6
+FP64 = 1e-6
 SEED = 1234
 
 
 @pytest.fixture(scope="module")
 def pipe(stages: Stages) -> Any:
     return pipeline(stages.folder)
-
-
-@pytest.fixture(scope="module")
-def variation(stages: Stages) -> Any:
-    return variation_pipeline(stages.folder)
 
 
 @pytest.fixture(scope="module")
@@ -285,35 +281,35 @@ def test_guidance(
     close(chain(stages64, PROMPTS[:2], 1, **scales), wanted)
 
 
-def test_prior_alone(stages: Stages, pipe: Any) -> None:
-    wanted = published(pipe, 2, prompt=PROMPTS[0], num_images_per_prompt=2).embeds
-    embeds = stages.prior(
-        stages.text(PROMPTS[0]),
-        stages.text(""),
+def test_prior_alone(stages64: Stages, pipe64: Any) -> None:
+    wanted = published(pipe64, 2, prompt=PROMPTS[0], num_images_per_prompt=2).embeds
+    embeds = stages64.prior(
+        stages64.text(PROMPTS[0]),
+        stages64.text(""),
         steps=PRIOR_STEPS,
         generators=generators(SEED, 2),
     )
-    torch.testing.assert_close(embeds, wanted, atol=FP32, rtol=FP32)
+    torch.testing.assert_close(embeds, wanted, atol=FP64, rtol=FP64)
 
 
-def test_decoder_alone(stages: Stages, variation: Any) -> None:
+def test_decoder_alone(stages64: Stages, variation64: Any) -> None:
     """Fresh generators, embeddings from nowhere."""
     embeds = torch.randn(2, DIM, generator=torch.Generator().manual_seed(0))
-    wanted = published(variation, 2, image_embeddings=embeds).small
-    empty = stages.text("")
-    small = stages.decoder(
+    wanted = published(variation64, 2, image_embeddings=embeds).small
+    empty = stages64.text("")
+    small = stages64.decoder(
         embeds, empty, empty, steps=DECODER_STEPS, generators=generators(SEED, 2)
     )
-    torch.testing.assert_close(small, wanted, atol=FP32, rtol=FP32)
+    torch.testing.assert_close(small, wanted, atol=FP64, rtol=FP64)
 
 
-def test_upscaler_alone(stages: Stages, variation: Any) -> None:
+def test_upscaler_alone(stages64: Stages, variation64: Any) -> None:
     """On the pipeline's own small pictures, at the offset where its decoder stopped drawing."""
     embeds = torch.randn(2, DIM, generator=torch.Generator().manual_seed(0))
-    wanted = published(variation, 2, image_embeddings=embeds)
+    wanted = published(variation64, 2, image_embeddings=embeds)
     offset = DECODER_STEPS * 3 * LOW * LOW
-    image = enlarged(stages, wanted.small, 2, offset)
-    torch.testing.assert_close(image, wanted.image, atol=FP32, rtol=FP32)
+    image = enlarged(stages64, wanted.small, 2, offset)
+    torch.testing.assert_close(image, wanted.image, atol=FP64, rtol=FP64)
 
 
 @pytest.mark.parametrize("guidance", [8.0, 1.0])
@@ -337,10 +333,13 @@ def test_published_numbers_of_steps(stages64: Stages, pipe64: Any, monkeypatch: 
     close(chain(stages64, [PROMPTS[0]], 1), published(pipe64, 1, prompt=PROMPTS[0]))
 
 
-def test_the_chain_in_fp32(stages: Stages, pipe: Any) -> None:
-    """As it runs: within 1e-4 but for the pixels that the first steps left between the clamps."""
-    found = chain(stages, PROMPTS, 2)
-    wanted = published(pipe, 8, prompt=PROMPTS, num_images_per_prompt=2)
-    for name in ("embeds", "small", "image"):
-        off = (getattr(found, name) - getattr(wanted, name)).abs() > 1e-4
-        assert off.float().mean() < 0.02, name
+def test_the_prior_in_fp32(stages: Stages, pipe: Any) -> None:
+    """As it runs. It predicts x0 itself, so nothing is amplified."""
+    wanted = published(pipe, 8, prompt=PROMPTS, num_images_per_prompt=2).embeds
+    embeds = stages.prior(
+        stages.text(*PROMPTS),
+        stages.text(""),
+        steps=PRIOR_STEPS,
+        generators=generators(SEED, 8),
+    )
+    assert (embeds - wanted).abs().max() < 1e-5 * wanted.abs().max()

@@ -77,8 +77,6 @@ def test_a_transparent_palette_colour_is_masked(folder):
 @pytest.mark.parametrize(
     ("name", "order"), [("a.png", "<u2"), ("a.tiff", "<u2"), ("b.tiff", ">u2")]
 )
-    ("name", "order"), [("a.png", "<u2"), ("a.tiff", "<u2"), ("b.tiff", ">u2")]
-)
 def test_sixteen_bits_keep_their_greys(folder, name, order):
     greys = np.array([[0, 255, 32768, 65535]], dtype=order)
     mode = "I;16B" if order == ">u2" else "I;16"

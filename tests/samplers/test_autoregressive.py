@@ -136,33 +136,29 @@ def test_options(options: dict) -> None:
     assert torch.equal(sample(network, 7, 3, **options), expected)
 
 
-def test_ties_with_the_kth_are_kept() -> None:
-    network = make(KINDS["free"])
-    head = network.head.weight
-    head[1::2] = head[::2]  # codes come in pairs of equal logits
-    expected = torch.cat([reference(network, 7 + i, top_k=1) for i in range(4)])
-    found = sample(network, 7, 4, top_k=1)
-    assert torch.equal(found, expected)
-    assert set((found % 2).flatten().tolist()) == {0, 1}  # both of the pair are drawn
-    assert (
-        torch.equal(found // 2, sample(network, temperature=0).expand(4, -1) // 2) is False
-        or (found // 2).max() < 25
-    )
+def chosen(logits: Tensor, **options: object) -> set[int]:
+    """The codes that 200 candidates draw."""
+    noise = ExponentialNoise(generators(0, 200), logits.shape[1], PLACE["device"])
+    options = {"top_k": 0, "top_p": 1.0, "temperature": 1.0, **options}
+    drawn = autoregressive._choose(logits.expand(200, -1), noise, **options)
+    return set(drawn.flatten().tolist())
 
 
-@pytest.mark.parametrize("top_p", [0.5, 0.50001, 0.8])
-def test_the_token_that_crosses_p_is_kept(top_p: float) -> None:
-    p = torch.tensor([[0.1, 0.5, 0.25, 0.15]])
-    streams = generators(0, 200)
-    drawn = autoregressive._choose(
-        p.log().expand(200, -1),
-        ExponentialNoise(streams, 4, PLACE["device"]),
-        top_k=0,
-        top_p=top_p,
-        temperature=1.0,
-    )
-    expected = {0.5: {1}, 0.50001: {1, 2}, 0.8: {1, 2, 3}}[top_p]
-    assert set(drawn.tolist()) == expected
+@pytest.mark.parametrize(("top_k", "kept"), [(1, {1, 3}), (2, {1, 3}), (3, {0, 1, 2, 3})])
+def test_ties_with_the_kth_are_kept(top_k: int, kept: set[int]) -> None:
+    """Of logits that are equal to the bit, which no network's need be."""
+    assert chosen(torch.tensor([[1.0, 2.0, 1.0, 2.0, 0.5]]), top_k=top_k) == kept
+
+
+@pytest.mark.parametrize(("top_p", "kept"), [(0.49, {1}), (0.51, {1, 2}), (0.8, {1, 2, 3})])
+def test_the_token_that_crosses_p_is_kept(top_p: float, kept: set[int]) -> None:
+    assert chosen(torch.tensor([[0.1, 0.5, 0.25, 0.15]]).log(), top_p=top_p) == kept
+
+
+@pytest.mark.parametrize(("top_p", "count"), [(0.25, 1), (0.5, 2), (0.51, 3)])
+def test_the_token_after_exactly_p_is_not(top_p: float, count: int) -> None:
+    """Four equal logits are a quarter each to the bit, on any processor."""
+    assert len(chosen(torch.zeros(1, 4), top_p=top_p)) == count
 
 
 def test_draws_equal_multinomial_on_the_same_stream() -> None:

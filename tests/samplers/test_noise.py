@@ -63,11 +63,12 @@ def check_exponential_noise() -> None:
     threaded = ExponentialNoise(generators(3, 5), 1000, torch.device("cpu"))
     threaded._threads, threaded._pool = 3, ThreadPoolExecutor(3)
     alone = generators(3, 5)
+    (source,) = generators(1, 1)
     for _ in range(20):
         found = drawing()
         assert found.dtype == torch.float32 and found.shape == (5, 1000)
         assert torch.equal(threaded(), found)
-        p = torch.rand(5, 1000)
+        p = torch.rand(5, 1000, generator=source)
         for row, noise_row, stream in zip(p, found, alone, strict=True):
             theirs = torch.multinomial(row, 1, generator=stream)
             assert torch.equal((row / noise_row).argmax(-1, keepdim=True), theirs)

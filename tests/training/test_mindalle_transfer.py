@@ -153,7 +153,8 @@ def test_steps_are_the_published_ones(tmp_path, images) -> None:
     rows = [transfer_module._rows(data, recipe, step) for step in range(steps)]
 
     def plain(clip: float, beta: float) -> float:
-        """The largest distance of a published training with these numbers."""
+        """The mean distance of a published training with these numbers. Not the largest: where a
+        gradient is all but zero Adam makes a whole step of its rounding."""
         network = start(load_transformer(source), recipe, 2)
         tuned = list(network.parameters())
         optimiser = torch.optim.AdamW(tuned, lr=1e-3, betas=(0.9, beta), weight_decay=0)
@@ -166,11 +167,11 @@ def test_steps_are_the_published_ones(tmp_path, images) -> None:
             torch.nn.utils.clip_grad_norm_(tuned, clip)
             optimiser.step()
             cosine.step()
-        return max(float((made[k] - v).abs().max()) for k, v in network.state_dict().items())
+        apart = [(made[k] - v).abs().flatten() for k, v in network.state_dict().items()]
+        return float(torch.cat(apart).mean())
 
-    right = plain(4.0, 0.95)
-    assert right < 3e-4, right
-    assert plain(1e9, 0.95) > 4 * right and plain(4.0, 0.99) > 4 * right
+    right, unclipped, slower = plain(4.0, 0.95), plain(1e9, 0.95), plain(4.0, 0.99)
+    assert min(unclipped, slower) > 10 * right, (right, unclipped, slower)
     # Every epoch sees each picture once, in another order, and none of the held ones.
     epochs = [np.concatenate(rows[i : i + 3]).tolist() for i in (0, 3, 6)]
     assert all(sorted(epoch) == sorted(data.train.tolist()) for epoch in epochs)

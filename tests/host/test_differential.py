@@ -1,0 +1,130 @@
+"""Seeded small graphs through a real ComfyUI and through the headless runner: the same pictures, or
+a refusal by name. ``python -m tests.host.differential`` runs more of them."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+HERE = Path(__file__).resolve().parent
+CASES, SEED = 150, 15
+EDITED = 60
+"""Graphs that the editor itself must queue as the generator says."""
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+QUIET = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+
+pytestmark = pytest.mark.host
+
+
+def _module(name: str) -> ModuleType:
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, HERE / f"{name}.py")
+        sys.modules[name] = module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    return sys.modules[name]
+
+
+differential, graphs = _module("differential"), _module("graphs")
+
+
+@pytest.mark.slow
+def test_headless_makes_what_comfyui_makes_or_refuses_by_name(
+    comfy: Any, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    headless = differential.Headless(tmp_path / "input", tmp_path)
+    host = differential.Host(comfy.url)
+    report = differential.sweep(host, headless, [(SEED, number) for number in range(CASES)])
+    with capsys.disabled():
+        print("\n" + report.text())
+    assert not report.different
+    assert report.kinds["same"] >= CASES / 3
+    missing = set(headless.nodes) - set(report.nodes) - graphs.LEFT_OUT
+    assert not missing, "no graph has these nodes of the runner's; let graphs.py make some"
+
+
+@pytest.mark.browser
+def test_the_editor_queues_what_the_generator_says(comfy: Any) -> None:
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if CHROMIUM is None:
+        pytest.skip("no Chromium here; install Debian's package chromium")
+    info = comfy.get("/object_info")
+    cases = [graphs.draw(SEED, number, info) for number in range(EDITED)]
+    wrong = {}
+    with playwright.sync_playwright() as engine:
+        browser = engine.chromium.launch(executable_path=CHROMIUM, args=QUIET)
+        page = browser.new_page(viewport={"width": 1720, "height": 900})
+        page.goto(comfy.url)
+        page.wait_for_function("() => window.app && window.app.graph", timeout=120_000)
+        page.wait_for_selector("canvas#graph-canvas", timeout=60_000)
+        page.wait_for_timeout(3000)
+        for case in cases:
+            if case.saved is None:
+                continue
+            queued = page.evaluate(
+                """async graph => {
+                    await window.app.loadGraphData(graph);
+                    return (await window.app.graphToPrompt()).output;
+                }""",
+                case.saved,
+            )
+            if _bare(queued) != _bare(case.api):
+                wrong[case.name] = (_bare(queued), _bare(case.api))
+        browser.close()
+    assert not wrong
+
+
+def _bare(prompt: dict[str, Any]) -> dict[str, tuple[str, dict[str, Any]]]:
+    return {key: (node["class_type"], node["inputs"]) for key, node in prompt.items()}
+
+
+def test_a_graph_is_the_same_in_every_process(comfy: Any) -> None:
+    info = comfy.get("/object_info")
+    for number in range(20):
+        first, second = (graphs.draw(SEED, number, info) for _ in range(2))
+        assert json.dumps([first.api, first.saved]) == json.dumps([second.api, second.saved])
+
+
+def _outcome(**facts: Any) -> Any:
+    return differential.Outcome(**facts)
+
+
+def _picture(level: int) -> tuple[str, np.ndarray]:
+    return "name", np.full((8, 8, 3), level, np.uint8)
+
+
+API = {"4": {"class_type": "KSampler", "inputs": {}}}
+
+
+@pytest.mark.parametrize(
+    ("host", "ours", "kind"),
+    [
+        (_outcome(outputs={"4": [_picture(9)]}), _outcome(outputs={"4": [_picture(10)]}), "same"),
+        (
+            _outcome(outputs={"4": [_picture(9)]}),
+            _outcome(outputs={"4": [_picture(11)]}),
+            "different",
+        ),
+        (_outcome(outputs={"4": [_picture(9)]}), _outcome(), "different"),
+        (_outcome(failed="raw"), _outcome(refused="node 4 (KSampler): no"), "both refuse"),
+        (_outcome(), _outcome(refused="node 4 (KSampler): run it in ComfyUI"), "refused by name"),
+        (_outcome(), _outcome(refused="node 4 (KSampler): 'model' is missing"), "different"),
+        (_outcome(), _outcome(failed="node 4 (KSampler): run it in ComfyUI"), "different"),
+        (_outcome(refused="no outputs"), _outcome(), "different"),
+        (
+            _outcome(outputs={"4": ["score 1.0001"]}),
+            _outcome(outputs={"4": ["score 1.0002"]}),
+            "same",
+        ),
+        (_outcome(outputs={"4": ["score 1"]}), _outcome(outputs={"4": ["score 2"]}), "different"),
+    ],
+)
+def test_verdicts(host: Any, ours: Any, kind: str) -> None:
+    assert differential.compare(host, ours, API).kind == kind
