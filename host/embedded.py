@@ -29,12 +29,12 @@ from ..edges import (
     sdxl_to_conditioning,
     text_to_conditioning,
 )
+from ..headless.core_rows import tiled
 from ..networks.kl import LatentKL
 from ..networks.movq import LatentMoVQ
 from ..networks.vqgan import LatentVQGAN
 from ..samplers.schedule import published_sigmas
 from . import embedded_io as io
-from .core_rows import tiled
 from .embedded_io import ComfyExtension
 from .prompts import Chunk, chunks, empty_chunk, plain_warnings, weigh
 

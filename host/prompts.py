@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from .workflow import WorkflowError
+from ..headless.workflow import WorkflowError
 
 LENGTH = 77
 EMPHASIS = 1.1

@@ -26,10 +26,10 @@ from in_process import (
 from PIL import Image
 
 from prior_art.edges import EdgeError
+from prior_art.headless.core_sampling import SAMPLERS, SCHEDULERS
+from prior_art.headless.runner import node_classes
+from prior_art.headless.workflow import WorkflowError
 from prior_art.host import embedded
-from prior_art.host.core_sampling import SAMPLERS, SCHEDULERS
-from prior_art.host.runner import node_classes
-from prior_art.host.workflow import WorkflowError
 from prior_art.loaders import kandinsky, koala
 from prior_art.nodes.latent import KandinskyConditioning
 

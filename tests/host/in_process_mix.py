@@ -171,7 +171,7 @@ def write_normalizer(normalizer: Any) -> None:
 
 
 def headless_latent_nodes_are_the_hosts() -> None:
-    from prior_art.host import core_latents
+    from prior_art.headless import core_latents
 
     torch.manual_seed(0)
     one, two = ({"samples": torch.randn(2, 4, 8, 10)} for _ in range(2))

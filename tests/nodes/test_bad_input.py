@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 
 from prior_art.edges import EdgeError
+from prior_art.headless.runner import NodeError
+from prior_art.headless.workflow import WorkflowError
 from prior_art.host import host
-from prior_art.host.runner import NodeError
-from prior_art.host.workflow import WorkflowError
 from prior_art.nodes.decoder import KarloDecoder
 from prior_art.nodes.prior import PriorSample
 from prior_art.nodes.text import TextEncode

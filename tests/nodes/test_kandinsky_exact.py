@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from PIL import Image
 
 from prior_art.edges import EdgeError
+from prior_art.headless.core_nodes import VAEDecode
 from prior_art.host import host
-from prior_art.host.core_nodes import VAEDecode
 from prior_art.loaders import kandinsky
 from prior_art.networks.movq import encode
 from prior_art.nodes import latent as nodes

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from prior_art.edges import EdgeError, conditioning_to_sdxl, sizes_beside
+from prior_art.headless.core_nodes import VAEDecode, VAEEncode
+from prior_art.headless.core_prompts import CLIPTextEncode
+from prior_art.headless.core_sampling import KSampler
 from prior_art.host import host
-from prior_art.host.core_nodes import VAEDecode, VAEEncode
-from prior_art.host.core_prompts import CLIPTextEncode
-from prior_art.host.core_sampling import KSampler
 from prior_art.loaders import koala
 from prior_art.loaders.checkpoint import CheckpointError
 from prior_art.loaders.sources import find_source

@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 
 from prior_art.edges import EdgeError
+from prior_art.headless.core_latents import SetLatentNoiseMask
+from prior_art.headless.core_nodes import VAEDecode, VAEDecodeTiled, VAEEncode
 from prior_art.host import host
-from prior_art.host.core_latents import SetLatentNoiseMask
-from prior_art.host.core_nodes import VAEDecode, VAEDecodeTiled, VAEEncode
 from prior_art.host.embedded import Interrupted, session
 from prior_art.loaders.checkpoint import CheckpointError
 from prior_art.loaders.mindalle import tokenize

@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from prior_art.host.core_nodes import CORE_NODES
-from prior_art.host.headless_table import table
+from prior_art.headless.core_nodes import CORE_NODES
+from prior_art.headless.table import table
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "HEADLESS.md"
 
 
 def test_the_committed_table_is_what_the_command_prints():
     assert DOCUMENT.read_text(encoding="utf-8") == table(), (
-        "run `python -m prior_art.host.headless_table > docs/HEADLESS.md`"
+        "run `python -m prior_art.headless.table > docs/HEADLESS.md`"
     )
 
 

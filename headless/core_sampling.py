@@ -24,15 +24,8 @@ from ..edges import (
     sizes_beside,
     text_beside,
 )
-from ..networks.unet import prepare_latent_decoder
-from ..samplers.guidance import guide
-from ..samplers.koala import FACTOR, LATENT_SCALE
-from ..samplers.latent import check_places, keep_mask, mode_of, sample_from_sigmas
-from ..samplers.noise import generators, randn
-from ..samplers.schedule import UnCLIPSchedule
-from . import embedded_io as io
-from .core_rows import fitted
-from .embedded import (
+from ..host import embedded_io as io
+from ..host.embedded import (
     KoalaModel,
     LatentModel,
     koala_facts,
@@ -43,6 +36,13 @@ from .embedded import (
     use,
     use_koala,
 )
+from ..networks.unet import prepare_latent_decoder
+from ..samplers.guidance import guide
+from ..samplers.koala import FACTOR, LATENT_SCALE
+from ..samplers.latent import check_places, keep_mask, mode_of, sample_from_sigmas
+from ..samplers.noise import generators, randn
+from ..samplers.schedule import UnCLIPSchedule
+from .core_rows import fitted
 from .workflow import WorkflowError
 
 SCHEDULERS = [

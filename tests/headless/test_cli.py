@@ -10,8 +10,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from prior_art import cli
-from prior_art.host.runner import Runner, node_classes
-from prior_art.host.workflow import WorkflowError, assign, read_workflow, to_api
+from prior_art.headless.runner import Runner, node_classes
+from prior_art.headless.workflow import WorkflowError, assign, read_workflow, to_api
 
 from .graphs import FLAT, save
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from . import embedded_io as io
+from ..host import embedded_io as io
+from ..host.embedded import ClipPair, warn
 from .core_latents import LARGEST
-from .embedded import ClipPair, warn
 from .workflow import WorkflowError
 
 

@@ -11,12 +11,12 @@ import torch
 from PIL import Image, ImageFile
 from PIL.PngImagePlugin import PngInfo
 
-from prior_art.host.core_images import ImageBatch, ImageCompositeMasked
-from prior_art.host.core_latents import LatentBatch, LatentBlend, LatentComposite
-from prior_art.host.core_nodes import LoadImage, LoadImageMask, PreviewAny, SaveImage
-from prior_art.host.core_prompts import ConditioningAverage, UnCLIPConditioning
+from prior_art.headless.core_images import ImageBatch, ImageCompositeMasked
+from prior_art.headless.core_latents import LatentBatch, LatentBlend, LatentComposite
+from prior_art.headless.core_nodes import LoadImage, LoadImageMask, PreviewAny, SaveImage
+from prior_art.headless.core_prompts import ConditioningAverage, UnCLIPConditioning
+from prior_art.headless.workflow import WorkflowError
 from prior_art.host.embedded import session
-from prior_art.host.workflow import WorkflowError
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from prior_art.headless.native_nodes import NATIVE_NODES
+from prior_art.headless.workflow import WorkflowError, to_api, unknown_node
 from prior_art.host import embedded_io as io
-from prior_art.host.native_nodes import NATIVE_NODES
-from prior_art.host.workflow import WorkflowError, to_api, unknown_node
 
 
 class Number(io.ComfyNode):
@@ -170,7 +170,7 @@ def test_comfyuis_own_nodes_are_named_as_such(class_type):
 
 
 def test_every_node_that_the_runner_has_of_comfyuis_is_known_as_its():
-    from prior_art.host.core_nodes import CORE_NODES
+    from prior_art.headless.core_nodes import CORE_NODES
 
     assert {one.define_schema().node_id for one in CORE_NODES} <= NATIVE_NODES
 

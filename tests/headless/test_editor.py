@@ -7,9 +7,9 @@ import copy
 
 import pytest
 
-from prior_art.host.errors import Unsupported
-from prior_art.host.runner import node_classes
-from prior_art.host.workflow import WorkflowError, to_api
+from prior_art.headless.errors import Unsupported
+from prior_art.headless.runner import node_classes
+from prior_art.headless.workflow import WorkflowError, to_api
 
 from .graphs import FLAT, SUBGRAPHS, graph, instance, load, nested, node, picture, save
 

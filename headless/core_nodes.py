@@ -15,13 +15,13 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from . import embedded_io as io
+from ..host import embedded_io as io
+from ..host.embedded import session
 from .core_images import IMAGE_NODES
 from .core_latents import LATENT_NODES
 from .core_pictures import read_picture
 from .core_prompts import PROMPT_NODES
 from .core_sampling import SAMPLING_NODES
-from .embedded import session
 from .workflow import WorkflowError
 
 LARGEST = 16384

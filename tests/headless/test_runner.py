@@ -9,13 +9,13 @@ import pytest
 import torch
 from PIL import Image
 
+from prior_art.headless.core_nodes import CORE_NODES
+from prior_art.headless.errors import Unsupported
+from prior_art.headless.runner import NodeError, Runner, interrupt
+from prior_art.headless.workflow import WorkflowError
 from prior_art.host import embedded
 from prior_art.host import embedded_io as io
-from prior_art.host.core_nodes import CORE_NODES
 from prior_art.host.embedded import Interrupted
-from prior_art.host.errors import Unsupported
-from prior_art.host.runner import NodeError, Runner, interrupt
-from prior_art.host.workflow import WorkflowError
 
 ran: list[str] = []
 

@@ -7,7 +7,7 @@ from datetime import datetime
 
 import pytest
 
-from prior_art.host.editor_text import as_javascript, dynamic_prompt, filled, rounded
+from prior_art.headless.editor_text import as_javascript, dynamic_prompt, filled, rounded
 
 NOW = datetime(2024, 3, 5, 7, 8, 9)
 
