@@ -10,7 +10,7 @@ import os
 import sys
 
 if "comfy.model_management" in sys.modules and os.environ.get("PRIOR_ART_HOST") != "embedded":
-    from . import comfyui as host
+    from .comfyui import door as host
 else:
     from . import embedded as host
 

@@ -57,7 +57,8 @@ import torch  # noqa: E402
 
 import nodes  # noqa: E402
 from prior_art.edges import EdgeError, conditioning_to_text  # noqa: E402
-from prior_art.host import comfy_memory, host  # noqa: E402
+from prior_art.host import host  # noqa: E402
+from prior_art.host.comfyui import memory as comfy_memory  # noqa: E402
 from prior_art.loaders import karlo, mindalle, unclip  # noqa: E402
 from prior_art.loaders.clip import tokenize  # noqa: E402
 from prior_art.loaders.libraries import require  # noqa: E402

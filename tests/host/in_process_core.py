@@ -263,7 +263,7 @@ def weighted_prompts() -> None:
 
 def plain_prompts() -> None:
     """Karlo's encoder knows no syntax, and both doors say so in the same words."""
-    from prior_art.host import comfy_wrap
+    from prior_art.host.comfyui import karlo as comfy_wrap
 
     clip, mine = (door.wrap_text_encoder(load("text_encoder")) for door in (host, embedded))
     for text in PROMPTS:

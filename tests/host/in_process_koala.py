@@ -25,7 +25,7 @@ from in_process import (
 )
 
 from prior_art.edges import EdgeError
-from prior_art.host import comfy_koala
+from prior_art.host.comfyui import koala as comfy_koala
 from prior_art.loaders import koala
 from prior_art.loaders.checkpoint import CheckpointError
 from prior_art.loaders.clip import tokenize

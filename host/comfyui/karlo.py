@@ -22,7 +22,7 @@ import comfy.supported_models_base
 import torch
 from torch import nn
 
-from ..edges import (
+from ...edges import (
     EdgeError,
     EmbeddingSpace,
     check_image,
@@ -31,16 +31,25 @@ from ..edges import (
     placed,
     text_to_conditioning,
 )
-from .comfy_compat import warn
-from .comfy_memory import Adopted, Holder, Managed, kind_of, patcher_of, prepare, use, weight_dtype
-from .prompts import plain_warnings
+from ..prompts import plain_warnings
+from .compat import warn
+from .memory import (
+    Adopted,
+    Holder,
+    Managed,
+    kind_of,
+    patcher_of,
+    prepare,
+    use,
+    weight_dtype,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ..loaders.karlo import LoadedDecoder
-    from ..loaders.unclip import ImageEncoder, TextEncoder
-    from ..samplers.schedule import UnCLIPSchedule
+    from ...loaders.karlo import LoadedDecoder
+    from ...loaders.unclip import ImageEncoder, TextEncoder
+    from ...samplers.schedule import UnCLIPSchedule
 
 MADE_BY_NATIVE = "CLIP Vision Encode on a PriorArt image encoder"
 
@@ -254,7 +263,7 @@ class Tokenizer:
         self, text: str, return_word_ids: bool = False, **kwargs: Any
     ) -> dict[str, list]:
         """One chunk of tokens, all of weight 1: the published encoder knows no emphasis."""
-        from ..loaders.clip import tokenize
+        from ...loaders.clip import tokenize
 
         ids, _, cut = tokenize(self.tokenizer, [text])
         for message in plain_warnings(text, cut[0], ids.shape[1]):
@@ -303,7 +312,7 @@ class TextModel(nn.Module):
 
     def encode_token_weights(self, tokens: dict[str, list]) -> tuple:
         """Hidden states, pooled text embedding and what else belongs on the CONDITIONING."""
-        from ..samplers.clip import encode_text
+        from ...samplers.clip import encode_text
 
         ids = torch.tensor([[pair[0] for pair in row] for row in tokens["l"]], dtype=torch.long)
         # The first end token closes the prompt; what follows is padding, whatever its id.

@@ -28,20 +28,20 @@ import folder_paths
 import torch
 from comfy.ldm.modules.encoders.noise_aug_modules import CLIPEmbeddingNoiseAugmentation
 
-from ..edges import EdgeError, SDXLText, check_pooled, sizes_beside
-from ..loaders import koala
-from ..loaders.checkpoint import CheckpointError, check_inside, read_state_dict
-from ..loaders.clip import tokenize
-from ..networks.kl import LatentKL
-from ..samplers.koala import EulerSchedule
-from .comfy_compat import warn
-from .comfy_memory import Adopted, kind_of, patcher_of, prepare
-from .comfy_vae import native_vae
+from ...edges import EdgeError, SDXLText, check_pooled, sizes_beside
+from ...loaders import koala
+from ...loaders.checkpoint import CheckpointError, check_inside, read_state_dict
+from ...loaders.clip import tokenize
+from ...networks.kl import LatentKL
+from ...samplers.koala import EulerSchedule
+from .compat import warn
+from .memory import Adopted, kind_of, patcher_of, prepare
+from .vae import native_vae
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from ..samplers.koala import Prepare
+    from ...samplers.koala import Prepare
 
 FACTS = "prior_art_koala"
 """Where a ModelPatcher, and every clone of it, keeps what the loader knew."""

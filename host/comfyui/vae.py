@@ -14,14 +14,14 @@ import comfy.sd
 import torch
 from torch import nn
 
-from ..edges import EdgeError, cut_to_asked
-from ..networks.movq import LatentMoVQ
-from ..networks.vqgan import HELD_DECODING, HELD_ENCODING, LatentVQGAN
-from .comfy_memory import Managed, patcher_of, prepare
+from ...edges import EdgeError, cut_to_asked
+from ...networks.movq import LatentMoVQ
+from ...networks.vqgan import HELD_DECODING, HELD_ENCODING, LatentVQGAN
+from .memory import Managed, patcher_of, prepare
 
 if TYPE_CHECKING:
-    from ..loaders.kandinsky import MoVQ
-    from ..loaders.vqgan import VQGAN
+    from ...loaders.kandinsky import MoVQ
+    from ...loaders.vqgan import VQGAN
 
 
 class CuttingVAE(comfy.sd.VAE):

@@ -20,9 +20,25 @@ import folder_paths
 import torch
 from comfy_api.latest import ComfyExtension
 
-from ..edges import placed
-from .comfy_compat import io, warn
-from .comfy_koala import (
+from ...edges import placed
+from .compat import io, warn
+from .kandinsky import (
+    latent_sampler,
+    latent_sigmas,
+    open_latent_decoder,
+    wrap_latent_decoder,
+)
+from .karlo import (
+    clip_vision_output,
+    open_decoder,
+    open_image_encoder,
+    open_text_encoder,
+    with_image_normalizer,
+    wrap_decoder,
+    wrap_image_encoder,
+    wrap_text_encoder,
+)
+from .koala import (
     encode_sdxl,
     koala_facts,
     load_sdxl_vae_file,
@@ -33,24 +49,8 @@ from .comfy_koala import (
     wrap_sdxl_vae,
     wrap_text_pair,
 )
-from .comfy_latent import (
-    latent_sampler,
-    latent_sigmas,
-    open_latent_decoder,
-    wrap_latent_decoder,
-)
-from .comfy_memory import Managed, manage, use
-from .comfy_vae import open_movq, open_vqgan, wrap_movq, wrap_vqgan
-from .comfy_wrap import (
-    clip_vision_output,
-    open_decoder,
-    open_image_encoder,
-    open_text_encoder,
-    with_image_normalizer,
-    wrap_decoder,
-    wrap_image_encoder,
-    wrap_text_encoder,
-)
+from .memory import Managed, manage, use
+from .vae import open_movq, open_vqgan, wrap_movq, wrap_vqgan
 
 if TYPE_CHECKING:
     from PIL.Image import Image
