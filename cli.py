@@ -142,7 +142,7 @@ def _run(options: argparse.Namespace) -> int:
 def _runner(nodes: Mapping[str, Any], out: Path, pictures: Path) -> Any:
     """A runner that shows a bar per stage and stops at Ctrl-C within one step."""
     from .headless.runner import Runner, interrupt
-    from .host.embedded import session
+    from .host.embedded.door import session
 
     bars = Bars()
     session.on_warning = bars.warn

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from ..host import embedded_io as io
+from ..host.embedded import io as io
 from .core_latents import LARGEST
 from .core_rows import composite, resized
 from .workflow import WorkflowError

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from ..host import embedded_io as io
+from ..host.embedded import io as io
 from .core_rows import composite, fitted, resized
 from .workflow import WorkflowError
 

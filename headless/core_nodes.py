@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from ..host import embedded_io as io
-from ..host.embedded import session
+from ..host.embedded import io as io
+from ..host.embedded.door import session
 from .core_images import IMAGE_NODES
 from .core_latents import LATENT_NODES
 from .core_pictures import read_picture

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from ..host import embedded_io as io
-from ..host.embedded import ClipPair, warn
+from ..host.embedded import io as io
+from ..host.embedded.door import ClipPair, warn
 from .core_latents import LARGEST
 from .workflow import WorkflowError
 

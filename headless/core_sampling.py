@@ -24,8 +24,8 @@ from ..edges import (
     sizes_beside,
     text_beside,
 )
-from ..host import embedded_io as io
-from ..host.embedded import (
+from ..host.embedded import io as io
+from ..host.embedded.door import (
     KoalaModel,
     LatentModel,
     koala_facts,

@@ -17,8 +17,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from ..host import embedded
-from ..host.embedded import Interrupted, session
+from ..host.embedded import door as embedded
+from ..host.embedded.door import Interrupted, session
 from .errors import Unsupported, WorkflowError
 from .native_nodes import NATIVE_NODES
 from .workflow import to_api, unknown_node

@@ -12,7 +12,7 @@ import sys
 if "comfy.model_management" in sys.modules and os.environ.get("PRIOR_ART_HOST") != "embedded":
     from .comfyui import door as host
 else:
-    from . import embedded as host
+    from .embedded import door as host
 
 io = host.io
 

@@ -16,7 +16,7 @@ from prior_art.headless.core_latents import LatentBatch, LatentBlend, LatentComp
 from prior_art.headless.core_nodes import LoadImage, LoadImageMask, PreviewAny, SaveImage
 from prior_art.headless.core_prompts import ConditioningAverage, UnCLIPConditioning
 from prior_art.headless.workflow import WorkflowError
-from prior_art.host.embedded import session
+from prior_art.host.embedded.door import session
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from prior_art.host import embedded
+from prior_art.host.embedded import door as embedded
 
 from ..tiny import write_tokenizer
 

@@ -13,9 +13,9 @@ from prior_art.headless.core_nodes import CORE_NODES
 from prior_art.headless.errors import Unsupported
 from prior_art.headless.runner import NodeError, Runner, interrupt
 from prior_art.headless.workflow import WorkflowError
-from prior_art.host import embedded
-from prior_art.host import embedded_io as io
-from prior_art.host.embedded import Interrupted
+from prior_art.host.embedded import door as embedded
+from prior_art.host.embedded import io as io
+from prior_art.host.embedded.door import Interrupted
 
 ran: list[str] = []
 

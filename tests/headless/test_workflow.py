@@ -6,7 +6,7 @@ import pytest
 
 from prior_art.headless.native_nodes import NATIVE_NODES
 from prior_art.headless.workflow import WorkflowError, to_api, unknown_node
-from prior_art.host import embedded_io as io
+from prior_art.host.embedded import io as io
 
 
 class Number(io.ComfyNode):

@@ -191,7 +191,7 @@ class Headless:
 
     def __init__(self, pictures: Path, scratch: Path) -> None:
         from prior_art.headless.runner import node_classes
-        from prior_art.host import embedded
+        from prior_art.host.embedded import door as embedded
 
         self.pictures, self.scratch = pictures, scratch
         self.now, self.shown = "", {}

@@ -29,7 +29,7 @@ from prior_art.edges import EdgeError
 from prior_art.headless.core_sampling import SAMPLERS, SCHEDULERS
 from prior_art.headless.runner import node_classes
 from prior_art.headless.workflow import WorkflowError
-from prior_art.host import embedded
+from prior_art.host.embedded import door as embedded
 from prior_art.loaders import kandinsky, koala
 from prior_art.nodes.latent import KandinskyConditioning
 

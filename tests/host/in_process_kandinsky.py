@@ -330,7 +330,7 @@ def tiled_decode_agrees_away_from_the_seams() -> None:
 def headless_ksampler_is_the_hosts() -> None:
     """The runner's own KSampler and SamplerCustom give what the host's give."""
     from prior_art.headless import core_sampling
-    from prior_art.host import embedded
+    from prior_art.host.embedded import door as embedded
 
     loaded = decoder()
     model, other = host.wrap_latent_decoder(loaded), embedded.wrap_latent_decoder(decoder())

@@ -231,7 +231,7 @@ def ksampler_is_the_pipelines() -> None:
 
 def headless_ksampler_is_the_hosts() -> None:
     from prior_art.headless import core_sampling
-    from prior_art.host import embedded
+    from prior_art.host.embedded import door as embedded
 
     for name in KINDS[:2]:
         model, clip, _ = load(name)
@@ -355,7 +355,7 @@ def embedded_family_runs_in_the_hosts_model() -> None:
         own = (LatentKL(vae.network).decode(wanted) / 2 + 0.5).clamp(0, 1)
         close(picture.movedim(-1, 1), own, 1e-5)
         from prior_art.headless import core_sampling
-        from prior_art.host import embedded
+        from prior_art.host.embedded import door as embedded
 
         headless = embedded.wrap_koala(koala.load_unet(where), None)
         shared = (5, 5, 7.5, "euler", "normal", *sides, empty(2), 1.0)
@@ -369,7 +369,7 @@ def embedded_family_runs_in_the_hosts_model() -> None:
 def image_embeddings_take_the_pooled_prompts_place() -> None:
     """unCLIPConditioning: headless as in the host, on the embedded family; others are refused."""
     from prior_art.headless import core_sampling
-    from prior_art.host import embedded
+    from prior_art.host.embedded import door as embedded
 
     name = "shapes-koala-700m"
     model, clip, _ = LoadKoala.execute(name, "fp32", koala.ANY_KOALA, OWN, OWN, OWN).args

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from ..edges import (
+from ...edges import (
     EdgeError,
     EmbeddingSpace,
     SDXLText,
@@ -29,31 +29,31 @@ from ..edges import (
     sdxl_to_conditioning,
     text_to_conditioning,
 )
-from ..headless.core_rows import tiled
-from ..networks.kl import LatentKL
-from ..networks.movq import LatentMoVQ
-from ..networks.vqgan import LatentVQGAN
-from ..samplers.schedule import published_sigmas
-from . import embedded_io as io
-from .embedded_io import ComfyExtension
-from .prompts import Chunk, chunks, empty_chunk, plain_warnings, weigh
+from ...headless.core_rows import tiled
+from ...networks.kl import LatentKL
+from ...networks.movq import LatentMoVQ
+from ...networks.vqgan import LatentVQGAN
+from ...samplers.schedule import published_sigmas
+from ..prompts import Chunk, chunks, empty_chunk, plain_warnings, weigh
+from . import io as io
+from .io import ComfyExtension
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from ..loaders.clip import Preprocess
-    from ..loaders.kandinsky import LatentDecoder, MoVQ
-    from ..loaders.karlo import LoadedDecoder
-    from ..loaders.koala import SDXLVAE, KoalaFacts, KoalaUNet, TextEncoderPair
-    from ..loaders.unclip import ImageEncoder, TextEncoder
-    from ..loaders.vqgan import VQGAN
-    from ..samplers.koala import Prepare
-    from ..samplers.schedule import UnCLIPSchedule
+    from ...loaders.clip import Preprocess
+    from ...loaders.kandinsky import LatentDecoder, MoVQ
+    from ...loaders.karlo import LoadedDecoder
+    from ...loaders.koala import SDXLVAE, KoalaFacts, KoalaUNet, TextEncoderPair
+    from ...loaders.unclip import ImageEncoder, TextEncoder
+    from ...loaders.vqgan import VQGAN
+    from ...samplers.koala import Prepare
+    from ...samplers.schedule import UnCLIPSchedule
 
 NAME = "the embedded host"
 MODELS_VARIABLE = "PRIOR_ART_MODELS"
 EMBEDDINGS = "image_embeds"
-PACK = Path(__file__).resolve().parents[1]
+PACK = Path(__file__).resolve().parents[2]
 
 logger = logging.getLogger("prior_art")
 
@@ -128,7 +128,7 @@ class ClipPair:
 
     def encode(self, ids: torch.Tensor, second_ids: torch.Tensor) -> SDXLText:
         """Both encoders on token ids ``[B, 77]``."""
-        from ..samplers.koala import encode_text_pair
+        from ...samplers.koala import encode_text_pair
 
         towers, device, _ = use(self.managed)
         ids, second_ids = ids.to(device), second_ids.to(device)
@@ -171,7 +171,7 @@ class Clip:
 
     def tokenize(self, text: str) -> tuple[torch.Tensor, torch.Tensor]:
         """Token ids and mask; the user is told what was cut or read as plain text."""
-        from ..loaders.clip import tokenize
+        from ...loaders.clip import tokenize
 
         ids, mask, cut = tokenize(self.tokenizer, [text])
         for message in plain_warnings(text, cut[0], ids.shape[1]):
@@ -180,7 +180,7 @@ class Clip:
 
     def encode_from_tokens_scheduled(self, tokens: tuple[torch.Tensor, torch.Tensor]) -> list:
         """The tokens' CONDITIONING."""
-        from ..samplers.clip import encode_text
+        from ...samplers.clip import encode_text
 
         network, device, dtype = use(self.managed)
         return text_to_conditioning(encode_text(network, *tokens, self.space, device, dtype))
@@ -197,7 +197,7 @@ class ClipVision:
     def encode_image(self, image: torch.Tensor, crop: bool = True) -> Any:
         """An IMAGE's CLIP_VISION_OUTPUT, preprocessed as published; without ``crop``, the whole
         picture squeezed square."""
-        from ..samplers.clip import encode_image
+        from ...samplers.clip import encode_image
 
         check_image(image, "image")
         pixels = (self.preprocess if crop else self.preprocess.whole())(image[..., :3])
@@ -398,7 +398,7 @@ def latent_sigmas(model: Any, steps: int, denoise: float) -> torch.Tensor:
 
 def wrap_koala(loaded: KoalaUNet, colours: torch.Tensor | None) -> KoalaModel:
     """A U-Net of SDXL's kind as MODEL; ``colours`` are those of its latents, for previews."""
-    from ..loaders.koala import facts_of
+    from ...loaders.koala import facts_of
 
     return KoalaModel(manage(loaded.network), facts_of(loaded, colours))
 
@@ -419,7 +419,7 @@ def koala_facts(model: Any) -> KoalaFacts:
 
 def use_koala(model: KoalaModel, memory_required: int) -> tuple[Prepare, torch.device, torch.dtype]:
     """Put a U-Net on the device: (what prepares it for a prompt, device, dtype)."""
-    from ..networks.unet import prepare_sdxl
+    from ...networks.unet import prepare_sdxl
 
     network, device, dtype = use(model.managed, memory_required)
     return partial(prepare_sdxl, network), device, dtype
@@ -442,7 +442,7 @@ def encode_sdxl(clip: Any, text: str) -> SDXLText:
             f"'clip' is another kind of text encoder ({type(clip).__name__}); this node needs"
             " SDXL's two, from 'Load KOALA'"
         )
-    from ..loaders.clip import tokenize
+    from ...loaders.clip import tokenize
 
     tokenizers = clip.loaded.tokenizer, clip.loaded.second_tokenizer
     (first, _, cut), (second, _, _) = (tokenize(one, [text]) for one in tokenizers)
