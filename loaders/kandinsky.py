@@ -19,7 +19,8 @@ from ..networks.mclip import MultilingualCLIP
 from ..networks.movq import at_latent_size, colours_of
 from ..samplers.clip import encode_zero_image
 from ..samplers.schedule import LatentSchedule, last_part_apart
-from . import clip, kandinsky_original, sentencepiece
+from . import clip, sentencepiece
+from . import kandinsky_keys as kandinsky_original
 from .checkpoint import (
     AGAIN,
     CheckpointError,
@@ -29,7 +30,7 @@ from .checkpoint import (
     write_whole,
 )
 from .hub import build, build_diffusers, fill, part, place, read_hub
-from .karlo_original import HEAD_DIM
+from .karlo_keys import HEAD_DIM
 from .libraries import require
 from .sources import Source
 from .unclip import TextEncoder, load_image_encoder, space_of

@@ -13,7 +13,7 @@ import torch
 from ..edges import EmbeddingSpace
 from ..networks.unclip import TextProjection, UnCLIPDecoder, UnCLIPUpscaler
 from ..samplers.schedule import UnCLIPSchedule
-from . import karlo_original
+from . import karlo_keys as karlo_original
 from .checkpoint import read_json, read_state_dict
 from .hub import build, build_diffusers, expect, fill, read_hub
 from .sources import Source

@@ -34,9 +34,9 @@ from .checkpoint import (
     read_state_dict,
 )
 from .libraries import LibraryError, require
+from .mindalle_vqgan import GROUPS, VQGAN, build_vqgan
 from .sources import Source
 from .unpickle import read_tensors
-from .vqgan import GROUPS, VQGAN, build_vqgan
 
 CLASS_NAME = "MinDALLE"
 CONFIG, ORIGINAL_CONFIG = "config.json", "config.yaml"

@@ -15,7 +15,8 @@ from torch import nn
 
 from ..edges import SPACES, EmbeddingSpace
 from ..samplers.schedule import UnCLIPSchedule, sums
-from . import clip, karlo_original
+from . import clip
+from . import karlo_keys as karlo_original
 from .checkpoint import AGAIN, CheckpointError, check_inside, read_json, read_state_dict
 from .clip import Preprocess
 from .hub import build_diffusers, build_transformers, fill, part, place, read_hub

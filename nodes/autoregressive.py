@@ -12,7 +12,7 @@ from torch import nn
 from ..edges import EdgeError, Transformer, check_image, check_mask, latent_of
 from ..host import host, io
 from ..loaders.mindalle import tokenize
-from ..loaders.vqgan import VQGAN
+from ..loaders.mindalle_vqgan import VQGAN
 from ..networks.mindalle import ARTransformer
 from ..networks.vqgan import codes_of, decode
 from ..samplers.autoregressive import (

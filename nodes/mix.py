@@ -19,7 +19,7 @@ from ..edges import (
     space_of_output,
 )
 from ..host import host, io
-from ..loaders.embedding import Embedding, read_embedding, write_embedding
+from ..loaders.embeddings import Embedding, read_embedding, write_embedding
 from ..samplers.mix import MODES, cosines, interpolate, mix, move_by_texts
 
 CATEGORY = "PriorArt/mix"

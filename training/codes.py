@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from ..loaders.checkpoint import CheckpointError, read_object
-from ..loaders.vqgan import VQGAN
+from ..loaders.mindalle_vqgan import VQGAN
 from ..networks.vqgan import encode
 from .state import Unfinished, save_atomically
 

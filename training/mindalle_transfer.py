@@ -42,8 +42,8 @@ from ..loaders.mindalle import (
     write_settings,
 )
 from ..loaders.mindalle_convert import write_safetensors
+from ..loaders.mindalle_vqgan import VQGAN
 from ..loaders.sources import Source, find_source
-from ..loaders.vqgan import VQGAN
 from ..networks.mindalle import ARTransformer
 from .codes import TrainingError, coded, digest, find_pictures
 from .lora import add_lora, merge_lora

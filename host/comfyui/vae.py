@@ -21,7 +21,7 @@ from .memory import Managed, patcher_of, prepare
 
 if TYPE_CHECKING:
     from ...loaders.kandinsky import MoVQ
-    from ...loaders.vqgan import VQGAN
+    from ...loaders.mindalle_vqgan import VQGAN
 
 
 class CuttingVAE(comfy.sd.VAE):

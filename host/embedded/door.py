@@ -45,8 +45,8 @@ if TYPE_CHECKING:
     from ...loaders.kandinsky import LatentDecoder, MoVQ
     from ...loaders.karlo import LoadedDecoder
     from ...loaders.koala import SDXLVAE, KoalaFacts, KoalaUNet, TextEncoderPair
+    from ...loaders.mindalle_vqgan import VQGAN
     from ...loaders.unclip import ImageEncoder, TextEncoder
-    from ...loaders.vqgan import VQGAN
     from ...samplers.koala import Prepare
     from ...samplers.schedule import UnCLIPSchedule
 

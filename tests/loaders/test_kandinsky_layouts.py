@@ -19,7 +19,7 @@ from prior_art.loaders.checkpoint import CheckpointError
 from prior_art.loaders.sources import SourceError, find_source, list_sources
 
 from .. import tiny
-from . import originals
+from . import karlo_originals as originals
 
 pytestmark = pytest.mark.usefixtures("alone")
 

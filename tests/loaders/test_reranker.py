@@ -20,7 +20,7 @@ from prior_art.samplers.rerank import preprocess, rerank_scores
 
 from ..tiny import DIM, TEXT, TOKENS, VISION, randomise, write_tokenizer
 from .draw import random
-from .originals import OriginalClip, scramble
+from .karlo_originals import OriginalClip, scramble
 
 CPU = torch.device("cpu")
 

@@ -116,7 +116,7 @@ def test_pictures_shrink_with_pillows_reducing_gap(size):
 
 
 def test_the_originals_samplers_are_offered(tmp_path, tiny):
-    from prior_art.loaders.kandinsky_original import SAMPLERS
+    from prior_art.loaders.kandinsky_keys import SAMPLERS
     from prior_art.loaders.sources import find_source
     from prior_art.nodes.load import LoadLatentDecoder
 

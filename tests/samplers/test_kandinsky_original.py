@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from prior_art.edges import EdgeError
-from prior_art.loaders.kandinsky_original import SAMPLERS, schedule_of
+from prior_art.loaders.kandinsky_keys import SAMPLERS, schedule_of
 from prior_art.loaders.unclip import original_schedule
 from prior_art.samplers.latent import Kept, sample_latents
 from prior_art.samplers.noise import generators, randn

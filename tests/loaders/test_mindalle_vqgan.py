@@ -7,7 +7,7 @@ import torch
 
 from prior_art.edges import EdgeError
 from prior_art.loaders.checkpoint import CheckpointError, load_strict
-from prior_art.loaders.vqgan import build_vqgan, convert_vqgan
+from prior_art.loaders.mindalle_vqgan import build_vqgan, convert_vqgan
 from prior_art.networks.vqgan import codes_of, decode, decode_embeddings, embeddings, encode
 
 from .draw import random

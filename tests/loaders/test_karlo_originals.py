@@ -13,7 +13,7 @@ from prior_art.loaders.clip import tokenize
 from prior_art.loaders.sources import find_source
 
 from ..tiny import write_tokenizer
-from . import originals
+from . import karlo_originals as originals
 from .draw import random
 
 HEAD = 16

@@ -12,8 +12,8 @@ from dataclasses import replace
 from typing import Any
 
 from ..samplers.schedule import LatentSchedule, last_sums, sums, up_to_share, whole_strides
-from .karlo_original import HEAD_DIM, State, Taker, Tensors, convert_unet
-from .vqgan import GROUPS, convert_vqgan
+from .karlo_keys import HEAD_DIM, State, Taker, Tensors, convert_unet
+from .mindalle_vqgan import GROUPS, convert_vqgan
 
 START_BETAS = 0.0001, 0.02
 """Of what noises a picture to begin with, ``q_sample`` of ``utils.py``: not the diffusion's."""
