@@ -183,7 +183,7 @@ class Bars:
 
 def _download(options: argparse.Namespace) -> int:
     from .host import host
-    from .loaders.download import TOGETHER, console_progress, download
+    from .loaders.files.download import TOGETHER, console_progress, download
 
     folder = host.model_folders()[0]
     show = console_progress()
@@ -193,7 +193,7 @@ def _download(options: argparse.Namespace) -> int:
 
 
 def _convert(options: argparse.Namespace) -> int:
-    from .loaders.download import console_progress
+    from .loaders.files.download import console_progress
     from .loaders.mindalle_convert import convert
 
     made = convert(options.source, options.target, console_progress())

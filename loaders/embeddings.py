@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from ..edges import SPACES, EdgeError
-from .checkpoint import AGAIN, CheckpointError, write_whole
+from .files.checkpoint import AGAIN, CheckpointError, write_whole
 
 FORMAT = "prior-art image embeddings 1"
 KEY, LENGTHS = "image_embeds", "lengths"

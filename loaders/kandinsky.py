@@ -21,7 +21,8 @@ from ..samplers.clip import encode_zero_image
 from ..samplers.schedule import LatentSchedule, last_part_apart
 from . import clip, sentencepiece
 from . import kandinsky_keys as kandinsky_original
-from .checkpoint import (
+from .files.catalogue import Source
+from .files.checkpoint import (
     AGAIN,
     CheckpointError,
     check_inside,
@@ -29,10 +30,9 @@ from .checkpoint import (
     read_state_dict,
     write_whole,
 )
-from .hub import build, build_diffusers, fill, part, place, read_hub
+from .files.hub import build, build_diffusers, fill, part, place, read_hub
+from .files.libraries import require
 from .karlo_keys import HEAD_DIM
-from .libraries import require
-from .sources import Source
 from .unclip import TextEncoder, load_image_encoder, space_of
 
 if TYPE_CHECKING:

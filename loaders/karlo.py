@@ -14,9 +14,9 @@ from ..edges import EmbeddingSpace
 from ..networks.unclip import TextProjection, UnCLIPDecoder, UnCLIPUpscaler
 from ..samplers.schedule import UnCLIPSchedule
 from . import karlo_keys as karlo_original
-from .checkpoint import read_json, read_state_dict
-from .hub import build, build_diffusers, expect, fill, read_hub
-from .sources import Source
+from .files.catalogue import Source
+from .files.checkpoint import read_json, read_state_dict
+from .files.hub import build, build_diffusers, expect, fill, read_hub
 from .unclip import original_schedule, read_schedule, space_of
 
 

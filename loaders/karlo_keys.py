@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from .checkpoint import CheckpointError, read_object
+from .files.checkpoint import CheckpointError, read_object
 
 State = Mapping[str, torch.Tensor]
 Tensors = dict[str, torch.Tensor]

@@ -18,9 +18,9 @@ from torch import nn
 from ..edges import EdgeError
 from ..samplers.koala import FACTOR, LATENT_SCALE, EulerSchedule
 from . import clip
-from .checkpoint import AGAIN, CheckpointError, check_inside, read_json, read_state_dict
-from .hub import build_diffusers, build_transformers, fill, part, read_hub
-from .sources import Source
+from .files.catalogue import Source
+from .files.checkpoint import AGAIN, CheckpointError, check_inside, read_json, read_state_dict
+from .files.hub import build_diffusers, build_transformers, fill, part, read_hub
 
 HEAD_DIM = 64
 """Width of an attention head in SDXL and in every KOALA."""

@@ -23,8 +23,9 @@ import torch
 
 from ..edges import EdgeError
 from ..networks.mindalle import ARConfig, ARTransformer
-from .archive import Progress, is_archive, unpacked
-from .checkpoint import (
+from .files.archive import Progress, is_archive, unpacked
+from .files.catalogue import Source
+from .files.checkpoint import (
     AGAIN,
     CheckpointError,
     cast,
@@ -33,10 +34,9 @@ from .checkpoint import (
     read_json,
     read_state_dict,
 )
-from .libraries import LibraryError, require
+from .files.libraries import LibraryError, require
+from .files.unpickle import read_tensors
 from .mindalle_vqgan import GROUPS, VQGAN, build_vqgan
-from .sources import Source
-from .unpickle import read_tensors
 
 CLASS_NAME = "MinDALLE"
 CONFIG, ORIGINAL_CONFIG = "config.json", "config.yaml"

@@ -19,11 +19,11 @@ import torch
 
 from ..edges import EdgeError
 from . import mindalle
-from .archive import Progress, is_archive, made, unpack
-from .checkpoint import CheckpointError, read_state_dict
+from .files.archive import Progress, is_archive, made, unpack
+from .files.catalogue import Source
+from .files.checkpoint import CheckpointError, read_state_dict
+from .files.unpickle import Unpickled, read_tensors
 from .mindalle import FILES, MERGES, TRANSFORMER_FILES, VOCABULARY, VQGAN_FILES
-from .sources import Source
-from .unpickle import Unpickled, read_tensors
 
 BLOCK = 2**24
 DTYPES = {

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from .checkpoint import AGAIN, CheckpointError, cast, load_strict
-from .libraries import require
+from .files.checkpoint import AGAIN, CheckpointError, cast, load_strict
+from .files.libraries import require
 
 GROUPS = 32
 """Groups of every GroupNorm in the published network; shapes cannot tell them."""

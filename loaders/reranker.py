@@ -15,7 +15,8 @@ from torch import nn
 
 from ..edges import SPACES, EmbeddingSpace
 from . import clip, unclip
-from .checkpoint import (
+from .files.catalogue import Source
+from .files.checkpoint import (
     AGAIN,
     CheckpointError,
     check_inside,
@@ -23,8 +24,7 @@ from .checkpoint import (
     read_component,
     read_json,
 )
-from .libraries import require
-from .sources import Source
+from .files.libraries import require
 
 
 @dataclass(frozen=True)

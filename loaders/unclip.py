@@ -17,10 +17,10 @@ from ..edges import SPACES, EmbeddingSpace
 from ..samplers.schedule import UnCLIPSchedule, sums
 from . import clip
 from . import karlo_keys as karlo_original
-from .checkpoint import AGAIN, CheckpointError, check_inside, read_json, read_state_dict
 from .clip import Preprocess
-from .hub import build_diffusers, build_transformers, fill, part, place, read_hub
-from .sources import SYSTEMS, Source
+from .files.catalogue import SYSTEMS, Source
+from .files.checkpoint import AGAIN, CheckpointError, check_inside, read_json, read_state_dict
+from .files.hub import build_diffusers, build_transformers, fill, part, place, read_hub
 
 # Where a system's hub folder keeps what prepares pictures, and the prior's schedule.
 FOLDERS = {

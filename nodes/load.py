@@ -10,9 +10,9 @@ from typing import Any
 from ..edges import Prior, Transformer, Upscaler
 from ..host import host, io
 from ..loaders import kandinsky, karlo, koala, mindalle, unclip
-from ..loaders.checkpoint import CheckpointError
+from ..loaders.files.catalogue import find_source, list_sources
+from ..loaders.files.checkpoint import CheckpointError
 from ..loaders.reranker import load_reranker
-from ..loaders.sources import find_source, list_sources
 from ..networks.kl import colours_of
 from ..samplers.rerank import preprocess
 

@@ -57,7 +57,7 @@ def mended_pairs(karlo: Path, count: int, device: torch.device | str) -> Pairs:
     from ..loaders import karlo as loaders
     from ..loaders import unclip
     from ..loaders.clip import tokenize
-    from ..loaders.sources import Source
+    from ..loaders.files.catalogue import Source
     from ..samplers.clip import encode_text
     from ..samplers.noise import generators
     from ..samplers.prior import sample_prior

@@ -79,7 +79,7 @@ class BestToVariation:
 
     def paint(self, scenes: Sequence[Scene], seed: int) -> np.ndarray:
         """One picture a scene's prompt."""
-        from ..loaders.sources import find_source
+        from ..loaders.files.catalogue import find_source
         from ..loaders.unclip import load_image_encoder
         from ..samplers.clip import encode_image
         from ..samplers.noise import generators

@@ -26,7 +26,7 @@ class KarloPainter:
 
     def __init__(self, weights: Path | None = None, device: str = "cpu"):
         from ..loaders import karlo, unclip
-        from ..loaders.sources import Source, find_source
+        from ..loaders.files.catalogue import Source, find_source
 
         if weights is None:
             sources = {stage: find_source("shapes-karlo", stage, []) for stage in _STAGES}
@@ -110,8 +110,8 @@ class MinDALLEPainter:
 
     def __init__(self, weights: Path | None = None, device: str = "cpu", candidates: int = 1):
         from ..loaders import mindalle
+        from ..loaders.files.catalogue import Source, find_source
         from ..loaders.reranker import load_reranker
-        from ..loaders.sources import Source, find_source
 
         if weights is None:
             source = find_source("shapes-mindalle", "ar_transformer", [])
@@ -175,7 +175,7 @@ class KandinskyPainter:
 
     def __init__(self, weights: Path | None = None, device: str = "cpu", mode: str = "decoder"):
         from ..loaders import kandinsky, unclip
-        from ..loaders.sources import EMBEDDED_ROOT, Source, find_source
+        from ..loaders.files.catalogue import EMBEDDED_ROOT, Source, find_source
 
         root = (weights or EMBEDDED_ROOT / "kandinsky").resolve()
 
@@ -267,7 +267,7 @@ class KoalaPainter:
         self, weights: Path | None = None, device: str = "cpu", variant: str = "700m"
     ) -> None:
         from ..loaders import koala
-        from ..loaders.sources import EMBEDDED_ROOT, Source
+        from ..loaders.files.catalogue import EMBEDDED_ROOT, Source
 
         folder = ((weights or EMBEDDED_ROOT / "koala") / variant).resolve()
         source = Source(variant, "embedded", folder, "koala", frozenset())

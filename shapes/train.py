@@ -96,8 +96,8 @@ def _train_karlo(
 def _train_mindalle(
     stage: str, out: Path, state: Path, device: torch.device | str, limits: dict[str, Any]
 ) -> None:
+    from ..loaders.files.catalogue import Source
     from ..loaders.mindalle import load_tokenizer, load_vqgan
-    from ..loaders.sources import Source
     from .stages_ar import train_ar, train_variants
     from .stages_reranker import train_reranker
     from .stages_vqgan import train_vqgan
@@ -124,7 +124,7 @@ def _train_kandinsky(
 ) -> None:
     from ..edges import SPACES
     from ..loaders import kandinsky
-    from ..loaders.sources import Source
+    from ..loaders.files.catalogue import Source
     from .mended import mended_latents
     from .stages_clip import train_clip
     from .stages_latent import Latents, latent_pool, train_latent_decoder, train_latent_mode
@@ -189,7 +189,7 @@ def _train_old_kandinsky(
     """Kandinsky 2.1, in the space of Karlo's CLIP."""
     from ..edges import SPACES
     from ..loaders import kandinsky
-    from ..loaders.sources import Source
+    from ..loaders.files.catalogue import Source
     from ..samplers.clip import encode_zero_image
     from .stages_decoder import TextTable
     from .stages_latent import Latents, latent_pool, train_old_decoder

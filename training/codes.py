@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..loaders.checkpoint import CheckpointError, read_object
+from ..loaders.files.checkpoint import CheckpointError, read_object
 from ..loaders.mindalle_vqgan import VQGAN
 from ..networks.vqgan import encode
 from .state import Unfinished, save_atomically

@@ -30,7 +30,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ..loaders.checkpoint import CheckpointError
+from ..loaders.files.catalogue import Source, find_source
+from ..loaders.files.checkpoint import CheckpointError
 from ..loaders.mindalle import (
     CONFIG,
     TRANSFORMER_FILES,
@@ -43,7 +44,6 @@ from ..loaders.mindalle import (
 )
 from ..loaders.mindalle_convert import write_safetensors
 from ..loaders.mindalle_vqgan import VQGAN
-from ..loaders.sources import Source, find_source
 from ..networks.mindalle import ARTransformer
 from .codes import TrainingError, coded, digest, find_pictures
 from .lora import add_lora, merge_lora

@@ -30,8 +30,8 @@ from comfy.ldm.modules.encoders.noise_aug_modules import CLIPEmbeddingNoiseAugme
 
 from ...edges import EdgeError, SDXLText, check_pooled, sizes_beside
 from ...loaders import koala
-from ...loaders.checkpoint import CheckpointError, check_inside, read_state_dict
 from ...loaders.clip import tokenize
+from ...loaders.files.checkpoint import CheckpointError, check_inside, read_state_dict
 from ...networks.kl import LatentKL
 from ...samplers.koala import EulerSchedule
 from .compat import warn

@@ -61,8 +61,8 @@ from prior_art.host import host  # noqa: E402
 from prior_art.host.comfyui import memory as comfy_memory  # noqa: E402
 from prior_art.loaders import karlo, mindalle, unclip  # noqa: E402
 from prior_art.loaders.clip import tokenize  # noqa: E402
-from prior_art.loaders.libraries import require  # noqa: E402
-from prior_art.loaders.sources import find_source  # noqa: E402
+from prior_art.loaders.files.catalogue import find_source  # noqa: E402
+from prior_art.loaders.files.libraries import require  # noqa: E402
 from prior_art.networks import vqgan as vq  # noqa: E402
 from prior_art.samplers import clip as clip_sampler  # noqa: E402
 from prior_art.samplers.autoregressive import log_likelihood, sample_tokens  # noqa: E402

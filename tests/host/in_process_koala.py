@@ -27,8 +27,8 @@ from in_process import (
 from prior_art.edges import EdgeError
 from prior_art.host.comfyui import koala as comfy_koala
 from prior_art.loaders import koala
-from prior_art.loaders.checkpoint import CheckpointError
 from prior_art.loaders.clip import tokenize
+from prior_art.loaders.files.checkpoint import CheckpointError
 from prior_art.networks.kl import LatentKL
 from prior_art.networks.unet import prepare_sdxl
 from prior_art.nodes.koala import KoalaInfo, KoalaSample, KoalaTextEncode

@@ -12,7 +12,7 @@ from typing import Any
 from in_process import COMFY, FOLDER, close, comfy, core, host, nodes, report, tiny, torch
 
 from prior_art.edges import EdgeError
-from prior_art.loaders.checkpoint import CheckpointError
+from prior_art.loaders.files.checkpoint import CheckpointError
 from prior_art.nodes.load import LoadImageNormalizer, LoadPrior, LoadTextEncoder
 from prior_art.nodes.prior import PriorSample
 from prior_art.nodes.text import TextEncode

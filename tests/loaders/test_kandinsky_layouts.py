@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 
 from prior_art.loaders import clip, kandinsky, sentencepiece, unclip
-from prior_art.loaders.checkpoint import CheckpointError
-from prior_art.loaders.sources import SourceError, find_source, list_sources
+from prior_art.loaders.files.catalogue import SourceError, find_source, list_sources
+from prior_art.loaders.files.checkpoint import CheckpointError
 
 from .. import tiny
 from . import karlo_originals as originals

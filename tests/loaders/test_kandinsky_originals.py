@@ -12,8 +12,8 @@ from torch import nn
 
 from prior_art.loaders import kandinsky
 from prior_art.loaders import kandinsky_keys as kandinsky_original
-from prior_art.loaders.checkpoint import CheckpointError
-from prior_art.loaders.sources import find_source
+from prior_art.loaders.files.catalogue import find_source
+from prior_art.loaders.files.checkpoint import CheckpointError
 from prior_art.networks.movq import decode, encode
 
 from ..tiny import MOVQ, randomise

@@ -13,9 +13,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from prior_art.edges import SPACES, EdgeError
-from prior_art.loaders import clip, karlo, sources, unclip
-from prior_art.loaders.checkpoint import CheckpointError
-from prior_art.loaders.sources import Source, find_source
+from prior_art.loaders import clip, karlo, unclip
+from prior_art.loaders.files import catalogue as sources
+from prior_art.loaders.files.catalogue import Source, find_source
+from prior_art.loaders.files.checkpoint import CheckpointError
 
 from ..tiny import DIM
 from .draw import random

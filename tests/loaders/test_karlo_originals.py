@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from prior_art.loaders import karlo, unclip
-from prior_art.loaders.checkpoint import CheckpointError, read_state_dict
 from prior_art.loaders.clip import tokenize
-from prior_art.loaders.sources import find_source
+from prior_art.loaders.files.catalogue import find_source
+from prior_art.loaders.files.checkpoint import CheckpointError, read_state_dict
 
 from ..tiny import write_tokenizer
 from . import karlo_originals as originals

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from prior_art.loaders import koala
-from prior_art.loaders.checkpoint import CheckpointError
-from prior_art.loaders.sources import find_source, list_sources
+from prior_art.loaders.files.catalogue import find_source, list_sources
+from prior_art.loaders.files.checkpoint import CheckpointError
 
 from ..tiny import KOALA, tiny_koala
 

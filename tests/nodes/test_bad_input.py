@@ -27,7 +27,7 @@ def stages(models):
     """The loaded stages of the miniature, as the loader nodes hand them out."""
     from prior_art.edges import Prior, Upscaler
     from prior_art.loaders import karlo, unclip
-    from prior_art.loaders.sources import find_source
+    from prior_art.loaders.files.catalogue import find_source
 
     def source(stage):
         return find_source("tiny-karlo", stage, [models])

@@ -116,8 +116,8 @@ def test_pictures_shrink_with_pillows_reducing_gap(size):
 
 
 def test_the_originals_samplers_are_offered(tmp_path, tiny):
+    from prior_art.loaders.files.catalogue import find_source
     from prior_art.loaders.kandinsky_keys import SAMPLERS
-    from prior_art.loaders.sources import find_source
     from prior_art.nodes.load import LoadLatentDecoder
 
     options = LoadLatentDecoder.define_schema().inputs[-1].options["options"]

@@ -14,8 +14,8 @@ from prior_art.headless.core_prompts import CLIPTextEncode
 from prior_art.headless.core_sampling import KSampler
 from prior_art.host import host
 from prior_art.loaders import koala
-from prior_art.loaders.checkpoint import CheckpointError
-from prior_art.loaders.sources import find_source
+from prior_art.loaders.files.catalogue import find_source
+from prior_art.loaders.files.checkpoint import CheckpointError
 from prior_art.networks.unet import prepare_sdxl
 from prior_art.nodes.koala import NEGATIVE, KoalaInfo, KoalaSample, KoalaTextEncode
 from prior_art.nodes.load import OWN, LoadKoala

@@ -10,7 +10,7 @@ import torch
 from prior_art.edges import EdgeError, Prior
 from prior_art.host import host
 from prior_art.loaders import kandinsky, unclip
-from prior_art.loaders.sources import find_source
+from prior_art.loaders.files.catalogue import find_source
 from prior_art.networks.movq import encode
 from prior_art.nodes.latent import (
     KandinskyConditioning,

@@ -17,7 +17,7 @@ from prior_art.headless.core_latents import SetLatentNoiseMask
 from prior_art.headless.core_nodes import VAEDecode, VAEDecodeTiled, VAEEncode
 from prior_art.host import host
 from prior_art.host.embedded.door import Interrupted, session
-from prior_art.loaders.checkpoint import CheckpointError
+from prior_art.loaders.files.checkpoint import CheckpointError
 from prior_art.loaders.mindalle import tokenize
 from prior_art.networks.vqgan import codes_of, decode, embeddings, encode
 from prior_art.nodes import autoregressive

@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 
 from prior_art.edges import EdgeError
 from prior_art.host import host
-from prior_art.loaders.checkpoint import CheckpointError
+from prior_art.loaders.files.checkpoint import CheckpointError
 from prior_art.nodes.mix import (
     CompareEmbeddings,
     InterpolateEmbeddings,

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from prior_art.loaders import mindalle
-from prior_art.loaders.sources import find_source
+from prior_art.loaders.files.catalogue import find_source
 
 WEIGHTS = Path(__file__).resolve().parents[2] / "shapes" / "weights"
 FAMILY = WEIGHTS / "karlo"

@@ -12,7 +12,7 @@ from PIL import Image
 
 from prior_art.loaders import kandinsky, unclip
 from prior_art.loaders.clip import tokenize
-from prior_art.loaders.sources import find_source
+from prior_art.loaders.files.catalogue import find_source
 from prior_art.networks.movq import decode, encode
 from prior_art.samplers.clip import encode_text
 from prior_art.samplers.latent import Kept, keep_mask, latent_size, sample_latents

@@ -16,7 +16,7 @@ import torch
 from prior_art.edges import EdgeError
 from prior_art.loaders import kandinsky
 from prior_art.loaders.clip import tokenize
-from prior_art.loaders.sources import find_source
+from prior_art.loaders.files.catalogue import find_source
 from prior_art.networks.movq import encode
 from prior_art.samplers.clip import encode_text
 from prior_art.samplers.latent import Kept, keep_mask, sample_latents

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from prior_art.loaders import kandinsky, koala, mindalle, reranker, unclip
-from prior_art.loaders.sources import Source
+from prior_art.loaders.files.catalogue import Source
 from prior_art.networks.unet import prepare_sdxl
 from prior_art.samplers.koala import SDXLText
 from prior_art.shapes import (

@@ -14,9 +14,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from prior_art.loaders import download as module
-from prior_art.loaders import sources
-from prior_art.loaders.download import (
+from prior_art.loaders.files import catalogue as sources
+from prior_art.loaders.files import download as module
+from prior_art.loaders.files.catalogue import list_sources
+from prior_art.loaders.files.download import (
     SYSTEMS,
     TOGETHER,
     DownloadError,
@@ -25,7 +26,6 @@ from prior_art.loaders.download import (
     download,
     is_safe,
 )
-from prior_art.loaders.sources import list_sources
 
 pytestmark = pytest.mark.usefixtures("alone")
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from prior_art.loaders.libraries import LibraryError, require
+from prior_art.loaders.files.libraries import LibraryError, require
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def test_anything_else(package) -> None:
 
 def test_loader_names_the_broken_library(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from prior_art.loaders import unclip
-    from prior_art.loaders.sources import find_source
+    from prior_art.loaders.files.catalogue import find_source
 
     monkeypatch.setitem(sys.modules, "diffusers", None)
     with pytest.raises(LibraryError, match="diffusers"):

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from prior_art.loaders import archive
-from prior_art.loaders.archive import unpack, unpacked
-from prior_art.loaders.checkpoint import CheckpointError
+from prior_art.loaders.files import archive
+from prior_art.loaders.files.archive import unpack, unpacked
+from prior_art.loaders.files.checkpoint import CheckpointError
 
 WANTED = ("config.yaml", "tokenizer/vocab.json", "stage1_last.ckpt")
 CONTENT = {

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from prior_art.loaders import sources
-from prior_art.loaders.sources import STAGES, SourceError, find_source, list_sources
+from prior_art.loaders.files import catalogue as sources
+from prior_art.loaders.files.catalogue import STAGES, SourceError, find_source, list_sources
 
 pytestmark = pytest.mark.usefixtures("alone")
 EVERY = STAGES["karlo"]

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .catalogue import SYSTEMS, Source
 from .checkpoint import (
     AGAIN,
     CheckpointError,
@@ -26,7 +27,6 @@ from .checkpoint import (
     read_json,
 )
 from .libraries import require
-from .sources import SYSTEMS, Source
 
 
 def place(source: Source, component: str) -> Path:

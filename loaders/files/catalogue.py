@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from .checkpoint import STEMS, inside
 
-EMBEDDED_ROOT = Path(__file__).resolve().parent.parent / "shapes" / "weights"
+EMBEDDED_ROOT = Path(__file__).resolve().parents[2] / "shapes" / "weights"
 DEPTH = 4
 """How deep below a model folder sources are looked for. A model of the hub's cache counts as one
 level, though it lies three deep there."""

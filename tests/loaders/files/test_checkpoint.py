@@ -12,10 +12,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from prior_art.loaders import checkpoint
-from prior_art.loaders.checkpoint import CheckpointError, load_strict, read_state_dict
+from prior_art.loaders.files import checkpoint
+from prior_art.loaders.files.checkpoint import CheckpointError, load_strict, read_state_dict
 
-from .draw import random
+from ..draw import random
 
 CURE = r"(Download|Choose|Use)"
 

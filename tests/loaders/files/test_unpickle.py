@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from prior_art.loaders.checkpoint import CheckpointError, read_state_dict
-from prior_art.loaders.unpickle import Inert, read_tensors
+from prior_art.loaders.files.checkpoint import CheckpointError, read_state_dict
+from prior_art.loaders.files.unpickle import Inert, read_tensors
 
-from .draw import random
+from ..draw import random
 
 
 class Touch:
