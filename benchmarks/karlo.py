@@ -25,7 +25,7 @@ from measure import alternate, machine, matmul_rate, print_table, summed, write
 from torch import Tensor, nn
 
 from prior_art.edges import SPACES, EmbeddingSpace, TextEncoding
-from prior_art.networks.unclip import TextProjection, UnCLIPDecoder, UnCLIPUpscaler
+from prior_art.networks.karlo import TextProjection, UnCLIPDecoder, UnCLIPUpscaler
 from prior_art.samplers import prior, unclip
 from prior_art.samplers.schedule import UnCLIPSchedule
 from prior_art.shapes import recipe

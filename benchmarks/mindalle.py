@@ -43,7 +43,7 @@ from measure import MIB, alternate, machine, measure, print_table, write
 from torch import Tensor, nn
 
 from prior_art.networks.mindalle import ARConfig, ARTransformer, Block
-from prior_art.networks.vqgan import decode
+from prior_art.networks.mindalle_vqgan import decode
 from prior_art.samplers.autoregressive import sample_tokens
 from prior_art.samplers.noise import generators
 

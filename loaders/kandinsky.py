@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 from ..edges import SPACES, EdgeError, EmbeddingSpace
-from ..networks.mclip import MultilingualCLIP
-from ..networks.movq import at_latent_size, colours_of
+from ..networks.kandinsky_mclip import MultilingualCLIP
+from ..networks.kandinsky_movq import at_latent_size, colours_of
 from ..samplers.clip import encode_zero_image
 from ..samplers.schedule import LatentSchedule, last_part_apart
 from . import clip, sentencepiece
@@ -44,7 +44,7 @@ ZERO_IMAGE = "zero_image_embeds.safetensors"
 
 @dataclass(frozen=True)
 class MoVQ:
-    """A MoVQ ready to use; its functions are in ``networks/movq.py``.
+    """A MoVQ ready to use; its functions are in ``networks/kandinsky_movq.py``.
 
     Attributes:
         network: diffusers' ``VQModel``, its spatial norms evaluated at latent size.

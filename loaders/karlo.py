@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ..edges import EmbeddingSpace
-from ..networks.unclip import TextProjection, UnCLIPDecoder, UnCLIPUpscaler
+from ..networks.karlo import TextProjection, UnCLIPDecoder, UnCLIPUpscaler
 from ..samplers.schedule import UnCLIPSchedule
 from . import karlo_keys as karlo_original
 from .files.catalogue import Source

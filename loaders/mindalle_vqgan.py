@@ -39,7 +39,7 @@ ATTENTION = {
 
 @dataclass(frozen=True)
 class VQGAN:
-    """A VQGAN ready to use; its functions are in ``networks/vqgan.py``.
+    """A VQGAN ready to use; its functions are in ``networks/mindalle_vqgan.py``.
 
     Attributes:
         network: diffusers' ``VQModel``.

@@ -14,7 +14,7 @@ from ..host import host, io
 from ..loaders.mindalle import tokenize
 from ..loaders.mindalle_vqgan import VQGAN
 from ..networks.mindalle import ARTransformer
-from ..networks.vqgan import codes_of, decode
+from ..networks.mindalle_vqgan import codes_of, decode
 from ..samplers.autoregressive import (
     bytes_per_candidate,
     complete_by_likelihood,

@@ -24,8 +24,8 @@ from ..edges import (
     space_of_output,
 )
 from ..host import host, io
-from ..networks.movq import encode
-from ..networks.vqgan import HELD_ENCODING
+from ..networks.kandinsky_movq import encode
+from ..networks.mindalle_vqgan import HELD_ENCODING
 from ..samplers.latent import Kept, keep_mask, latent_size, sample_latents
 from ..samplers.noise import generators
 from ..samplers.resize import resized

@@ -13,7 +13,7 @@ from ..loaders import kandinsky, karlo, koala, mindalle, unclip
 from ..loaders.files.catalogue import find_source, list_sources
 from ..loaders.files.checkpoint import CheckpointError
 from ..loaders.reranker import load_reranker
-from ..networks.kl import colours_of
+from ..networks.koala_vae import colours_of
 from ..samplers.rerank import preprocess
 
 CATEGORY = "PriorArt/load"

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from ..edges import EdgeError
+from ..networks.graphs import Steps
 from ..networks.mindalle import ARConfig, ARTransformer, Cache, Prefix, lay_out, prefill
-from ..networks.steps import Steps
 from .chunks import in_chunks
 from .guidance import refuse_nan
 from .noise import ExponentialNoise

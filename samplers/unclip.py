@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from ..edges import EdgeError, TextEncoding
-from ..networks.unclip import UnCLIPDecoder, UnCLIPUpscaler
+from ..networks.karlo import UnCLIPDecoder, UnCLIPUpscaler
 from ..networks.unet import prepare_decoder, prepare_upscaler
 from .guidance import guide, is_guided, refuse_nan, spread, spread_text
 from .noise import randn

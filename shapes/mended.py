@@ -104,7 +104,7 @@ def mended_latents(kandinsky: Path, count: int, device: torch.device | str) -> P
     Args:
         kandinsky: folder of the member, of which all but inpainting and depth is finished.
     """
-    from ..networks.movq import decode
+    from ..networks.kandinsky_movq import decode
     from ..samplers.latent import sample_latents
     from ..samplers.noise import generators
     from .painters import KandinskyPainter

@@ -60,7 +60,7 @@ class PictureToPicture:
 
     def paint(self, scenes: Sequence[Scene], seed: int) -> np.ndarray:
         """One picture a scene's prompt."""
-        from ..networks.movq import encode
+        from ..networks.kandinsky_movq import encode
         from ..samplers.noise import generators
 
         streams, prompts = generators(seed, len(scenes)), [scene.prompt for scene in scenes]

@@ -139,7 +139,7 @@ class MinDALLEPainter:
 
     def _candidates(self, prompt: str, seed: int) -> torch.Tensor:
         from ..loaders.mindalle import tokenize
-        from ..networks.vqgan import decode
+        from ..networks.mindalle_vqgan import decode
         from ..samplers.autoregressive import sample_tokens
         from ..samplers.noise import generators
 
@@ -219,7 +219,7 @@ class KandinskyPainter:
         **extra: Any,
     ) -> np.ndarray:
         """Pictures of embeddings: uint8 ``[B, 64, 64, 3]``; ``extra`` is ``sample_latents``'."""
-        from ..networks.movq import decode
+        from ..networks.kandinsky_movq import decode
         from ..samplers.latent import sample_latents
 
         if self.mclip is not None:
@@ -248,7 +248,7 @@ class KandinskyPainter:
 
     def _kept(self, scenes: Sequence[Scene], seed: int) -> Any:
         """Pictures of other scenes on the same backgrounds, and a box in the middle to repaint."""
-        from ..networks.movq import encode
+        from ..networks.kandinsky_movq import encode
         from ..samplers.latent import Kept, keep_mask
 
         before = [np.asarray(draw(_other(scene), seed)) for scene in scenes]
@@ -292,7 +292,7 @@ class KoalaPainter:
     ) -> np.ndarray:
         """Pictures of prompts: uint8 ``[B, 64, 64, 3]``; ``pooled`` ``[B, D]`` in the place of the
         prompts' own pooled embedding."""
-        from ..networks.kl import LatentKL
+        from ..networks.koala_vae import LatentKL
         from ..networks.unet import prepare_sdxl
         from ..samplers.koala import sample_koala
 

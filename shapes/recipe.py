@@ -304,7 +304,7 @@ def decoder() -> torch.nn.Module:
 
 def text_projection() -> torch.nn.Module:
     """A fresh text projection with the published parameter names."""
-    from ..networks.unclip import TextProjection
+    from ..networks.karlo import TextProjection
 
     return TextProjection(**TEXT_PROJECTION)
 
@@ -348,7 +348,7 @@ def mclip(tokenizer: Any) -> torch.nn.Module:
     """A fresh MultilingualCLIP into Karlo's CLIP's space, for this tokenizer."""
     from transformers import XLMRobertaConfig, XLMRobertaModel
 
-    from ..networks.mclip import MultilingualCLIP
+    from ..networks.kandinsky_mclip import MultilingualCLIP
 
     settings = XLMRobertaConfig(**MCLIP, vocab_size=len(tokenizer))
     network = XLMRobertaModel(settings)

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from ..loaders.mindalle import CONFIG, TRANSFORMER_FILES, tokenize
 from ..networks.mindalle import ARTransformer
-from ..networks.vqgan import encode
+from ..networks.mindalle_vqgan import encode
 from ..training.mindalle_transfer import Recipe, source_of, transfer
 from . import recipe
 from .grammar import KINDS, training_scenes

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..networks.movq import encode
+from ..networks.kandinsky_movq import encode
 from ..samplers.clip import encode_zero_image
 from . import recipe
 from .grammar import training_scenes

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ..networks.movq import encode
+from ..networks.kandinsky_movq import encode
 from . import recipe
 from .grammar import training_scenes
 from .loop import Draw, Plan, draw_for, some_of, train

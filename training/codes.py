@@ -17,7 +17,7 @@ import torch
 
 from ..loaders.files.checkpoint import CheckpointError, read_object
 from ..loaders.mindalle_vqgan import VQGAN
-from ..networks.vqgan import encode
+from ..networks.mindalle_vqgan import encode
 from .state import Unfinished, save_atomically
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")

@@ -32,7 +32,7 @@ from ...edges import EdgeError, SDXLText, check_pooled, sizes_beside
 from ...loaders import koala
 from ...loaders.clip import tokenize
 from ...loaders.files.checkpoint import CheckpointError, check_inside, read_state_dict
-from ...networks.kl import LatentKL
+from ...networks.koala_vae import LatentKL
 from ...samplers.koala import EulerSchedule
 from .compat import warn
 from .memory import Adopted, kind_of, patcher_of, prepare

@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 from ...edges import EdgeError, cut_to_asked
-from ...networks.movq import LatentMoVQ
-from ...networks.vqgan import HELD_DECODING, HELD_ENCODING, LatentVQGAN
+from ...networks.kandinsky_movq import LatentMoVQ
+from ...networks.mindalle_vqgan import HELD_DECODING, HELD_ENCODING, LatentVQGAN
 from .memory import Managed, patcher_of, prepare
 
 if TYPE_CHECKING:

@@ -30,9 +30,9 @@ from ...edges import (
     text_to_conditioning,
 )
 from ...headless.core_rows import tiled
-from ...networks.kl import LatentKL
-from ...networks.movq import LatentMoVQ
-from ...networks.vqgan import LatentVQGAN
+from ...networks.kandinsky_movq import LatentMoVQ
+from ...networks.koala_vae import LatentKL
+from ...networks.mindalle_vqgan import LatentVQGAN
 from ...samplers.schedule import published_sigmas
 from ..prompts import Chunk, chunks, empty_chunk, plain_warnings, weigh
 from . import io as io

@@ -63,7 +63,7 @@ from prior_art.loaders import karlo, mindalle, unclip  # noqa: E402
 from prior_art.loaders.clip import tokenize  # noqa: E402
 from prior_art.loaders.files.catalogue import find_source  # noqa: E402
 from prior_art.loaders.files.libraries import require  # noqa: E402
-from prior_art.networks import vqgan as vq  # noqa: E402
+from prior_art.networks import mindalle_vqgan as vq  # noqa: E402
 from prior_art.samplers import clip as clip_sampler  # noqa: E402
 from prior_art.samplers.autoregressive import log_likelihood, sample_tokens  # noqa: E402
 from prior_art.samplers.noise import generators  # noqa: E402

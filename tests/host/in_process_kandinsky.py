@@ -25,7 +25,7 @@ from in_process import (
 
 from prior_art.edges import EdgeError
 from prior_art.loaders import kandinsky
-from prior_art.networks import movq
+from prior_art.networks import kandinsky_movq as movq
 from prior_art.nodes.latent import KandinskyConditioning, KandinskyDecoder
 from prior_art.samplers import latent
 from prior_art.samplers.latent import Kept, keep_mask, sample_latents

@@ -29,7 +29,7 @@ from prior_art.host.comfyui import koala as comfy_koala
 from prior_art.loaders import koala
 from prior_art.loaders.clip import tokenize
 from prior_art.loaders.files.checkpoint import CheckpointError
-from prior_art.networks.kl import LatentKL
+from prior_art.networks.koala_vae import LatentKL
 from prior_art.networks.unet import prepare_sdxl
 from prior_art.nodes.koala import KoalaInfo, KoalaSample, KoalaTextEncode
 from prior_art.nodes.load import OWN, LoadKoala

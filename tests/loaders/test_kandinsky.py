@@ -12,11 +12,11 @@ from diffusers import VQModel
 from prior_art.loaders.files.catalogue import SourceError, find_source
 from prior_art.loaders.files.checkpoint import CheckpointError
 from prior_art.loaders.kandinsky import load_mclip, load_movq
-from prior_art.networks.mclip import MultilingualCLIP
-from prior_art.networks.movq import decode
+from prior_art.networks.kandinsky_mclip import MultilingualCLIP
+from prior_art.networks.kandinsky_movq import decode
 from prior_art.shapes.words import read_multilingual_tokenizer, write_multilingual_tokenizer
 
-from ..networks.test_movq import MOVQ
+from ..networks.test_kandinsky_movq import MOVQ
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from prior_art.loaders import kandinsky
 from prior_art.loaders import kandinsky_keys as kandinsky_original
 from prior_art.loaders.files.catalogue import find_source
 from prior_art.loaders.files.checkpoint import CheckpointError
-from prior_art.networks.movq import decode, encode
+from prior_art.networks.kandinsky_movq import decode, encode
 
 from ..tiny import MOVQ, randomise
 from . import karlo_originals as originals

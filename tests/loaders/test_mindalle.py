@@ -24,7 +24,7 @@ from prior_art.loaders.mindalle import (
     tokenize,
     write_settings,
 )
-from prior_art.networks.vqgan import encode
+from prior_art.networks.mindalle_vqgan import encode
 
 from .draw import random
 from .mindalle_originals import (

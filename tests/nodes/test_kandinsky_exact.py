@@ -15,7 +15,7 @@ from prior_art.edges import EdgeError
 from prior_art.headless.core_nodes import VAEDecode
 from prior_art.host import host
 from prior_art.loaders import kandinsky
-from prior_art.networks.movq import encode
+from prior_art.networks.kandinsky_movq import encode
 from prior_art.nodes import latent as nodes
 from prior_art.nodes.prior import NEGATIVE, KandinskyPrior, KandinskyPriorImage
 from prior_art.samplers.latent import keep_mask

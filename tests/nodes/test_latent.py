@@ -11,7 +11,7 @@ from prior_art.edges import EdgeError, Prior
 from prior_art.host import host
 from prior_art.loaders import kandinsky, unclip
 from prior_art.loaders.files.catalogue import find_source
-from prior_art.networks.movq import encode
+from prior_art.networks.kandinsky_movq import encode
 from prior_art.nodes.latent import (
     KandinskyConditioning,
     KandinskyDecoder,

@@ -19,7 +19,7 @@ from prior_art.host import host
 from prior_art.host.embedded.door import Interrupted, session
 from prior_art.loaders.files.checkpoint import CheckpointError
 from prior_art.loaders.mindalle import tokenize
-from prior_art.networks.vqgan import codes_of, decode, embeddings, encode
+from prior_art.networks.mindalle_vqgan import codes_of, decode, embeddings, encode
 from prior_art.nodes import autoregressive
 from prior_art.nodes.autoregressive import ARComplete, ARSample, ARScore, ARVariations
 from prior_art.nodes.load import LoadARTransformer, LoadVQGAN

@@ -19,8 +19,8 @@ from prior_art.samplers.autoregressive import (
 )
 from prior_art.samplers.noise import ExponentialNoise, generators
 
+from ..networks.test_graphs import record_on_cpu
 from ..networks.test_mindalle import KINDS, context_of, make, plain, tokens_of
-from ..networks.test_steps import record_on_cpu
 
 PLACE = {"device": torch.device("cpu"), "dtype": torch.float32}
 LENGTH = KINDS["text"].image_tokens

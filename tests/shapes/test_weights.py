@@ -107,7 +107,7 @@ def test_kandinskys_folders_are_whole_and_half_precision():
 def test_previews_of_latents_have_the_pictures_colours():
     from prior_art.loaders.files.catalogue import find_source
     from prior_art.loaders.kandinsky import load_latent_decoder, load_movq
-    from prior_art.networks.movq import encode
+    from prior_art.networks.kandinsky_movq import encode
     from prior_art.shapes.grammar import COLOURS
 
     colours = load_latent_decoder(find_source("shapes-kandinsky", "latent_decoder", [])).colours

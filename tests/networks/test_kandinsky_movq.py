@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import VQModel
 
-from prior_art.networks.movq import LatentSizedNorm, at_latent_size, decode, encode
+from prior_art.networks.kandinsky_movq import LatentSizedNorm, at_latent_size, decode, encode
 
 MOVQ = {
     "down_block_types": ("DownEncoderBlock2D", "AttnDownEncoderBlock2D"),
