@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from ..host import host
-from .autoregressive import ARComplete, ARSample, ARScore, ARVariations
-from .decoder import KarloDecoder
+from .embeddings import (
+    CompareEmbeddings,
+    InterpolateEmbeddings,
+    LoadEmbeddings,
+    MixEmbeddings,
+    SaveEmbeddings,
+    TextDifference,
+)
 from .image import ImageEncode, ZeroImage
-from .koala import KoalaInfo, KoalaSample, KoalaTextEncode
-from .latent import (
+from .kandinsky import (
     KandinskyConditioning,
     KandinskyDecoder,
     KandinskyDepth,
@@ -16,6 +21,8 @@ from .latent import (
     KandinskySampler,
     KandinskySchedule,
 )
+from .karlo import KarloDecoder
+from .koala import KoalaInfo, KoalaSample, KoalaTextEncode
 from .load import (
     LoadARTransformer,
     LoadDecoder,
@@ -31,17 +38,10 @@ from .load import (
     LoadUpscaler,
     LoadVQGAN,
 )
-from .mix import (
-    CompareEmbeddings,
-    InterpolateEmbeddings,
-    LoadEmbeddings,
-    MixEmbeddings,
-    SaveEmbeddings,
-    TextDifference,
-)
-from .prior import KandinskyPrior, KandinskyPriorImage, PriorSample
+from .mindalle import ARComplete, ARSample, ARScore, ARVariations
 from .rerank import CLIPRerank, ImageGrid
 from .text import BatchPrompts, TextEncode
+from .unclip import KandinskyPrior, KandinskyPriorImage, PriorSample
 from .upscale import KarloUpscale
 from .vqgan import VQGANDecode, VQGANEncode
 

@@ -13,7 +13,7 @@ from ..loaders.koala import BYTES_PER_PLACE
 from ..samplers.koala import FACTOR, SPACINGS, sample_koala
 from ..samplers.noise import generators
 from .pictures import latent_preview
-from .sampling import sampling_inputs
+from .widgets import sampling_inputs
 
 LARGEST = 4096
 NEGATIVE = "worst quality, low quality, illustration, low resolution"

@@ -9,7 +9,7 @@ from ..host import host, io
 from ..samplers.noise import generators
 from ..samplers.unclip import upscale
 from .pictures import from_image, preview, to_image
-from .sampling import noise_offset_input, sampling_inputs
+from .widgets import noise_offset_input, sampling_inputs
 
 
 class KarloUpscale(io.ComfyNode):

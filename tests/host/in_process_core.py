@@ -31,7 +31,7 @@ from prior_art.headless.runner import node_classes
 from prior_art.headless.workflow import WorkflowError
 from prior_art.host.embedded import door as embedded
 from prior_art.loaders import kandinsky, koala
-from prior_art.nodes.latent import KandinskyConditioning
+from prior_art.nodes.kandinsky import KandinskyConditioning
 
 asyncio.run(nodes.init_builtin_extra_nodes())
 

@@ -26,7 +26,7 @@ from in_process import (
 from prior_art.edges import EdgeError
 from prior_art.loaders import kandinsky
 from prior_art.networks import kandinsky_movq as movq
-from prior_art.nodes.latent import KandinskyConditioning, KandinskyDecoder
+from prior_art.nodes.kandinsky import KandinskyConditioning, KandinskyDecoder
 from prior_art.samplers import latent
 from prior_art.samplers.latent import Kept, keep_mask, sample_latents
 
@@ -361,7 +361,7 @@ def headless_ksampler_is_the_hosts() -> None:
 def embeddings_are_kept_in_the_hosts_folders() -> None:
     import folder_paths
 
-    from prior_art.nodes.mix import LoadEmbeddings, SaveEmbeddings
+    from prior_art.nodes.embeddings import LoadEmbeddings, SaveEmbeddings
 
     SaveEmbeddings.execute(embedding(2), "kept", "a note")
     file = Path(folder_paths.get_output_directory()) / "image_embeds" / "kept.safetensors"

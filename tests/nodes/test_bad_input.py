@@ -14,9 +14,9 @@ from prior_art.edges import EdgeError
 from prior_art.headless.runner import NodeError
 from prior_art.headless.workflow import WorkflowError
 from prior_art.host import host
-from prior_art.nodes.decoder import KarloDecoder
-from prior_art.nodes.prior import PriorSample
+from prior_art.nodes.karlo import KarloDecoder
 from prior_art.nodes.text import TextEncode
+from prior_art.nodes.unclip import PriorSample
 from prior_art.nodes.upscale import KarloUpscale
 
 FAST = {"seed": 0, "steps": 2}

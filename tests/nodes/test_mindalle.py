@@ -20,9 +20,9 @@ from prior_art.host.embedded.door import Interrupted, session
 from prior_art.loaders.files.checkpoint import CheckpointError
 from prior_art.loaders.mindalle import tokenize
 from prior_art.networks.mindalle_vqgan import codes_of, decode, embeddings, encode
-from prior_art.nodes import autoregressive
-from prior_art.nodes.autoregressive import ARComplete, ARSample, ARScore, ARVariations
+from prior_art.nodes import mindalle as autoregressive
 from prior_art.nodes.load import LoadARTransformer, LoadVQGAN
+from prior_art.nodes.mindalle import ARComplete, ARSample, ARScore, ARVariations
 from prior_art.nodes.vqgan import VQGANDecode, VQGANEncode, as_text
 from prior_art.samplers.autoregressive import (
     complete_by_likelihood,

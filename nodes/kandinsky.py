@@ -31,7 +31,7 @@ from ..samplers.noise import generators
 from ..samplers.resize import resized
 from ..samplers.schedule import draws
 from .pictures import from_image, latent_preview
-from .sampling import noise_offset_input, noise_offset_output, sampling_inputs
+from .widgets import noise_offset_input, noise_offset_output, sampling_inputs
 
 LARGEST = 4096
 # Activations of one guided latent place in fp32 at published size, an upper estimate for the

@@ -12,7 +12,8 @@ from prior_art.host import host
 from prior_art.loaders import kandinsky, unclip
 from prior_art.loaders.files.catalogue import find_source
 from prior_art.networks.kandinsky_movq import encode
-from prior_art.nodes.latent import (
+from prior_art.nodes.embeddings import MixEmbeddings
+from prior_art.nodes.kandinsky import (
     KandinskyConditioning,
     KandinskyDecoder,
     KandinskyDepth,
@@ -20,9 +21,8 @@ from prior_art.nodes.latent import (
     KandinskyInpaint,
     KandinskySchedule,
 )
-from prior_art.nodes.mix import MixEmbeddings
-from prior_art.nodes.prior import NEGATIVE, ZERO, KandinskyPrior, KandinskyPriorImage
 from prior_art.nodes.text import TextEncode
+from prior_art.nodes.unclip import NEGATIVE, ZERO, KandinskyPrior, KandinskyPriorImage
 
 SPACE, DIM = "custom-32d", 32
 FAST = {"seed": 3, "steps": 3, "cfg": 4.0, "batch_size": 1}

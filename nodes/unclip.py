@@ -10,7 +10,7 @@ from ..samplers.guidance import spread
 from ..samplers.noise import generators
 from ..samplers.prior import numbers_drawn, sample_prior
 from ..samplers.schedule import draws
-from .sampling import noise_offset_input, noise_offset_output, sampling_inputs
+from .widgets import noise_offset_input, noise_offset_output, sampling_inputs
 
 
 class PriorSample(io.ComfyNode):

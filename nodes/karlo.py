@@ -9,7 +9,7 @@ from ..host import host, io
 from ..samplers.noise import generators
 from ..samplers.unclip import decoder_numbers_drawn, sample_decoder
 from .pictures import preview, to_image
-from .sampling import noise_offset_input, noise_offset_output, sampling_inputs
+from .widgets import noise_offset_input, noise_offset_output, sampling_inputs
 
 
 class KarloDecoder(io.ComfyNode):

@@ -24,8 +24,8 @@ from ..samplers.autoregressive import (
 from ..samplers.noise import generators
 from ..samplers.rerank import order
 from .pictures import fit, preview
-from .sampling import seed_input
 from .vqgan import decode_codes, encode_image, to_latent
+from .widgets import seed_input
 
 CATEGORY = "PriorArt/sample"
 

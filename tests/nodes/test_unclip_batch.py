@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from prior_art.edges import EdgeError
-from prior_art.nodes.decoder import KarloDecoder
+from prior_art.nodes.karlo import KarloDecoder
 from prior_art.nodes.load import LoadDecoder, LoadPrior, LoadTextEncoder
-from prior_art.nodes.prior import PriorSample
 from prior_art.nodes.text import BatchPrompts, TextEncode
+from prior_art.nodes.unclip import PriorSample
 
 from .conftest import SOURCE
 

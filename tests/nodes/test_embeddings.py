@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from prior_art.edges import EdgeError
 from prior_art.host import host
 from prior_art.loaders.files.checkpoint import CheckpointError
-from prior_art.nodes.mix import (
+from prior_art.nodes.embeddings import (
     CompareEmbeddings,
     InterpolateEmbeddings,
     LoadEmbeddings,
