@@ -26,7 +26,8 @@ from torch import Tensor, nn
 
 from prior_art.edges import SPACES, EmbeddingSpace, TextEncoding
 from prior_art.networks.karlo import TextProjection, UnCLIPDecoder, UnCLIPUpscaler
-from prior_art.samplers import prior, unclip
+from prior_art.samplers import karlo as unclip
+from prior_art.samplers import prior
 from prior_art.samplers.schedule import UnCLIPSchedule
 from prior_art.shapes import recipe
 

@@ -44,7 +44,7 @@ from torch import Tensor, nn
 
 from prior_art.networks.mindalle import ARConfig, ARTransformer, Block
 from prior_art.networks.mindalle_vqgan import decode
-from prior_art.samplers.autoregressive import sample_tokens
+from prior_art.samplers.mindalle import sample_tokens
 from prior_art.samplers.noise import generators
 
 # Layers, width, heads.

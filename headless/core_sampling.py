@@ -38,8 +38,8 @@ from ..host.embedded.door import (
 )
 from ..networks.unet import prepare_latent_decoder
 from ..samplers.guidance import guide
+from ..samplers.kandinsky import check_places, keep_mask, mode_of, sample_from_sigmas
 from ..samplers.koala import FACTOR, LATENT_SCALE
-from ..samplers.latent import check_places, keep_mask, mode_of, sample_from_sigmas
 from ..samplers.noise import generators, randn
 from ..samplers.schedule import UnCLIPSchedule
 from .core_rows import fitted

@@ -20,7 +20,7 @@ from ..edges import (
 )
 from ..host import host, io
 from ..loaders.embeddings import Embedding, read_embedding, write_embedding
-from ..samplers.mix import MODES, cosines, interpolate, mix, move_by_texts
+from ..samplers.embeddings import MODES, cosines, interpolate, mix, move_by_texts
 
 CATEGORY = "PriorArt/mix"
 WEIGHT = {"min": -10.0, "max": 10.0, "step": 0.01}

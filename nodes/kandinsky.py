@@ -26,7 +26,7 @@ from ..edges import (
 from ..host import host, io
 from ..networks.kandinsky_movq import encode
 from ..networks.mindalle_vqgan import HELD_ENCODING
-from ..samplers.latent import Kept, keep_mask, latent_size, sample_latents
+from ..samplers.kandinsky import Kept, keep_mask, latent_size, sample_latents
 from ..samplers.noise import generators
 from ..samplers.resize import resized
 from ..samplers.schedule import draws

@@ -15,7 +15,7 @@ from ..loaders.mindalle import tokenize
 from ..loaders.mindalle_vqgan import VQGAN
 from ..networks.mindalle import ARTransformer
 from ..networks.mindalle_vqgan import codes_of, decode
-from ..samplers.autoregressive import (
+from ..samplers.mindalle import (
     bytes_per_candidate,
     complete_by_likelihood,
     log_likelihood,

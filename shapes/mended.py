@@ -59,9 +59,9 @@ def mended_pairs(karlo: Path, count: int, device: torch.device | str) -> Pairs:
     from ..loaders.clip import tokenize
     from ..loaders.files.catalogue import Source
     from ..samplers.clip import encode_text
+    from ..samplers.karlo import sample_decoder
     from ..samplers.noise import generators
     from ..samplers.prior import sample_prior
-    from ..samplers.unclip import sample_decoder
 
     source = Source(karlo.name, "folder", karlo.resolve(), "karlo", frozenset())
     place = {"device": torch.device(device), "dtype": torch.float32}
@@ -105,7 +105,7 @@ def mended_latents(kandinsky: Path, count: int, device: torch.device | str) -> P
         kandinsky: folder of the member, of which all but inpainting and depth is finished.
     """
     from ..networks.kandinsky_movq import decode
-    from ..samplers.latent import sample_latents
+    from ..samplers.kandinsky import sample_latents
     from ..samplers.noise import generators
     from .painters import KandinskyPainter
 

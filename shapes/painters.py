@@ -60,7 +60,7 @@ class KarloPainter:
         self, embeds: torch.Tensor, prompts: Sequence[str], streams: list[torch.Generator]
     ) -> np.ndarray:
         """Pictures of embeddings: uint8 ``[B, 64, 64, 3]``."""
-        from ..samplers.unclip import sample_decoder, upscale
+        from ..samplers.karlo import sample_decoder, upscale
 
         small = sample_decoder(
             self.decoder.network,
@@ -140,7 +140,7 @@ class MinDALLEPainter:
     def _candidates(self, prompt: str, seed: int) -> torch.Tensor:
         from ..loaders.mindalle import tokenize
         from ..networks.mindalle_vqgan import decode
-        from ..samplers.autoregressive import sample_tokens
+        from ..samplers.mindalle import sample_tokens
         from ..samplers.noise import generators
 
         network, config = self.transformer.network, self.transformer.config
@@ -220,7 +220,7 @@ class KandinskyPainter:
     ) -> np.ndarray:
         """Pictures of embeddings: uint8 ``[B, 64, 64, 3]``; ``extra`` is ``sample_latents``'."""
         from ..networks.kandinsky_movq import decode
-        from ..samplers.latent import sample_latents
+        from ..samplers.kandinsky import sample_latents
 
         if self.mclip is not None:
             for name, texts in (("text", prompts), ("negative_text", [""])):
@@ -249,7 +249,7 @@ class KandinskyPainter:
     def _kept(self, scenes: Sequence[Scene], seed: int) -> Any:
         """Pictures of other scenes on the same backgrounds, and a box in the middle to repaint."""
         from ..networks.kandinsky_movq import encode
-        from ..samplers.latent import Kept, keep_mask
+        from ..samplers.kandinsky import Kept, keep_mask
 
         before = [np.asarray(draw(_other(scene), seed)) for scene in scenes]
         pixels = torch.from_numpy(np.stack(before)).permute(0, 3, 1, 2).float() / 127.5 - 1

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from ...edges import EdgeError, conditioning_to_embeds, depth_beside, text_beside
-from ...samplers.latent import check_places, keep_mask, mode_of, sample_from_sigmas
+from ...samplers.kandinsky import check_places, keep_mask, mode_of, sample_from_sigmas
 from ...samplers.noise import generators, randn
 from ...samplers.schedule import published_sigmas
 from .memory import Adopted, Managed, kind_of, patcher_of, prepare, weight_dtype

@@ -65,10 +65,10 @@ from prior_art.loaders.files.catalogue import find_source  # noqa: E402
 from prior_art.loaders.files.libraries import require  # noqa: E402
 from prior_art.networks import mindalle_vqgan as vq  # noqa: E402
 from prior_art.samplers import clip as clip_sampler  # noqa: E402
-from prior_art.samplers.autoregressive import log_likelihood, sample_tokens  # noqa: E402
+from prior_art.samplers.karlo import sample_decoder, upscale  # noqa: E402
+from prior_art.samplers.mindalle import log_likelihood, sample_tokens  # noqa: E402
 from prior_art.samplers.noise import generators  # noqa: E402
 from prior_art.samplers.prior import sample_prior  # noqa: E402
-from prior_art.samplers.unclip import sample_decoder, upscale  # noqa: E402
 
 # tiny.py imports transformers straight; the pack's way of it copes with a broken torchaudio.
 require("transformers", "CLIPTextModelWithProjection", "CLIPVisionModelWithProjection")

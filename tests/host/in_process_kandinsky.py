@@ -27,8 +27,8 @@ from prior_art.edges import EdgeError
 from prior_art.loaders import kandinsky
 from prior_art.networks import kandinsky_movq as movq
 from prior_art.nodes.kandinsky import KandinskyConditioning, KandinskyDecoder
-from prior_art.samplers import latent
-from prior_art.samplers.latent import Kept, keep_mask, sample_latents
+from prior_art.samplers import kandinsky as latent
+from prior_art.samplers.kandinsky import Kept, keep_mask, sample_latents
 
 PLACE = {"device": torch.device("cpu"), "dtype": torch.float32}
 

@@ -17,7 +17,7 @@ from prior_art.nodes.embeddings import (
     SaveEmbeddings,
     TextDifference,
 )
-from prior_art.samplers.mix import MODES, interpolate, slerp
+from prior_art.samplers.embeddings import MODES, interpolate, slerp
 
 SPACE, DIM = "shapes-vit-l", 64
 

@@ -18,7 +18,7 @@ from prior_art.loaders import kandinsky
 from prior_art.networks.kandinsky_movq import encode
 from prior_art.nodes import kandinsky as nodes
 from prior_art.nodes.unclip import NEGATIVE, KandinskyPrior, KandinskyPriorImage
-from prior_art.samplers.latent import keep_mask
+from prior_art.samplers.kandinsky import keep_mask
 
 from .test_kandinsky import DIM, decode, picture, prompt, repaint, sample_prior, vary
 

@@ -24,11 +24,7 @@ from prior_art.nodes import mindalle as autoregressive
 from prior_art.nodes.load import LoadARTransformer, LoadVQGAN
 from prior_art.nodes.mindalle import ARComplete, ARSample, ARScore, ARVariations
 from prior_art.nodes.vqgan import VQGANDecode, VQGANEncode, as_text
-from prior_art.samplers.autoregressive import (
-    complete_by_likelihood,
-    log_likelihood,
-    sample_tokens,
-)
+from prior_art.samplers.mindalle import complete_by_likelihood, log_likelihood, sample_tokens
 from prior_art.samplers.noise import generators
 
 CPU = {"device": torch.device("cpu"), "dtype": torch.float32}

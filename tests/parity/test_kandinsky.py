@@ -15,7 +15,7 @@ from prior_art.loaders.clip import tokenize
 from prior_art.loaders.files.catalogue import find_source
 from prior_art.networks.kandinsky_movq import decode, encode
 from prior_art.samplers.clip import encode_text
-from prior_art.samplers.latent import Kept, keep_mask, latent_size, sample_latents
+from prior_art.samplers.kandinsky import Kept, keep_mask, latent_size, sample_latents
 from prior_art.samplers.noise import generators
 from prior_art.samplers.prior import sample_prior
 from prior_art.samplers.schedule import LatentSchedule

@@ -19,7 +19,7 @@ from prior_art.loaders.clip import tokenize
 from prior_art.loaders.files.catalogue import find_source
 from prior_art.networks.kandinsky_movq import encode
 from prior_art.samplers.clip import encode_text
-from prior_art.samplers.latent import Kept, keep_mask, sample_latents
+from prior_art.samplers.kandinsky import Kept, keep_mask, sample_latents
 from prior_art.samplers.noise import generators
 
 from ..tiny import kandinsky_21_pipeline, tiny_kandinsky_21

@@ -18,7 +18,7 @@ from torch import nn
 from prior_art.edges import EdgeError
 from prior_art.loaders.kandinsky_keys import SAMPLERS, schedule_of
 from prior_art.loaders.unclip import original_schedule
-from prior_art.samplers.latent import Kept, sample_latents
+from prior_art.samplers.kandinsky import Kept, sample_latents
 from prior_art.samplers.noise import generators, randn
 from prior_art.samplers.schedule import LatentSchedule, UnCLIPSchedule, last_part_apart
 
