@@ -28,7 +28,7 @@ from prior_art.edges import SPACES, EmbeddingSpace, TextEncoding
 from prior_art.networks.karlo import TextProjection, UnCLIPDecoder, UnCLIPUpscaler
 from prior_art.samplers import karlo as unclip
 from prior_art.samplers import prior
-from prior_art.samplers.schedule import UnCLIPSchedule
+from prior_art.samplers.parts.schedule import UnCLIPSchedule
 from prior_art.shapes import recipe
 
 WIDTHS = (320, 640, 960, 1280)

@@ -37,11 +37,11 @@ from ..host.embedded.door import (
     use_koala,
 )
 from ..networks.unet import prepare_latent_decoder
-from ..samplers.guidance import guide
 from ..samplers.kandinsky import check_places, keep_mask, mode_of, sample_from_sigmas
 from ..samplers.koala import FACTOR, LATENT_SCALE
-from ..samplers.noise import generators, randn
-from ..samplers.schedule import UnCLIPSchedule
+from ..samplers.parts.guidance import guide
+from ..samplers.parts.noise import generators, randn
+from ..samplers.parts.schedule import UnCLIPSchedule
 from .core_rows import fitted
 from .workflow import WorkflowError
 

@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 
 from ..edges import EdgeError
-from ..samplers.resize import resize_and_crop
+from ..samplers.parts.resize import resize_and_crop
 from .files.checkpoint import AGAIN, CheckpointError, check_inside, read_json
 from .files.libraries import require
 

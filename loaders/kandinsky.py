@@ -18,7 +18,7 @@ from ..edges import SPACES, EdgeError, EmbeddingSpace
 from ..networks.kandinsky_mclip import MultilingualCLIP
 from ..networks.kandinsky_movq import at_latent_size, colours_of
 from ..samplers.clip import encode_zero_image
-from ..samplers.schedule import LatentSchedule, last_part_apart
+from ..samplers.parts.schedule import LatentSchedule, last_part_apart
 from . import clip, sentencepiece
 from . import kandinsky_keys as kandinsky_original
 from .files.catalogue import Source

@@ -11,7 +11,7 @@ import math
 from dataclasses import replace
 from typing import Any
 
-from ..samplers.schedule import LatentSchedule, last_sums, sums, up_to_share, whole_strides
+from ..samplers.parts.schedule import LatentSchedule, last_sums, sums, up_to_share, whole_strides
 from .karlo_keys import HEAD_DIM, State, Taker, Tensors, convert_unet
 from .mindalle_vqgan import GROUPS, convert_vqgan
 

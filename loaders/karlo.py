@@ -12,7 +12,7 @@ import torch
 
 from ..edges import EmbeddingSpace
 from ..networks.karlo import TextProjection, UnCLIPDecoder, UnCLIPUpscaler
-from ..samplers.schedule import UnCLIPSchedule
+from ..samplers.parts.schedule import UnCLIPSchedule
 from . import karlo_keys as karlo_original
 from .files.catalogue import Source
 from .files.checkpoint import read_json, read_state_dict

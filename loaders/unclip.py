@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from ..edges import SPACES, EmbeddingSpace
-from ..samplers.schedule import UnCLIPSchedule, sums
+from ..samplers.parts.schedule import UnCLIPSchedule, sums
 from . import clip
 from . import karlo_keys as karlo_original
 from .clip import Preprocess

@@ -27,9 +27,9 @@ from ..host import host, io
 from ..networks.kandinsky_movq import encode
 from ..networks.mindalle_vqgan import HELD_ENCODING
 from ..samplers.kandinsky import Kept, keep_mask, latent_size, sample_latents
-from ..samplers.noise import generators
-from ..samplers.resize import resized
-from ..samplers.schedule import draws
+from ..samplers.parts.noise import generators
+from ..samplers.parts.resize import resized
+from ..samplers.parts.schedule import draws
 from .pictures import from_image, latent_preview
 from .widgets import noise_offset_input, noise_offset_output, sampling_inputs
 

@@ -7,7 +7,7 @@ from typing import Any
 from ..edges import EdgeError, conditioning_to_text, image_embeds_of
 from ..host import host, io
 from ..samplers.karlo import decoder_numbers_drawn, sample_decoder
-from ..samplers.noise import generators
+from ..samplers.parts.noise import generators
 from .pictures import preview, to_image
 from .widgets import noise_offset_input, noise_offset_output, sampling_inputs
 

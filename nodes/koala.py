@@ -11,7 +11,7 @@ from ..edges import EdgeError, conditioning_to_sdxl, sdxl_to_conditioning
 from ..host import host, io
 from ..loaders.koala import BYTES_PER_PLACE
 from ..samplers.koala import FACTOR, SPACINGS, sample_koala
-from ..samplers.noise import generators
+from ..samplers.parts.noise import generators
 from .pictures import latent_preview
 from .widgets import sampling_inputs
 

@@ -21,7 +21,7 @@ from ..samplers.mindalle import (
     log_likelihood,
     sample_tokens,
 )
-from ..samplers.noise import generators
+from ..samplers.parts.noise import generators
 from ..samplers.rerank import order
 from .pictures import fit, preview
 from .vqgan import decode_codes, encode_image, to_latent

@@ -6,10 +6,10 @@ from typing import Any
 
 from ..edges import EdgeError, Prior, TextEncoding, conditioning_to_text, image_embeds_of
 from ..host import host, io
-from ..samplers.guidance import spread
-from ..samplers.noise import generators
+from ..samplers.parts.guidance import spread
+from ..samplers.parts.noise import generators
+from ..samplers.parts.schedule import draws
 from ..samplers.prior import numbers_drawn, sample_prior
-from ..samplers.schedule import draws
 from .widgets import noise_offset_input, noise_offset_output, sampling_inputs
 
 

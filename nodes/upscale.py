@@ -7,7 +7,7 @@ from typing import Any
 from ..edges import EdgeError, Upscaler, check_image
 from ..host import host, io
 from ..samplers.karlo import upscale
-from ..samplers.noise import generators
+from ..samplers.parts.noise import generators
 from .pictures import from_image, preview, to_image
 from .widgets import noise_offset_input, sampling_inputs
 

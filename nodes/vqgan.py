@@ -10,7 +10,7 @@ from torch import nn
 from ..edges import check_image, latent_of
 from ..host import host, io
 from ..networks.mindalle_vqgan import HELD_DECODING, codes_of, decode, embeddings, encode
-from ..samplers.chunks import in_chunks
+from ..samplers.parts.chunks import in_chunks
 from .pictures import fit, from_image, to_image
 
 CODES = "A picture's codes as text, a line for each row of the grid, for Preview as Text."

@@ -17,9 +17,9 @@ from torch import nn
 
 from ..edges import EdgeError
 from ..networks.unet import prepare_latent_decoder
-from .guidance import guide, refuse_nan, spread
-from .noise import randn
-from .schedule import (
+from .parts.guidance import guide, refuse_nan, spread
+from .parts.noise import randn
+from .parts.schedule import (
     LatentSchedule,
     ancestral_steps,
     denoised,

@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from ..edges import EdgeError, TextEncoding
 from ..networks.karlo import UnCLIPDecoder, UnCLIPUpscaler
 from ..networks.unet import prepare_decoder, prepare_upscaler
-from .guidance import guide, is_guided, refuse_nan, spread, spread_text
-from .noise import randn
-from .schedule import UnCLIPSchedule, predict_x0, previous_sample
+from .parts.guidance import guide, is_guided, refuse_nan, spread, spread_text
+from .parts.noise import randn
+from .parts.schedule import UnCLIPSchedule, predict_x0, previous_sample
 
 
 def decoder_numbers_drawn(network: UnCLIPDecoder, num_inference_steps: int) -> int:

@@ -18,9 +18,9 @@ import torch
 from torch import nn
 
 from ..edges import EdgeError, SDXLText
-from .guidance import guide, refuse_nan, spread
-from .noise import randn
-from .schedule import check_constants
+from .parts.guidance import guide, refuse_nan, spread
+from .parts.noise import randn
+from .parts.schedule import check_constants
 
 LATENT_SCALE = 0.13025
 """What SDXL's U-Nets multiply the VAE's latents by, so that they vary by about one."""

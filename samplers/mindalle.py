@@ -17,9 +17,9 @@ from torch import Tensor
 from ..edges import EdgeError
 from ..networks.graphs import Steps
 from ..networks.mindalle import ARConfig, ARTransformer, Cache, Prefix, lay_out, prefill
-from .chunks import in_chunks
-from .guidance import refuse_nan
-from .noise import ExponentialNoise
+from .parts.chunks import in_chunks
+from .parts.guidance import refuse_nan
+from .parts.noise import ExponentialNoise
 
 Callback = Callable[[int, int, Tensor], None]
 Choose = Callable[[Tensor, Callable[[], Tensor]], Tensor]

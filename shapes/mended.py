@@ -60,7 +60,7 @@ def mended_pairs(karlo: Path, count: int, device: torch.device | str) -> Pairs:
     from ..loaders.files.catalogue import Source
     from ..samplers.clip import encode_text
     from ..samplers.karlo import sample_decoder
-    from ..samplers.noise import generators
+    from ..samplers.parts.noise import generators
     from ..samplers.prior import sample_prior
 
     source = Source(karlo.name, "folder", karlo.resolve(), "karlo", frozenset())
@@ -106,7 +106,7 @@ def mended_latents(kandinsky: Path, count: int, device: torch.device | str) -> P
     """
     from ..networks.kandinsky_movq import decode
     from ..samplers.kandinsky import sample_latents
-    from ..samplers.noise import generators
+    from ..samplers.parts.noise import generators
     from .painters import KandinskyPainter
 
     painter = KandinskyPainter(kandinsky, str(device))

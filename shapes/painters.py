@@ -45,7 +45,7 @@ class KarloPainter:
 
     def paint(self, scenes: Sequence[Scene], seed: int) -> np.ndarray:
         """One picture a scene's prompt: uint8 ``[B, 64, 64, 3]``."""
-        from ..samplers.noise import generators
+        from ..samplers.parts.noise import generators
 
         # One stream a picture runs through all stages, as in the published pipeline.
         streams = generators(seed, len(scenes))
@@ -141,7 +141,7 @@ class MinDALLEPainter:
         from ..loaders.mindalle import tokenize
         from ..networks.mindalle_vqgan import decode
         from ..samplers.mindalle import sample_tokens
-        from ..samplers.noise import generators
+        from ..samplers.parts.noise import generators
 
         network, config = self.transformer.network, self.transformer.config
         context = tokenize(self.transformer.tokenizer, [prompt], config.text_tokens).ids
@@ -199,7 +199,7 @@ class KandinskyPainter:
 
     def paint(self, scenes: Sequence[Scene], seed: int) -> np.ndarray:
         """One picture a scene's prompt: uint8 ``[B, 64, 64, 3]``."""
-        from ..samplers.noise import generators
+        from ..samplers.parts.noise import generators
 
         # One stream a picture runs through both stages, as in the published pipelines.
         streams = generators(seed, len(scenes))
@@ -280,7 +280,7 @@ class KoalaPainter:
 
     def paint(self, scenes: Sequence[Scene], seed: int) -> np.ndarray:
         """One picture a scene's prompt: uint8 ``[B, 64, 64, 3]``."""
-        from ..samplers.noise import generators
+        from ..samplers.parts.noise import generators
 
         return self.decode([scene.prompt for scene in scenes], generators(seed, len(scenes)))
 

@@ -126,9 +126,9 @@ def said_by(
     from ..edges import TextEncoding
     from ..loaders.clip import tokenize
     from ..samplers.clip import encode_text
-    from ..samplers.noise import generators
+    from ..samplers.parts.noise import generators
+    from ..samplers.parts.schedule import UnCLIPSchedule
     from ..samplers.prior import sample_prior
-    from ..samplers.schedule import UnCLIPSchedule
 
     place = {"device": torch.device(device), "dtype": torch.float32}
     schedule = UnCLIPSchedule.from_config(recipe.WIDER_PRIOR_SCHEDULER)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..samplers.schedule import UnCLIPSchedule, predict_x0, previous_sample
+from ..samplers.parts.schedule import UnCLIPSchedule, predict_x0, previous_sample
 from . import recipe
 from .grammar import training_scenes
 from .loop import Draw, Plan, draw_for, some_of, train

@@ -68,7 +68,7 @@ def read_picture(path: Path, size: int) -> np.ndarray:
     """
     from PIL import Image, ImageOps
 
-    from ..samplers.resize import resize_and_crop
+    from ..samplers.parts.resize import resize_and_crop
 
     with Image.open(path) as opened:
         picture = ImageOps.exif_transpose(opened).convert("RGB")

@@ -20,15 +20,15 @@ from torch import nn
 
 from ...edges import EdgeError, conditioning_to_embeds, depth_beside, text_beside
 from ...samplers.kandinsky import check_places, keep_mask, mode_of, sample_from_sigmas
-from ...samplers.noise import generators, randn
-from ...samplers.schedule import published_sigmas
+from ...samplers.parts.noise import generators, randn
+from ...samplers.parts.schedule import published_sigmas
 from .memory import Adopted, Managed, kind_of, patcher_of, prepare, weight_dtype
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ...loaders.kandinsky import LatentDecoder
-    from ...samplers.schedule import LatentSchedule
+    from ...samplers.parts.schedule import LatentSchedule
 
 VARIANCE = "prior_art_learned_variance"
 """Where, among the host's transformer options, the network leaves its variance for our sampler."""

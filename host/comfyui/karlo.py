@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
     from ...loaders.karlo import LoadedDecoder
     from ...loaders.unclip import ImageEncoder, TextEncoder
-    from ...samplers.schedule import UnCLIPSchedule
+    from ...samplers.parts.schedule import UnCLIPSchedule
 
 MADE_BY_NATIVE = "CLIP Vision Encode on a PriorArt image encoder"
 

@@ -33,7 +33,7 @@ from ...headless.core_rows import tiled
 from ...networks.kandinsky_movq import LatentMoVQ
 from ...networks.koala_vae import LatentKL
 from ...networks.mindalle_vqgan import LatentVQGAN
-from ...samplers.schedule import published_sigmas
+from ...samplers.parts.schedule import published_sigmas
 from ..prompts import Chunk, chunks, empty_chunk, plain_warnings, weigh
 from . import io as io
 from .io import ComfyExtension
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from ...loaders.mindalle_vqgan import VQGAN
     from ...loaders.unclip import ImageEncoder, TextEncoder
     from ...samplers.koala import Prepare
-    from ...samplers.schedule import UnCLIPSchedule
+    from ...samplers.parts.schedule import UnCLIPSchedule
 
 NAME = "the embedded host"
 MODELS_VARIABLE = "PRIOR_ART_MODELS"

@@ -67,7 +67,7 @@ from prior_art.networks import mindalle_vqgan as vq  # noqa: E402
 from prior_art.samplers import clip as clip_sampler  # noqa: E402
 from prior_art.samplers.karlo import sample_decoder, upscale  # noqa: E402
 from prior_art.samplers.mindalle import log_likelihood, sample_tokens  # noqa: E402
-from prior_art.samplers.noise import generators  # noqa: E402
+from prior_art.samplers.parts.noise import generators  # noqa: E402
 from prior_art.samplers.prior import sample_prior  # noqa: E402
 
 # tiny.py imports transformers straight; the pack's way of it copes with a broken torchaudio.

@@ -25,7 +25,7 @@ from prior_art.nodes.load import LoadARTransformer, LoadVQGAN
 from prior_art.nodes.mindalle import ARComplete, ARSample, ARScore, ARVariations
 from prior_art.nodes.vqgan import VQGANDecode, VQGANEncode, as_text
 from prior_art.samplers.mindalle import complete_by_likelihood, log_likelihood, sample_tokens
-from prior_art.samplers.noise import generators
+from prior_art.samplers.parts.noise import generators
 
 CPU = {"device": torch.device("cpu"), "dtype": torch.float32}
 SIZE, GRID, CODES = 32, 8, 24

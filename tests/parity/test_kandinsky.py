@@ -16,9 +16,9 @@ from prior_art.loaders.files.catalogue import find_source
 from prior_art.networks.kandinsky_movq import decode, encode
 from prior_art.samplers.clip import encode_text
 from prior_art.samplers.kandinsky import Kept, keep_mask, latent_size, sample_latents
-from prior_art.samplers.noise import generators
+from prior_art.samplers.parts.noise import generators
+from prior_art.samplers.parts.schedule import LatentSchedule
 from prior_art.samplers.prior import sample_prior
-from prior_art.samplers.schedule import LatentSchedule
 
 from ..tiny import DIM, kandinsky_pipeline, tiny_kandinsky
 

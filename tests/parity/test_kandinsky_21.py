@@ -20,7 +20,7 @@ from prior_art.loaders.files.catalogue import find_source
 from prior_art.networks.kandinsky_movq import encode
 from prior_art.samplers.clip import encode_text
 from prior_art.samplers.kandinsky import Kept, keep_mask, sample_latents
-from prior_art.samplers.noise import generators
+from prior_art.samplers.parts.noise import generators
 
 from ..tiny import kandinsky_21_pipeline, tiny_kandinsky_21
 from .test_kandinsky import CLOSE, SEED, STEPS, close, embeds, picture, pixels, region, streams

@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_map
 
 from prior_art.loaders.clip import tokenize
 from prior_art.samplers.karlo import decoder_numbers_drawn
-from prior_art.samplers.noise import generators
+from prior_art.samplers.parts.noise import generators
 from prior_art.samplers.prior import numbers_drawn
 
 from ..samplers.stages import Stages

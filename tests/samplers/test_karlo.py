@@ -19,7 +19,7 @@ from prior_art.edges import EdgeError
 from prior_art.networks import prior as cached
 from prior_art.samplers import prior as prior_sampler
 from prior_art.samplers.karlo import decoder_numbers_drawn
-from prior_art.samplers.noise import generators
+from prior_art.samplers.parts.noise import generators
 from prior_art.samplers.prior import numbers_drawn
 
 from ..tiny import DIM, HIGH, LOW

@@ -13,7 +13,7 @@ from prior_art.edges import EdgeError
 from prior_art.networks.mindalle import ARConfig, ARTransformer, Cache
 from prior_art.samplers import mindalle as autoregressive
 from prior_art.samplers.mindalle import complete_by_likelihood, log_likelihood, sample_tokens
-from prior_art.samplers.noise import ExponentialNoise, generators
+from prior_art.samplers.parts.noise import ExponentialNoise, generators
 
 from ..networks.test_graphs import record_on_cpu
 from ..networks.test_mindalle import KINDS, context_of, make, plain, tokens_of

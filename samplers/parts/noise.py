@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
-from ..edges import EdgeError
+from ...edges import EdgeError
 
 # Numbers burnt at a time when a stream is wound forward: bounds the memory.
 _BURN = 2**20

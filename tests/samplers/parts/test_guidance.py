@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from prior_art.edges import EdgeError
-from prior_art.samplers.guidance import guide, is_guided, refuse_nan, spread
+from prior_art.samplers.parts.guidance import guide, is_guided, refuse_nan, spread
 
 
 def test_guide() -> None:

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from prior_art.edges import EdgeError
-from prior_art.samplers.noise import generators, randn
-from prior_art.samplers.schedule import (
+from prior_art.samplers.parts.noise import generators, randn
+from prior_art.samplers.parts.schedule import (
     LatentSchedule,
     UnCLIPSchedule,
     predict_latent,
@@ -16,7 +16,7 @@ from prior_art.samplers.schedule import (
     previous_sample,
 )
 
-from ..tiny import SCHEDULERS
+from ...tiny import SCHEDULERS
 
 COUNTS = [2, 7, 25, 50, 999, 1000]
 

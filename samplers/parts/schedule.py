@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..edges import EdgeError
+from ...edges import EdgeError
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from ..edges import EdgeError, TextEncoding
+from ...edges import EdgeError, TextEncoding
 
 
 def guide(

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from prior_art.edges import EdgeError
-from prior_art.samplers import noise
-from prior_art.samplers.noise import ExponentialNoise, generators, randn
+from prior_art.samplers.parts import noise
+from prior_art.samplers.parts.noise import ExponentialNoise, generators, randn
 
 
 def test_image_i_is_seeded_seed_plus_i() -> None:
