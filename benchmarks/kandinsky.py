@@ -28,7 +28,7 @@ from prior_art.edges import SPACES
 from prior_art.networks.kandinsky_movq import at_latent_size, decode
 from prior_art.samplers.kandinsky import keep_mask, latent_size, sample_latents
 from prior_art.samplers.parts.schedule import LatentSchedule
-from prior_art.shapes import recipe
+from prior_art.shapes.train import recipe
 
 PUBLISHED: dict[str, dict[str, Any]] = {
     "prior": {"embedding_dim": 1280},

@@ -29,7 +29,7 @@ from prior_art.networks.karlo import TextProjection, UnCLIPDecoder, UnCLIPUpscal
 from prior_art.samplers import karlo as unclip
 from prior_art.samplers import prior
 from prior_art.samplers.parts.schedule import UnCLIPSchedule
-from prior_art.shapes import recipe
+from prior_art.shapes.train import recipe
 
 WIDTHS = (320, 640, 960, 1280)
 PUBLISHED: dict[str, dict[str, Any]] = {

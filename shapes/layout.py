@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ..loaders import mindalle
-from . import recipe
+from .train import recipe
 from .words import (
     read_multilingual_tokenizer,
     read_tokenizer,

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from prior_art.shapes.grammar import KINDS, Scene
-from prior_art.shapes.loop import draw_for
 from prior_art.shapes.pictures import silhouette_pool
-from prior_art.shapes.stages_reranker import _lesson, blurred, overlap, spoilt
+from prior_art.shapes.train.loop import draw_for
+from prior_art.shapes.train.reranker import _lesson, blurred, overlap, spoilt
 
 
 def masks(kind: str, count: int = 40) -> torch.Tensor:

@@ -13,26 +13,19 @@ from prior_art.loaders import kandinsky, koala, mindalle, reranker, unclip
 from prior_art.loaders.files.catalogue import Source
 from prior_art.networks.unet import prepare_sdxl
 from prior_art.samplers.koala import SDXLText
-from prior_art.shapes import (
-    grammar,
-    layout,
-    loop,
-    mended,
-    painters,
-    recipe,
-    score,
-    stages_decoder,
-    stages_koala,
-    stages_latent,
-    stages_mclip,
-    stages_movq,
-    stages_prior,
-    stages_vqgan,
-    train,
-)
+from prior_art.shapes import grammar, layout, score
 from prior_art.shapes.check import Finding
 from prior_art.shapes.grammar import KINDS, Scene
 from prior_art.shapes.pictures import silhouette, training_batch
+from prior_art.shapes.train import kandinsky as stages_latent
+from prior_art.shapes.train import karlo_decoder as stages_decoder
+from prior_art.shapes.train import koala as stages_koala
+from prior_art.shapes.train import loop, mended, painters, recipe
+from prior_art.shapes.train import mclip as stages_mclip
+from prior_art.shapes.train import mindalle_vqgan as stages_vqgan
+from prior_art.shapes.train import movq as stages_movq
+from prior_art.shapes.train import prior as stages_prior
+from prior_art.shapes.train import run as train
 from prior_art.training.state import read_state
 
 
@@ -348,7 +341,7 @@ def test_unused_codes_move_to_where_pictures_are():
 
 
 def test_the_short_prior_equals_the_full_one():
-    from prior_art.shapes.stages_prior import short_forward
+    from prior_art.shapes.train.prior import short_forward
 
     torch.manual_seed(0)
     prior = recipe.prior().eval()
@@ -365,7 +358,7 @@ def test_the_short_prior_equals_the_full_one():
 
 
 def test_the_nearest_true_picture_is_the_picture_itself():
-    from prior_art.shapes.mended import nearest_true
+    from prior_art.shapes.train.mended import nearest_true
 
     rng = np.random.default_rng(3)
     for kind in KINDS:

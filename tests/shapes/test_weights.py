@@ -32,7 +32,7 @@ def test_the_folder_is_whole_and_half_precision():
 
 
 def test_configurations_match_the_recipe():
-    from prior_art.shapes import recipe
+    from prior_art.shapes.train import recipe
 
     for name, wanted in (
         ("decoder", recipe.DECODER),
@@ -80,8 +80,8 @@ def test_text_and_image_meet_in_one_space():
 def test_pictures_obey_their_prompts():
     from prior_art.shapes.check import check
     from prior_art.shapes.grammar import draw_prompts
-    from prior_art.shapes.painters import KarloPainter
     from prior_art.shapes.score import score
+    from prior_art.shapes.train.painters import KarloPainter
 
     scenes = draw_prompts(12, seed=3)
     painted = KarloPainter().paint(scenes, seed=11)
@@ -127,8 +127,8 @@ def test_kandinskys_pictures_obey_their_prompts(mode, least):
     """Not worse than they were when the weights were made (see the README for their figures)."""
     from prior_art.shapes.check import check
     from prior_art.shapes.grammar import draw_prompts
-    from prior_art.shapes.painters import KandinskyPainter
     from prior_art.shapes.score import score
+    from prior_art.shapes.train.painters import KandinskyPainter
 
     scenes = draw_prompts(12, seed=3)
     painter = KandinskyPainter(mode=mode)
@@ -155,7 +155,7 @@ def test_koalas_folders_are_whole_and_half_precision():
 
 @pytest.mark.parametrize("kind", ["1b", "700m"])
 def test_koalas_configurations_match_the_recipe(kind):
-    from prior_art.shapes import recipe
+    from prior_art.shapes.train import recipe
 
     for name, wanted in (
         ("unet", recipe.KOALA_UNETS[kind]),
@@ -193,8 +193,8 @@ def test_koalas_pictures_obey_their_prompts(variant, least):
     """Not worse than they were when the weights were made (see the README for their figures)."""
     from prior_art.shapes.check import check
     from prior_art.shapes.grammar import draw_prompts
-    from prior_art.shapes.painters import KoalaPainter
     from prior_art.shapes.score import score
+    from prior_art.shapes.train.painters import KoalaPainter
 
     scenes = draw_prompts(24, seed=3)
     painted = KoalaPainter(variant=variant).paint(scenes, seed=11)

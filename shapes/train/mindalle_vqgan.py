@@ -15,11 +15,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from ..grammar import training_scenes
+from ..pictures import coloured, training_batch
 from . import recipe
-from .grammar import training_scenes
+from .karlo_sr import edge_loss, pictures_of
 from .loop import Draw, Plan, draw_for, train
-from .pictures import coloured, training_batch
-from .stages_sr import edge_loss, pictures_of
 
 SMOOTH = Plan("vqgan_smooth", steps=500, batch=16, rate=6e-4, ema=0.99, warmup=20)
 CODED = Plan("vqgan", steps=1500, batch=16, rate=8e-4, ema=0.99, warmup=20)

@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..edges import EmbeddingSpace
+from ...edges import EmbeddingSpace
+from ..grammar import training_scenes
 from . import recipe
-from .grammar import training_scenes
+from .karlo_decoder import POOL, TextTable, embedded_pool
+from .karlo_sr import signal_and_noise
 from .loop import Draw, Plan, some_of, train
-from .stages_decoder import POOL, TextTable, embedded_pool
-from .stages_sr import signal_and_noise
 
 PLAN = Plan("prior", steps=3000, batch=128, rate=1e-3, ema=0.995)
 OLD_PLAN = Plan("prior_2_1", steps=600, batch=128, rate=8e-4, ema=0.99, warmup=50)
@@ -123,12 +123,12 @@ def said_by(
 
     Sampled as published: 25 steps, guidance 4. ``[scenes, times, D]``, unnormalised.
     """
-    from ..edges import TextEncoding
-    from ..loaders.clip import tokenize
-    from ..samplers.clip import encode_text
-    from ..samplers.parts.noise import generators
-    from ..samplers.parts.schedule import UnCLIPSchedule
-    from ..samplers.prior import sample_prior
+    from ...edges import TextEncoding
+    from ...loaders.clip import tokenize
+    from ...samplers.clip import encode_text
+    from ...samplers.parts.noise import generators
+    from ...samplers.parts.schedule import UnCLIPSchedule
+    from ...samplers.prior import sample_prior
 
     place = {"device": torch.device(device), "dtype": torch.float32}
     schedule = UnCLIPSchedule.from_config(recipe.WIDER_PRIOR_SCHEDULER)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-    from ..networks.mindalle import ARTransformer
+    from ...networks.mindalle import ARTransformer
 
 SPACE_WIDTH = 64  # of the CLIP's joint space; text hidden states must be as wide
 WIDER = 96  # of Kandinsky 2.2's own CLIP, as bigG's is wider than ViT-L's
@@ -304,7 +304,7 @@ def decoder() -> torch.nn.Module:
 
 def text_projection() -> torch.nn.Module:
     """A fresh text projection with the published parameter names."""
-    from ..networks.karlo import TextProjection
+    from ...networks.karlo import TextProjection
 
     return TextProjection(**TEXT_PROJECTION)
 
@@ -348,7 +348,7 @@ def mclip(tokenizer: Any) -> torch.nn.Module:
     """A fresh MultilingualCLIP into Karlo's CLIP's space, for this tokenizer."""
     from transformers import XLMRobertaConfig, XLMRobertaModel
 
-    from ..networks.kandinsky_mclip import MultilingualCLIP
+    from ...networks.kandinsky_mclip import MultilingualCLIP
 
     settings = XLMRobertaConfig(**MCLIP, vocab_size=len(tokenizer))
     network = XLMRobertaModel(settings)
@@ -371,7 +371,7 @@ def koala_unet(kind: str) -> torch.nn.Module:
 
 def ar_transformer(text_vocab: int) -> ARTransformer:
     """A fresh transformer that reads prompts of so many different tokens."""
-    from ..networks.mindalle import ARConfig, ARTransformer
+    from ...networks.mindalle import ARConfig, ARTransformer
 
     network = ARTransformer(ARConfig(**AR, text_vocab=text_vocab, text_tokens=AR_TEXT_TOKENS))
     network.initialise()

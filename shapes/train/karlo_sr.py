@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..samplers.parts.schedule import UnCLIPSchedule, predict_x0, previous_sample
+from ...samplers.parts.schedule import UnCLIPSchedule, predict_x0, previous_sample
+from ..grammar import training_scenes
+from ..pictures import training_batch
 from . import recipe
-from .grammar import training_scenes
 from .loop import Draw, Plan, draw_for, some_of, train
-from .pictures import training_batch
 
 FIRST = Plan("sr_first", steps=3000, batch=6, rate=2e-3)
 # A second course with the decoder's own pictures, and the last network's on what the first makes.

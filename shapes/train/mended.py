@@ -13,11 +13,11 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
+from ..grammar import KINDS, Scene, training_scenes
+from ..pictures import silhouette_pool
 from . import recipe
-from .grammar import KINDS, Scene, training_scenes
+from .karlo_sr import Pairs
 from .loop import draw_for
-from .pictures import silhouette_pool
-from .stages_sr import Pairs
 
 _AT_ONCE = 64
 _WORN = 0.3  # of an embedding's own deviation
@@ -54,14 +54,14 @@ def mended_pairs(karlo: Path, count: int, device: torch.device | str) -> Pairs:
     Args:
         karlo: folder of the member, whose text encoder, prior and decoder are finished.
     """
-    from ..loaders import karlo as loaders
-    from ..loaders import unclip
-    from ..loaders.clip import tokenize
-    from ..loaders.files.catalogue import Source
-    from ..samplers.clip import encode_text
-    from ..samplers.karlo import sample_decoder
-    from ..samplers.parts.noise import generators
-    from ..samplers.prior import sample_prior
+    from ...loaders import karlo as loaders
+    from ...loaders import unclip
+    from ...loaders.clip import tokenize
+    from ...loaders.files.catalogue import Source
+    from ...samplers.clip import encode_text
+    from ...samplers.karlo import sample_decoder
+    from ...samplers.parts.noise import generators
+    from ...samplers.prior import sample_prior
 
     source = Source(karlo.name, "folder", karlo.resolve(), "karlo", frozenset())
     place = {"device": torch.device(device), "dtype": torch.float32}
@@ -104,9 +104,9 @@ def mended_latents(kandinsky: Path, count: int, device: torch.device | str) -> P
     Args:
         kandinsky: folder of the member, of which all but inpainting and depth is finished.
     """
-    from ..networks.kandinsky_movq import decode
-    from ..samplers.kandinsky import sample_latents
-    from ..samplers.parts.noise import generators
+    from ...networks.kandinsky_movq import decode
+    from ...samplers.kandinsky import sample_latents
+    from ...samplers.parts.noise import generators
     from .painters import KandinskyPainter
 
     painter = KandinskyPainter(kandinsky, str(device))

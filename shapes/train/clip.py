@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..grammar import COLOURS, KINDS, SIZES, Scene, held_out, training_scenes
+from ..pictures import training_batch
 from . import recipe
-from .grammar import COLOURS, KINDS, SIZES, Scene, held_out, training_scenes
 from .loop import Draw, Plan, train
-from .pictures import training_batch
 
 PLAN = Plan("clip", steps=1500, batch=64, rate=1e-3, ema=0.99, warmup=50)
 _CELLS = 4  # a patch is asked for its silhouette in 4 x 4 cells

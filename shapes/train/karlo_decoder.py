@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..grammar import Scene, training_scenes
+from ..pictures import training_batch
 from . import recipe
-from .grammar import Scene, training_scenes
+from .karlo_sr import picture_weight, signal_and_noise, wandering
 from .loop import Draw, Plan, draw_for, some_of, train
-from .pictures import training_batch
-from .stages_sr import picture_weight, signal_and_noise, wandering
 
 POOL = 20480
 PLAN = Plan("decoder", steps=6000, batch=32, rate=1.5e-3, ema=0.997)

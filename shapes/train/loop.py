@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..training.state import Unfinished, read_state, save_atomically
+from ...training.state import Unfinished, read_state, save_atomically
 
 
 @dataclass(frozen=True)

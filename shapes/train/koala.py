@@ -28,21 +28,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..edges import SDXLText
-from ..networks.unet import prepare_sdxl
-from ..samplers.koala import (
-    FACTOR,
-    LATENT_SCALE,
-    EulerSchedule,
-    encode_text_pair,
-    sample_koala,
-)
+from ...edges import SDXLText
+from ...networks.unet import prepare_sdxl
+from ...samplers.koala import FACTOR, LATENT_SCALE, EulerSchedule, encode_text_pair, sample_koala
+from ..grammar import Scene, training_scenes
+from ..pictures import oddly_coloured, training_batch
 from . import recipe
-from .grammar import Scene, training_scenes
+from .karlo_sr import Pairs, edge_loss, picture_weight
 from .loop import Draw, Plan, draw_for, some_of, train
 from .mended import nearest_true
-from .pictures import oddly_coloured, training_batch
-from .stages_sr import Pairs, edge_loss, picture_weight
 
 ENCODER = Plan("koala_encoder", steps=700, batch=16, rate=1.5e-3, ema=0.99, warmup=20)
 COARSE = Plan("koala_coarse", steps=3000, batch=16, rate=1.5e-3, ema=0.995, warmup=20)

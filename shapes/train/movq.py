@@ -18,13 +18,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ..networks.kandinsky_movq import encode
+from ...networks.kandinsky_movq import encode
+from ..grammar import training_scenes
+from ..pictures import training_batch
 from . import recipe
-from .grammar import training_scenes
+from .karlo_sr import Pairs, edge_loss, pictures_of
 from .loop import Draw, Plan, draw_for, some_of, train
-from .pictures import training_batch
-from .stages_sr import Pairs, edge_loss, pictures_of
-from .stages_vqgan import begin_codebook, draw_on
+from .mindalle_vqgan import begin_codebook, draw_on
 
 PLAN = Plan("movq", steps=2600, batch=8, rate=1e-3, ema=0.99, warmup=20)
 SHARP = Plan("movq_sharp", steps=3200, batch=8, rate=1.2e-3, ema=0.995, warmup=20)

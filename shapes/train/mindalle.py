@@ -15,15 +15,15 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from ..loaders.mindalle import CONFIG, TRANSFORMER_FILES, tokenize
-from ..networks.mindalle import ARTransformer
-from ..networks.mindalle_vqgan import encode
-from ..training.mindalle_transfer import Recipe, source_of, transfer
+from ...loaders.mindalle import CONFIG, TRANSFORMER_FILES, tokenize
+from ...networks.mindalle import ARTransformer
+from ...networks.mindalle_vqgan import encode
+from ...training.mindalle_transfer import Recipe, source_of, transfer
+from ..grammar import KINDS, training_scenes
+from ..pictures import draw as draw_picture
+from ..pictures import training_batch
 from . import recipe
-from .grammar import KINDS, training_scenes
 from .loop import Draw, Plan, draw_for, train
-from .pictures import draw as draw_picture
-from .pictures import training_batch
 
 POOL = 40960
 PLAN = Plan("ar", steps=4500, batch=64, rate=1.5e-3, ema=0.995)

@@ -16,14 +16,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..networks.kandinsky_movq import encode
-from ..samplers.clip import encode_zero_image
+from ...networks.kandinsky_movq import encode
+from ...samplers.clip import encode_zero_image
+from ..grammar import training_scenes
+from ..pictures import oddly_coloured, training_batch
 from . import recipe
-from .grammar import training_scenes
+from .karlo_decoder import chain_of, variance_loss
+from .karlo_sr import picture_weight
 from .loop import Draw, Plan, draw_for, some_of, train
-from .pictures import oddly_coloured, training_batch
-from .stages_decoder import chain_of, variance_loss
-from .stages_sr import picture_weight
 
 POOL = 20480
 PLAN = Plan("latent", steps=3000, batch=48, rate=1.5e-3, ema=0.997)

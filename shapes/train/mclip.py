@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..grammar import training_scenes
 from . import recipe
-from .grammar import training_scenes
+from .kandinsky import Prompts
 from .loop import Draw, Plan, train
-from .stages_latent import Prompts
 
 PLAN = Plan("mclip", steps=1500, batch=64, rate=2e-3, ema=0.99, warmup=50)
 _AT_ONCE = 128

@@ -22,8 +22,9 @@ from typing import Any
 
 import torch
 
-from ..training.state import read_state, save_atomically
-from . import layout, recipe
+from ...training.state import read_state, save_atomically
+from .. import layout
+from . import recipe
 
 STAGES = {
     "karlo": ("clip", "prior", "decoder", "sr"),
@@ -69,12 +70,12 @@ def train_stage(
 def _train_karlo(
     stage: str, out: Path, state: Path, device: torch.device | str, limits: dict[str, Any]
 ) -> None:
+    from ..words import read_tokenizer
+    from .clip import train_clip
+    from .karlo_decoder import train_decoder
+    from .karlo_sr import train_sr
     from .mended import mended_pairs
-    from .stages_clip import train_clip
-    from .stages_decoder import train_decoder
-    from .stages_prior import train_prior
-    from .stages_sr import train_sr
-    from .words import read_tokenizer
+    from .prior import train_prior
 
     layout.write_settings(out)
     tokenizer = read_tokenizer(out / "tokenizer")
@@ -96,11 +97,11 @@ def _train_karlo(
 def _train_mindalle(
     stage: str, out: Path, state: Path, device: torch.device | str, limits: dict[str, Any]
 ) -> None:
-    from ..loaders.files.catalogue import Source
-    from ..loaders.mindalle import load_tokenizer, load_vqgan
-    from .stages_ar import train_ar, train_variants
-    from .stages_reranker import train_reranker
-    from .stages_vqgan import train_vqgan
+    from ...loaders.files.catalogue import Source
+    from ...loaders.mindalle import load_tokenizer, load_vqgan
+    from .mindalle import train_ar, train_variants
+    from .mindalle_vqgan import train_vqgan
+    from .reranker import train_reranker
 
     layout.write_mindalle_settings(out)
     if stage == "vqgan":
@@ -122,15 +123,15 @@ def _train_mindalle(
 def _train_kandinsky(
     stage: str, out: Path, state: Path, device: torch.device | str, limits: dict[str, Any]
 ) -> None:
-    from ..edges import SPACES
-    from ..loaders import kandinsky
-    from ..loaders.files.catalogue import Source
+    from ...edges import SPACES
+    from ...loaders import kandinsky
+    from ...loaders.files.catalogue import Source
+    from ..words import read_tokenizer
+    from .clip import train_clip
+    from .kandinsky import Latents, latent_pool, train_latent_decoder, train_latent_mode
     from .mended import mended_latents
-    from .stages_clip import train_clip
-    from .stages_latent import Latents, latent_pool, train_latent_decoder, train_latent_mode
-    from .stages_movq import mend_movq, train_movq
-    from .stages_prior import said_by, train_prior
-    from .words import read_tokenizer
+    from .movq import mend_movq, train_movq
+    from .prior import said_by, train_prior
 
     layout.write_kandinsky_settings(out)
     tokenizer = read_tokenizer(out / "prior" / "tokenizer")
@@ -187,15 +188,15 @@ def _train_old_kandinsky(
     stage: str, out: Path, state: Path, device: torch.device | str, limits: dict[str, Any]
 ) -> None:
     """Kandinsky 2.1, in the space of Karlo's CLIP."""
-    from ..edges import SPACES
-    from ..loaders import kandinsky
-    from ..loaders.files.catalogue import Source
-    from ..samplers.clip import encode_zero_image
-    from .stages_decoder import TextTable
-    from .stages_latent import Latents, latent_pool, train_old_decoder
-    from .stages_mclip import prompts_by, train_mclip
-    from .stages_prior import said_by, train_prior
-    from .words import read_multilingual_tokenizer, read_tokenizer
+    from ...edges import SPACES
+    from ...loaders import kandinsky
+    from ...loaders.files.catalogue import Source
+    from ...samplers.clip import encode_zero_image
+    from ..words import read_multilingual_tokenizer, read_tokenizer
+    from .kandinsky import Latents, latent_pool, train_old_decoder
+    from .karlo_decoder import TextTable
+    from .mclip import prompts_by, train_mclip
+    from .prior import said_by, train_prior
 
     karlo = layout.WEIGHTS / "karlo"
     tokenizer = read_tokenizer(karlo / "tokenizer")
@@ -247,9 +248,9 @@ def _train_old_kandinsky(
 def _train_koala(
     stage: str, out: Path, state: Path, device: torch.device | str, limits: dict[str, Any]
 ) -> None:
-    from . import stages_koala as koala
-    from .stages_sr import Pairs
-    from .words import read_tokenizer
+    from ..words import read_tokenizer
+    from . import koala as koala
+    from .karlo_sr import Pairs
 
     layout.write_koala_settings(out)
 
