@@ -18,7 +18,7 @@ from torch import nn
 from ..edges import EdgeError
 from ..samplers.koala import FACTOR, LATENT_SCALE, EulerSchedule
 from . import clip
-from .files.catalogue import Source
+from .files.catalogue import Published, Source, Stage, System
 from .files.checkpoint import AGAIN, CheckpointError, check_inside, read_json, read_state_dict
 from .files.hub import build_diffusers, build_transformers, fill, part, read_hub
 
@@ -39,6 +39,54 @@ size: 62 KiB (KOALA-700M) to 71 KiB (SDXL-Base) were measured at 1024px."""
 
 ANY_KOALA, ANY_SDXL = "any KOALA", "any SDXL"
 WANTED = [ANY_KOALA, "KOALA-700M", "KOALA-1B", ANY_SDXL]
+
+_PARTS = (
+    "",
+    "tokenizer",
+    "tokenizer_2",
+    "text_encoder",
+    "text_encoder_2",
+    "unet",
+    "vae",
+    "scheduler",
+)
+_REPOSITORIES = {
+    "koala-700m": "koala-700m-llava-cap",
+    "koala-1b": "koala-1b-llava-cap",
+    "koala-lightning-700m": "koala-lightning-700m",
+    "koala-lightning-1b": "koala-lightning-1b",
+}
+
+SYSTEMS = (
+    System(
+        name="koala",
+        title="KOALA",
+        stages={
+            "koala_unet": Stage("sampled", ("unet", "UNet2DConditionModel")),
+            "koala_text": Stage("encoder", ("text_encoder", "CLIPTextModel")),
+            "koala_vae": Stage("autoencoder", ("vae", "AutoencoderKL"), full=True),
+        },
+        # Whatever else such a pipeline brings along, its U-Net, encoders and VAE are SDXL's.
+        pipelines=frozenset(
+            f"StableDiffusionXL{extra}{mode}Pipeline"
+            for extra in ("", "ControlNet", "ControlNetUnion", "ControlNetPAG", "PAG", "Adapter")
+            for mode in ("", "Img2Img", "Inpaint")
+        ),
+        checkpoints=(
+            (
+                re.compile(r".*(koala|sd_?xl).*\.(safetensors|bin)", re.IGNORECASE),
+                frozenset({"koala_unet"}),
+            ),
+        ),
+        indexed=True,
+        embedded=(("shapes-koala-1b", "koala/1b"), ("shapes-koala-700m", "koala/700m")),
+        published={
+            name: Published(name, {f"etri-vilab/{repository}": _PARTS})
+            for name, repository in _REPOSITORIES.items()
+        },
+        download="prior-art download koala-700m",
+    ),
+)
 
 
 @dataclass(frozen=True)

@@ -10,18 +10,14 @@ from typing import Any
 from ..edges import Prior, Transformer, Upscaler
 from ..host import host, io
 from ..loaders import kandinsky, karlo, koala, mindalle, unclip
-from ..loaders.files.catalogue import find_source, list_sources
+from ..loaders.files.catalogue import find_source, list_sources, stage_of
 from ..loaders.files.checkpoint import CheckpointError
-from ..loaders.reranker import load_reranker
+from ..loaders.rerank import load_reranker
 from ..networks.koala_vae import colours_of
 from ..samplers.rerank import preprocess
 
 CATEGORY = "PriorArt/load"
 DTYPES = ["auto", "fp32", "fp16", "bf16"]
-
-FULL = frozenset({"vqgan", "reranker", "movq", "koala_vae"})
-"""Stages that are small and that half precision changes: 4% of the codes, the order of scores,
-flat colours."""
 
 
 def _inputs(stage: str) -> list:
@@ -40,7 +36,7 @@ def _inputs(stage: str) -> list:
             tooltip=(
                 "Number format of the weights. auto is fp32: this network is small, and half"
                 " precision changes what it finds."
-                if stage in FULL
+                if stage_of(stage).full
                 else "Number format of the weights. auto asks the host; sampling maths is fp32"
                 " whatever is chosen here."
             ),
@@ -59,9 +55,10 @@ def _fingerprint(stage: str, source: str) -> tuple:
 
 def _load(loader: Callable, stage: str, source: str, dtype: str, **options: Any) -> Any:
     found = find_source(source, stage, host.model_folders())
-    if dtype == "auto" and stage in FULL:
+    kind = stage_of(stage)
+    if dtype == "auto" and kind.full:
         dtype = "fp32"
-    return loader(found, host.pick_dtype(dtype, stage), **options)
+    return loader(found, host.pick_dtype(dtype, kind.role), **options)
 
 
 def _unpacking() -> Callable[[str, int, int], None]:

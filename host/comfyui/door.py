@@ -20,7 +20,7 @@ import folder_paths
 import torch
 from comfy_api.latest import ComfyExtension
 
-from ...edges import placed
+from ...edges import Role, placed
 from .compat import io, warn
 from .kandinsky import (
     latent_sampler,
@@ -93,13 +93,12 @@ def embedding_folders() -> list[Path]:
     return [Path(output) / EMBEDDINGS, Path(given)]
 
 
-def pick_dtype(choice: str, module_kind: str) -> torch.dtype:
+def pick_dtype(choice: str, role: Role) -> torch.dtype:
     """The storage dtype for a network.
 
     Args:
         choice: ``auto`` asks the host; ``fp32``, ``fp16`` and ``bf16`` are taken at their word.
-        module_kind: the stage (``text_encoder``, ``image_encoder``, ``prior``, ...); the host
-            keeps encoders apart from sampled networks.
+        role: the host keeps encoders apart from sampled networks.
 
     Raises:
         ValueError: another ``choice``.
@@ -108,7 +107,7 @@ def pick_dtype(choice: str, module_kind: str) -> torch.dtype:
         return DTYPES[choice]
     if choice != "auto":
         raise ValueError(f"unknown dtype '{choice}'; choose auto, {', '.join(DTYPES)}")
-    encoder = module_kind.endswith("_encoder")
+    encoder = role == "encoder"
     device = memory.text_encoder_device() if encoder else memory.get_torch_device()
     if memory.is_device_cpu(device):
         return torch.float32  # half precision would be cast at each use

@@ -22,6 +22,7 @@ from torch import nn
 from ...edges import (
     EdgeError,
     EmbeddingSpace,
+    Role,
     SDXLText,
     check_image,
     cut_to_asked,
@@ -295,7 +296,7 @@ def embedding_folders() -> list[Path]:
     return [session.output_folder / EMBEDDINGS, session.input_folder]
 
 
-def pick_dtype(choice: str, module_kind: str) -> torch.dtype:
+def pick_dtype(choice: str, role: Role) -> torch.dtype:
     """Storage dtype: ``auto`` is fp32 on the CPU and fp16 on a GPU.
 
     Raises:

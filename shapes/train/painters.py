@@ -111,7 +111,7 @@ class MinDALLEPainter:
     def __init__(self, weights: Path | None = None, device: str = "cpu", candidates: int = 1):
         from ...loaders import mindalle
         from ...loaders.files.catalogue import Source, find_source
-        from ...loaders.reranker import load_reranker
+        from ...loaders.rerank import load_reranker
 
         if weights is None:
             source = find_source("shapes-mindalle", "ar_transformer", [])

@@ -9,7 +9,7 @@ from prior_art.edges import EdgeError
 from prior_art.host import host
 from prior_art.loaders.clip import tokenize
 from prior_art.loaders.files.catalogue import find_source
-from prior_art.loaders.reranker import load_reranker
+from prior_art.loaders.rerank import load_reranker
 from prior_art.nodes.load import LoadImageEncoder, LoadReranker
 from prior_art.nodes.rerank import CLIPRerank, ImageGrid
 from prior_art.samplers.clip import encode_image, encode_text

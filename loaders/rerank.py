@@ -7,6 +7,7 @@ CLIP. Preparing pictures and comparing is ``samplers/rerank.py``.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import nn
 
 from ..edges import SPACES, EmbeddingSpace
 from . import clip, unclip
-from .files.catalogue import Source
+from .files.catalogue import Source, Stage, System
 from .files.checkpoint import (
     AGAIN,
     CheckpointError,
@@ -25,6 +26,31 @@ from .files.checkpoint import (
     read_json,
 )
 from .files.libraries import require
+
+SYSTEMS = (
+    System(
+        name="clip",
+        title="CLIP",
+        stages={
+            "reranker": Stage(
+                "encoder",
+                ("", "CLIPModel"),
+                full=True,
+                instead=frozenset({"text_encoder", "image_encoder"}),
+            )
+        },
+        checkpoints=(
+            (re.compile(r"ViT-B-(16|32)\.(pt|pth|safetensors)"), frozenset({"reranker"})),
+        ),
+        embedded=(("shapes-clip", "clip"),),
+        spaces=(
+            EmbeddingSpace(
+                "openai-vit-b-32", 512, "OpenAI CLIP ViT-B/32 (minDALL-E's reranker)", 768
+            ),
+        ),
+        place="Put the files of openai/clip-vit-base-patch32 into a folder of the model folder",
+    ),
+)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from prior_art.loaders.clip import MEAN, STD, tokenize
 from prior_art.loaders.files import catalogue as sources
 from prior_art.loaders.files.catalogue import SourceError, find_source, list_sources
 from prior_art.loaders.files.checkpoint import CheckpointError
-from prior_art.loaders.reranker import load_reranker
+from prior_art.loaders.rerank import load_reranker
 from prior_art.samplers.clip import encode_image, encode_text
 from prior_art.samplers.rerank import preprocess, rerank_scores
 
