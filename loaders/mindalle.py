@@ -33,9 +33,9 @@ from .files.checkpoint import (
     load_strict,
     read_json,
     read_state_dict,
+    read_tensors,
 )
 from .files.libraries import LibraryError, require
-from .files.unpickle import read_tensors
 from .mindalle_vqgan import GROUPS, VQGAN, build_vqgan
 
 CLASS_NAME = "MinDALLE"

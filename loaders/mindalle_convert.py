@@ -21,8 +21,7 @@ from ..edges import EdgeError
 from . import mindalle
 from .files.archive import Progress, is_archive, made, unpack
 from .files.catalogue import Source
-from .files.checkpoint import CheckpointError, read_state_dict
-from .files.unpickle import Unpickled, read_tensors
+from .files.checkpoint import CheckpointError, Unpickled, read_state_dict, read_tensors
 from .mindalle import FILES, MERGES, TRANSFORMER_FILES, VOCABULARY, VQGAN_FILES
 
 BLOCK = 2**24

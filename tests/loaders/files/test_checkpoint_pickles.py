@@ -13,8 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from prior_art.loaders.files.checkpoint import CheckpointError, read_state_dict
-from prior_art.loaders.files.unpickle import Inert, read_tensors
+from prior_art.loaders.files.checkpoint import CheckpointError, Inert, read_state_dict, read_tensors
 
 from ..draw import random
 
@@ -236,3 +235,32 @@ def test_no_tensors(tmp_path: Path) -> None:
     refuse(tmp_path / "absent.ckpt", "missing")
     torch.save({"w": random(2)}, tmp_path / "old.ckpt", _use_new_zipfile_serialization=False)
     refuse(tmp_path / "old.ckpt", "no checkpoint of torch 1.6 or newer")
+
+
+def tuples(levels: int) -> bytes:
+    """A pickle of {t: 0} where t = ((... , ...), (... , ...)), ``levels`` deep."""
+    return b"\x80\x02}" + b")" + b"q\x00h\x00\x86" * levels + b"K\x00s."
+
+
+BOMBS = {
+    "a tuple to be hashed": tuples(200),
+    "the same by DUP": b"\x80\x02})" + b"2\x86" * 200 + b"K\x00s.",
+    "a frozenset of it": b"\x80\x04)" + b"q\x00h\x00\x86" * 60 + b"(h\x00\x91.",
+    "a memo of a billion": b"\x80\x02}r\xff\xff\xff\x3f.",
+}
+
+
+@pytest.mark.parametrize("bomb", BOMBS)
+def test_small_pickles_cost_little(tmp_path: Path, bomb: str) -> None:
+    refuse(write(tmp_path / "w.ckpt", BOMBS[bomb]), "damaged checkpoint")
+    script = write(tmp_path / "m.pt", BOMBS[bomb])
+    with zipfile.ZipFile(script, "a") as archive:
+        archive.writestr("archive/constants.pkl", b"\x80\x02).")
+    with pytest.raises(CheckpointError, match="damaged TorchScript"):
+        read_state_dict(script)
+
+
+def test_tuples_of_a_checkpoint_are_no_bomb(tmp_path: Path) -> None:
+    few = lightning(state()) | {"betas": ((0.9, 0.95), [(1, (2, (3, 4)))] * 50)}
+    torch.save(few, tmp_path / "w.ckpt")
+    assert list(read_tensors(tmp_path / "w.ckpt").state) == list(state())
