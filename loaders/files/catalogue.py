@@ -184,6 +184,8 @@ def list_sources(stage: str, folders: Sequence[Path]) -> list[Source]:
     """
     instead = stage_of(stage).instead
     offering = [source for source in _all_sources(folders) if _offers(source, stage, instead)]
+    if instead:  # what several systems read in their own ways stands in once
+        offering = list({source.path: source for source in reversed(offering)}.values())[::-1]
     return sorted(offering, key=lambda s: (s.kind != "embedded", stage not in s.stages))
 
 
