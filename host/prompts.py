@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ..headless.workflow import WorkflowError
+from ..edges import EdgeError
 
 LENGTH = 77
 EMPHASIS = 1.1
@@ -46,7 +46,7 @@ def chunks(tokenizer: Any, text: str) -> list[Chunk]:
     """A prompt's tokens and weights for one tower, whose tokenizer this is.
 
     Raises:
-        WorkflowError: an embedding file is named, which only ComfyUI loads.
+        EdgeError: an embedding file is named, which only ComfyUI loads.
     """
     begin, end = tokenizer("")["input_ids"][:2]
     made: list[Chunk] = [[(begin, 1.0)]]
@@ -56,7 +56,7 @@ def chunks(tokenizer: Any, text: str) -> list[Chunk]:
         for old, new in _ESCAPED:
             piece = piece.replace(new, old[1:])
         if found := _EMBEDDING.search(piece):
-            raise WorkflowError(
+            raise EdgeError(
                 f"the prompt names '{found[0]}', a textual inversion; only ComfyUI loads those."
                 " Take it out, or run this in ComfyUI"
             )
