@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 
 from ..host.embedded import io as io
+from ..host.embedded.rows import composite, resized
 from .core_latents import LARGEST
-from .core_rows import composite, resized
 from .workflow import WorkflowError
 
 METHODS = ["nearest-exact", "bilinear", "area", "bicubic", "lanczos"]

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from ..host.embedded import io as io
-from .core_rows import composite, fitted, resized
+from ..host.embedded.rows import composite, fitted, resized
 from .workflow import WorkflowError
 
 LARGEST = 16384

@@ -8,7 +8,7 @@ Source: the table of the KOALA model cards; diffusers' ``StableDiffusionXLPipeli
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from ..edges import EdgeError
+from ..networks.memory import SDXL_PLACE
 from ..samplers.koala import FACTOR, LATENT_SCALE, EulerSchedule
 from . import clip
 from .files.catalogue import Published, Source, Stage, System
@@ -32,10 +33,6 @@ _NAMES: dict[tuple[int, tuple[int, ...], bool], str] = {
     (2, (0, 2, 10), True): "SDXL-Base",
 }
 """Published U-Nets by residual blocks a level, transformer blocks of each level, mid block."""
-
-BYTES_PER_PLACE = 80 * 2**10
-"""Activations, and what is held over the steps, of one guided latent place in fp32 at published
-size: 62 KiB (KOALA-700M) to 71 KiB (SDXL-Base) were measured at 1024px."""
 
 ANY_KOALA, ANY_SDXL = "any KOALA", "any SDXL"
 WANTED = [ANY_KOALA, "KOALA-700M", "KOALA-1B", ANY_SDXL]
@@ -115,7 +112,7 @@ class Variant:
     def memory(self, side: int = 1024) -> int:
         """Bytes that sampling with guidance needs at this side of a picture, about: the weights
         and the activations."""
-        return self.size + (side // FACTOR) ** 2 * BYTES_PER_PLACE * self.dtype.itemsize // 4
+        return self.size + (side // FACTOR) ** 2 * SDXL_PLACE * self.dtype.itemsize
 
     def is_a(self, wanted: str) -> bool:
         """Whether it is what the user asked for, one of :data:`WANTED`."""
@@ -242,23 +239,26 @@ class KoalaFacts:
         schedule: its published constants.
         variant: which one it is.
         widths: of the prompt's hidden states and of its pooled embedding.
-        colours: of its latents, for previews, ``[5, 3]``: see ``networks.colours``; ``None`` where
-            they are not known.
+        latent_rgb_factors: for previews ``[5, 3]``, see ``networks.colours``; ``None`` where they
+            are not known.
+        prepare: ``(network, hidden, pooled, time_ids, timesteps) -> predict``: how the host that
+            has it calls the network, see ``samplers.koala.Prepare``.
     """
 
     schedule: EulerSchedule
     variant: Variant
     widths: tuple[int, int]
-    colours: torch.Tensor | None = None
+    latent_rgb_factors: torch.Tensor | None = None
+    prepare: Callable[..., Any] | None = None
 
 
-def facts_of(unet: KoalaUNet, colours: torch.Tensor | None) -> KoalaFacts:
+def facts_of(unet: KoalaUNet, latent_rgb_factors: torch.Tensor | None) -> KoalaFacts:
     """The facts of a loaded U-Net."""
     config = unet.network.config
     sizes = 6 * config.addition_time_embed_dim
     pooled = config.projection_class_embeddings_input_dim - sizes
     widths = config.cross_attention_dim, pooled
-    return KoalaFacts(unet.schedule, unet.variant, widths, colours)
+    return KoalaFacts(unet.schedule, unet.variant, widths, latent_rgb_factors)
 
 
 def name_of(layers: int, blocks: tuple[int, ...], middle: bool, full_size: bool) -> str:

@@ -163,9 +163,17 @@ def load_prior(
     return LoadedPrior(network, schedule, space_of(source, network.config.embedding_dim))
 
 
-def load_image_normalizer(source: Source) -> tuple[torch.Tensor, torch.Tensor]:
+@dataclass(frozen=True)
+class ImageNormalizer:
     """Mean and deviation ``[1, D]``, fp32, by which Stable unCLIP normalises image embeddings while
-    it noises them.
+    it noises them."""
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+
+def load_image_normalizer(source: Source) -> ImageNormalizer:
+    """Load those statistics.
 
     Raises:
         CheckpointError: a file is missing, damaged or foreign.
@@ -178,7 +186,7 @@ def load_image_normalizer(source: Source) -> tuple[torch.Tensor, torch.Tensor]:
             f"'{name}' holds {shapes}, but an image normalizer of Stable unCLIP has 'mean' and a"
             f" positive 'std' of one row. {AGAIN}"
         )
-    return tensors["mean"], tensors["std"]
+    return ImageNormalizer(tensors["mean"], tensors["std"])
 
 
 # -- reading -----------------------------------------------------------------------------------

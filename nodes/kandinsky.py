@@ -28,12 +28,18 @@ from ..edges import (
 from ..host import host, io
 from ..loaders import kandinsky
 from ..networks.kandinsky_movq import encode
-from ..networks.mindalle_vqgan import HELD_ENCODING
-from ..samplers.kandinsky import Kept, keep_mask, latent_size, sample_latents
+from ..networks.memory import ENCODED_PIXEL, LATENT_PLACE
+from ..samplers.kandinsky import (
+    Kept,
+    keep_mask,
+    latent_size,
+    sample_from_sigmas,
+    sample_latents,
+)
 from ..samplers.parts.guidance import spread
 from ..samplers.parts.noise import generators
 from ..samplers.parts.resize import resized
-from ..samplers.parts.schedule import draws
+from ..samplers.parts.schedule import draws, published_sigmas
 from ..samplers.prior import sample_prior
 from .pictures import from_image, latent_preview
 from .widgets import (
@@ -47,9 +53,6 @@ from .widgets import (
 )
 
 LARGEST = 4096
-# Activations of one guided latent place in fp32 at published size, an upper estimate for the
-# host's memory management: 2 rows, 384 to 1536 channels, skips kept for the way up.
-BYTES_PER_PLACE = 2 * 2**17
 
 
 ROUNDED = (
@@ -186,7 +189,7 @@ class KandinskyImage(io.ComfyNode):
         **sampling: Any,
     ) -> io.NodeOutput:
         check_image(image, "image")
-        asked, (_, loaded) = _asked(image, width, height), host.open_latent_decoder(model)
+        asked, (_, loaded) = _asked(image, width, height), host.open("latent_decoder", model)
         pixels = _fitted(image, asked, "image", loaded.exact)
         mode = {"start": _encode(vae, pixels), "strength": strength}
         return _sample(model, asked, mode, **sampling)
@@ -223,7 +226,7 @@ class KandinskyInpaint(io.ComfyNode):
         **sampling: Any,
     ) -> io.NodeOutput:
         check_image(image, "image")
-        asked, (_, loaded) = _asked(image, width, height), host.open_latent_decoder(model)
+        asked, (_, loaded) = _asked(image, width, height), host.open("latent_decoder", model)
         pixels = _fitted(image, asked, "image", loaded.exact)
         keep = keep_mask(_fitted_mask(mask, asked, loaded.exact), latent_size(*asked))
         if bool(keep.all()):
@@ -335,7 +338,7 @@ class KandinskySampler(io.ComfyNode):
 
     @classmethod
     def execute(cls) -> io.NodeOutput:
-        return io.NodeOutput(host.latent_sampler())
+        return io.NodeOutput(host.wrap("latent_sampler", sample_from_sigmas))
 
 
 class KandinskySchedule(io.ComfyNode):
@@ -367,7 +370,8 @@ class KandinskySchedule(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: Any, steps: int, denoise: float) -> io.NodeOutput:
-        return io.NodeOutput(host.latent_sigmas(model, steps, denoise))
+        _, loaded = host.open("latent_decoder", model)
+        return io.NodeOutput(published_sigmas(loaded.schedule, steps, denoise))
 
 
 # -- what they share ----------------------------------------------------------------------------
@@ -392,7 +396,7 @@ def _sample(
     ``asked`` for, and the stream's position after it."""
     if batch_size < 1:
         raise EdgeError(f"'batch_size' is {batch_size}; ask for at least one picture")
-    managed, loaded = host.open_latent_decoder(model)
+    managed, loaded = host.open("latent_decoder", model)
     embeds = image_embeds_of(image_embeds, loaded.space, "image_embeds")
     away = image_embeds_of(negative_image_embeds, loaded.space, "negative_image_embeds")
     texts = _texts(loaded, positive, negative)
@@ -403,7 +407,7 @@ def _sample(
     count = max(rows) * batch_size
     size = latent_size(*asked)
     places = size[0] * size[1] * count
-    network, device, dtype = host.use(managed, memory_required=places * BYTES_PER_PLACE)
+    network, device, dtype = host.use(managed, activations=places * LATENT_PLACE)
     run, _ = loaded.schedule.noised(steps, mode.get("strength", 1.0))
     progress = host.progress(max(1, len(run)))
     latents = sample_latents(
@@ -525,9 +529,9 @@ def _fitted_mask(mask: torch.Tensor, asked: tuple[int, int], exact: bool) -> tor
 
 def _encode(vae: Any, pixels: torch.Tensor) -> torch.Tensor:
     """MoVQ latents ``[B, 4, h, w]`` of ``[B, 3, H, W]`` in -1..1, one picture after another."""
-    managed, _ = host.open_movq(vae)
-    held = HELD_ENCODING * pixels[0, 0].numel() * 4
-    network, device, dtype = host.use(managed, memory_required=held)
+    managed, _ = host.open("movq", vae)
+    held = ENCODED_PIXEL * pixels[0, 0].numel()
+    network, device, dtype = host.use(managed, activations=held)
     return torch.cat([encode(network, row[None].to(device, dtype)).float() for row in pixels])
 
 
@@ -571,7 +575,7 @@ class LoadLatentDecoder(io.ComfyNode):
         loaded = load_stage(
             kandinsky.load_latent_decoder, "latent_decoder", source, dtype, sampler=sampler
         )
-        return io.NodeOutput(host.wrap_latent_decoder(loaded))
+        return io.NodeOutput(host.wrap("latent_decoder", loaded))
 
 
 class LoadMCLIP(io.ComfyNode):
@@ -598,7 +602,7 @@ class LoadMCLIP(io.ComfyNode):
     @classmethod
     def execute(cls, source: str, dtype: str) -> io.NodeOutput:
         return io.NodeOutput(
-            host.wrap_text_encoder(load_stage(kandinsky.load_mclip, "mclip", source, dtype))
+            host.wrap("text_encoder", load_stage(kandinsky.load_mclip, "mclip", source, dtype))
         )
 
 
@@ -627,7 +631,8 @@ class LoadMoVQ(io.ComfyNode):
 
     @classmethod
     def execute(cls, source: str, dtype: str) -> io.NodeOutput:
-        return io.NodeOutput(host.wrap_movq(load_stage(kandinsky.load_movq, "movq", source, dtype)))
+        loaded = load_stage(kandinsky.load_movq, "movq", source, dtype)
+        return io.NodeOutput(host.wrap("movq", loaded))
 
 
 ZERO, NEGATIVE = "zero image", "negative prompt"
@@ -827,3 +832,19 @@ def _sample_kandinsky(
         for part in (embeds[:count], found.clone())
     ]
     return io.NodeOutput(*made, noise_offset + drawn)
+
+
+NODES = [
+    LoadLatentDecoder,
+    LoadMoVQ,
+    LoadMCLIP,
+    KandinskyPrior,
+    KandinskyPriorImage,
+    KandinskyDecoder,
+    KandinskyImage,
+    KandinskyInpaint,
+    KandinskyDepth,
+    KandinskyConditioning,
+    KandinskySampler,
+    KandinskySchedule,
+]

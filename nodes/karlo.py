@@ -7,6 +7,7 @@ from typing import Any
 from ..edges import EdgeError, Upscaler, check_image, conditioning_to_text, image_embeds_of
 from ..host import host, io
 from ..loaders import karlo
+from ..networks.memory import DECODER_PIXEL, UPSCALER_PIXEL
 from ..samplers.karlo import decoder_numbers_drawn, sample_decoder, upscale
 from ..samplers.parts.noise import generators
 from .pictures import from_image, preview, to_image
@@ -79,16 +80,18 @@ class KarloDecoder(io.ComfyNode):
     ) -> io.NodeOutput:
         if batch_size < 1:
             raise EdgeError(f"'batch_size' is {batch_size}; ask for at least one picture")
-        managed, schedule, space = host.open_decoder(model)
+        managed, loaded = host.open("decoder", model)
+        space = loaded.space
         embeds = image_embeds_of(image_embeds, space, "image_embeds")
         text = conditioning_to_text(positive, space, "positive", space.dim)
         unconditional = conditioning_to_text(negative, space, "negative", space.dim)
         count = max(len(embeds), len(text.pooled)) * batch_size
-        network, device, dtype = host.use(managed, memory_required=count * BYTES_PER_PICTURE)
+        activations = count * loaded.network.unet.config.sample_size**2 * DECODER_PIXEL
+        network, device, dtype = host.use(managed, activations=activations)
         progress = host.progress(steps)
         pixels = sample_decoder(
             network,
-            schedule,
+            loaded.schedule,
             embeds,
             text,
             unconditional,
@@ -101,11 +104,6 @@ class KarloDecoder(io.ComfyNode):
         )
         drawn = decoder_numbers_drawn(network, steps)
         return io.NodeOutput(host.offload(to_image(pixels)), noise_offset + drawn)
-
-
-# Activations of one guided 64px picture in fp32 at published size, an upper estimate for the
-# host's memory management: 2 rows, 320 to 1280 channels, skips kept for the way up.
-BYTES_PER_PICTURE = 600 * 2**20
 
 
 class LoadDecoder(io.ComfyNode):
@@ -134,7 +132,7 @@ class LoadDecoder(io.ComfyNode):
     @classmethod
     def execute(cls, source: str, dtype: str) -> io.NodeOutput:
         return io.NodeOutput(
-            host.wrap_decoder(load_stage(karlo.load_decoder, "decoder", source, dtype))
+            host.wrap("decoder", load_stage(karlo.load_decoder, "decoder", source, dtype))
         )
 
 
@@ -204,7 +202,7 @@ class KarloUpscale(io.ComfyNode):
             )
         count = len(image)
         network, device, dtype = host.use(
-            upscaler.managed, memory_required=count * BYTES_PER_PICTURE
+            upscaler.managed, activations=count * upscaler.high_size**2 * UPSCALER_PIXEL
         )
         progress = host.progress(steps)
         pixels = upscale(
@@ -220,6 +218,9 @@ class KarloUpscale(io.ComfyNode):
         return io.NodeOutput(host.offload(to_image(pixels)))
 
 
-# Activations of one 256px picture in fp32 at published size, an upper estimate for the host's
-# memory management.
-BYTES_PER_PICTURE = 3 * 2**30
+NODES = [
+    LoadDecoder,
+    LoadUpscaler,
+    KarloDecoder,
+    KarloUpscale,
+]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,8 +13,8 @@ from ..host import host, io
 from ..loaders import koala
 from ..loaders.files.catalogue import find_source, list_sources
 from ..loaders.files.checkpoint import CheckpointError
-from ..loaders.koala import BYTES_PER_PLACE
 from ..networks.koala_vae import colours_of
+from ..networks.memory import SDXL_PLACE
 from ..samplers.koala import FACTOR, SPACINGS, sample_koala
 from ..samplers.parts.noise import generators
 from .pictures import latent_preview
@@ -79,7 +80,8 @@ class KoalaTextEncode(io.ComfyNode):
         target_width: int,
         target_height: int,
     ) -> io.NodeOutput:
-        encoded = host.encode_sdxl(clip, text)
+        _, pair = host.open("koala_text", clip)
+        encoded = pair.encode(text)
         target = target_height or height, target_width or width
         ids = torch.tensor([[height, width, crop_h, crop_w, *target]])
         conditioning = sdxl_to_conditioning(replace(encoded, time_ids=ids))
@@ -155,7 +157,7 @@ class KoalaSample(io.ComfyNode):
             )
         if batch_size < 1:
             raise EdgeError(f"'batch_size' is {batch_size}; ask for at least one picture")
-        facts = host.koala_facts(model)
+        managed, facts = host.open("koala_unet", model)
         schedule = facts.schedule
         if timestep_spacing != AS_PUBLISHED:
             schedule = replace(schedule, spacing=timestep_spacing)
@@ -165,10 +167,11 @@ class KoalaSample(io.ComfyNode):
             away = conditioning_to_sdxl(negative, facts.widths, "negative")
         count = batch_size * len(text.hidden)
         size = height // FACTOR, width // FACTOR
-        prepare, device, dtype = host.use_koala(model, size[0] * size[1] * count * BYTES_PER_PLACE)
-        progress = host.progress(steps)
+        activations = size[0] * size[1] * count * SDXL_PLACE
+        network, device, dtype = host.use(managed, activations)
+        progress, factors = host.progress(steps), facts.latent_rgb_factors
         latents = sample_koala(
-            prepare,
+            partial(facts.prepare, network),
             schedule,
             text,
             away,
@@ -178,7 +181,7 @@ class KoalaSample(io.ComfyNode):
             generators=generators(seed, count),
             device=device,
             dtype=dtype,
-            callback=lambda step, total, x0: progress(step, latent_preview(x0, facts.colours)),
+            callback=lambda step, total, x0: progress(step, latent_preview(x0, factors)),
         )
         return io.NodeOutput({"samples": host.offload(latents)})
 
@@ -203,7 +206,7 @@ class KoalaInfo(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: Any) -> io.NodeOutput:
-        return io.NodeOutput(model, describe(host.koala_facts(model).variant))
+        return io.NodeOutput(model, describe(host.open("koala_unet", model)[1].variant))
 
 
 def describe(variant: Any) -> str:
@@ -288,7 +291,7 @@ class LoadKoala(io.ComfyNode):
             for name, chosen in (("clip_l", clip_l), ("clip_g", clip_g), ("vae", vae))
         )
         text, (coder, colours) = _text_pair(clip_l, clip_g, dtype), _sdxl_vae(vae, dtype)
-        return io.NodeOutput(host.wrap_koala(unet, colours), text, coder)
+        return io.NodeOutput(host.wrap("koala_unet", unet, latent_rgb_factors=colours), text, coder)
 
 
 def _named(source: str, chosen: str, name: str) -> str:
@@ -312,7 +315,7 @@ def _text_pair(clip_l: str, clip_g: str, dtype: str) -> Any:
     names = clip_l, clip_g
     own = [name in host.model_files("text_encoders") for name in names]
     if all(own):
-        return host.load_text_pair_files(*names)
+        return host.load_files("koala_text", *names)
     if any(own):
         raise CheckpointError(
             f"'clip_l' ('{names[0]}') and 'clip_g' ('{names[1]}') are a folder and a file; choose"
@@ -321,14 +324,23 @@ def _text_pair(clip_l: str, clip_g: str, dtype: str) -> Any:
     first = second = load_stage(koala.load_text_encoders, "koala_text", clip_l, dtype)
     if clip_g != clip_l:
         second = load_stage(koala.load_text_encoders, "koala_text", clip_g, dtype)
-    return host.wrap_text_pair(
-        replace(first, second=second.second, second_tokenizer=second.second_tokenizer)
+    return host.wrap(
+        "koala_text",
+        replace(first, second=second.second, second_tokenizer=second.second_tokenizer),
     )
 
 
 def _sdxl_vae(name: str, dtype: str) -> tuple[Any, Any]:
     """VAE of a folder or of the host's file, and the colours of its latents."""
     if name in host.model_files("vae"):
-        return host.load_sdxl_vae_file(name), None
+        return host.load_files("koala_vae", name), None
     loaded = load_stage(koala.load_vae, "koala_vae", name, dtype)
-    return host.wrap_sdxl_vae(loaded), colours_of(loaded.network)
+    return host.wrap("koala_vae", loaded), colours_of(loaded.network)
+
+
+NODES = [
+    LoadKoala,
+    KoalaInfo,
+    KoalaTextEncode,
+    KoalaSample,
+]

@@ -14,8 +14,9 @@ from ..host import host, io
 from ..loaders import mindalle
 from ..loaders.mindalle import tokenize
 from ..loaders.mindalle_vqgan import VQGAN
+from ..networks.memory import DECODED_PIXEL
 from ..networks.mindalle import ARTransformer
-from ..networks.mindalle_vqgan import HELD_DECODING, codes_of, decode, embeddings, encode
+from ..networks.mindalle_vqgan import codes_of, decode, embeddings, encode
 from ..samplers.mindalle import (
     bytes_per_candidate,
     complete_by_likelihood,
@@ -26,7 +27,7 @@ from ..samplers.parts.chunks import in_chunks
 from ..samplers.parts.noise import generators
 from ..samplers.rerank import order
 from .pictures import fit, from_image, preview, to_image
-from .widgets import fingerprint, load_stage, seed_input, source_inputs, unpacking
+from .widgets import LOAD, fingerprint, load_stage, seed_input, source_inputs, unpacking
 
 CATEGORY = "PriorArt/sample"
 
@@ -194,7 +195,7 @@ class ARVariations(io.ComfyNode):
         temperature: float,
         class_id: int = 0,
     ) -> io.NodeOutput:
-        _, vqgan = host.open_vqgan(vae)
+        _, vqgan = host.open("vqgan", vae)
         if not 0 < keep_rows < vqgan.grid:
             raise EdgeError(
                 f"'keep_rows' is {keep_rows}, but this model's pictures have {vqgan.grid} rows of"
@@ -417,7 +418,7 @@ def _load(model: Transformer, vae: Any, count: int) -> Pair:
     """
     if count < 1:
         raise EdgeError(f"'candidates' is {count}; ask for at least one")
-    tokenizer, vqgan = host.open_vqgan(vae)
+    tokenizer, vqgan = host.open("vqgan", vae)
     config = model.config
     if vqgan.codes != config.image_vocab or vqgan.grid**2 != config.image_tokens:
         raise EdgeError(
@@ -426,9 +427,9 @@ def _load(model: Transformer, vae: Any, count: int) -> Pair:
             f" {config.image_vocab}. They come from different models; load both from one source"
         )
     coder, place, _ = host.use(tokenizer)
-    each = bytes_per_candidate(config, torch.float32)
+    each = bytes_per_candidate(config, torch.float32) // 4
     network, device, dtype = host.use(
-        model.managed, memory_required=min(count, AT_LEAST) * each, beside=[tokenizer]
+        model.managed, activations=min(count, AT_LEAST) * each, beside=[tokenizer]
     )
     fitting = int(0.9 * host.free_memory()) // bytes_per_candidate(config, dtype)
     chunk = max(1, min(count, fitting))
@@ -587,7 +588,7 @@ class LoadVQGAN(io.ComfyNode):
     @classmethod
     def execute(cls, source: str, dtype: str) -> io.NodeOutput:
         loaded = load_stage(mindalle.load_vqgan, "vqgan", source, dtype, progress=unpacking())
-        return io.NodeOutput(host.wrap_vqgan(loaded))
+        return io.NodeOutput(host.wrap("vqgan", loaded))
 
 
 class LoadARTransformer(io.ComfyNode):
@@ -698,7 +699,7 @@ class VQGANDecode(io.ComfyNode):
     @classmethod
     def execute(cls, vae: Any, samples: dict) -> io.NodeOutput:
         latent = latent_of(samples, "samples")
-        managed, _ = host.open_vqgan(vae)
+        managed, _ = host.open("vqgan", vae)
         network, device, _ = host.use(managed)
         codes = codes_of(network, latent.to(device), "samples")
         return io.NodeOutput(decode_codes(vae, codes), as_text(codes))
@@ -707,22 +708,22 @@ class VQGANDecode(io.ComfyNode):
 def encode_image(vae: Any, image: torch.Tensor, name: str) -> tuple[torch.Tensor, nn.Module]:
     """Codes ``[B, h, w]`` of an IMAGE, fitted to the VQGAN, and the network on its device."""
     check_image(image, name)
-    managed, vqgan = host.open_vqgan(vae)
+    managed, vqgan = host.open("vqgan", vae)
     pixels = from_image(fit(image, vqgan.image_size, name))
-    network, device, dtype = host.use(managed, memory_required=_bytes(pixels[0, 0].numel()))
+    network, device, dtype = host.use(managed, activations=DECODED_PIXEL * pixels[0, 0].numel())
     codes = in_chunks(
         lambda rows: encode(network, pixels[rows].to(device, dtype)),
         len(pixels),
-        _at_once(pixels[0, 0].numel()),
+        _at_once(pixels[0, 0].numel(), dtype),
     )
     return torch.cat(codes), network
 
 
 def decode_codes(vae: Any, codes: torch.Tensor) -> torch.Tensor:
     """IMAGE of codes ``[B, h, w]``, in chunks that fit into memory."""
-    managed, vqgan = host.open_vqgan(vae)
+    managed, vqgan = host.open("vqgan", vae)
     pixels = codes[0].numel() * vqgan.factor**2
-    network, device, _ = host.use(managed, memory_required=_bytes(pixels))
+    network, device, dtype = host.use(managed, activations=DECODED_PIXEL * pixels)
     update = host.progress(len(codes))
 
     def work(rows: slice) -> torch.Tensor:
@@ -731,7 +732,7 @@ def decode_codes(vae: Any, codes: torch.Tensor) -> torch.Tensor:
         update(rows.start + len(part))
         return image
 
-    return torch.cat(in_chunks(work, len(codes), _at_once(pixels)))
+    return torch.cat(in_chunks(work, len(codes), _at_once(pixels, dtype)))
 
 
 def to_latent(network: nn.Module, codes: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -744,10 +745,18 @@ def as_text(codes: torch.Tensor) -> list[str]:
     return ["\n".join(" ".join(map(str, row)) for row in picture) for picture in codes.tolist()]
 
 
-def _bytes(pixels: int) -> int:
-    return HELD_DECODING * pixels * 4
-
-
-def _at_once(pixels: int) -> int:
+def _at_once(pixels: int, dtype: torch.dtype) -> int:
     """How many pictures of so many pixels fit into the memory that is free."""
-    return max(1, host.free_memory() // _bytes(pixels))
+    return max(1, host.free_memory() // (DECODED_PIXEL * pixels * dtype.itemsize))
+
+
+NODES = [
+    LoadVQGAN,
+    LoadARTransformer,
+    VQGANEncode,
+    VQGANDecode,
+    ARSample,
+    ARVariations,
+    ARComplete,
+    ARScore,
+]

@@ -118,8 +118,10 @@ def _scores(clip: Any, clip_vision: Any, image: torch.Tensor, text: str) -> torc
     Raises:
         EdgeError: towers of two CLIPs.
     """
-    text_tower, tokenizer, space = host.open_text_encoder(clip)
-    image_tower, preprocess, other = host.open_image_encoder(clip_vision)
+    text_tower, text_loaded = host.open("text_encoder", clip)
+    image_tower, image_loaded = host.open("image_encoder", clip_vision)
+    tokenizer, space = text_loaded.tokenizer, text_loaded.space
+    preprocess, other = image_loaded.preprocess, image_loaded.space
     if space.name != other.name:
         raise EdgeError(
             f"'clip' is in the embedding space '{space.name}' ({space.encoder}), but 'clip_vision'"
@@ -176,4 +178,11 @@ class LoadReranker(io.ComfyNode):
         prepare = partial(preprocess, size=loaded.size, mean=loaded.mean, std=loaded.std)
         text = unclip.TextEncoder(loaded.network["text"], loaded.tokenizer, loaded.space)
         image = unclip.ImageEncoder(loaded.network["vision"], prepare, loaded.space)
-        return io.NodeOutput(host.wrap_text_encoder(text), host.wrap_image_encoder(image))
+        return io.NodeOutput(host.wrap("text_encoder", text), host.wrap("image_encoder", image))
+
+
+NODES = [
+    LoadReranker,
+    CLIPRerank,
+    ImageGrid,
+]

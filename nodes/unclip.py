@@ -128,7 +128,7 @@ class LoadTextEncoder(io.ComfyNode):
     @classmethod
     def execute(cls, source: str, dtype: str) -> io.NodeOutput:
         loaded = load_stage(unclip.load_text_encoder, "text_encoder", source, dtype)
-        return io.NodeOutput(host.wrap_text_encoder(loaded))
+        return io.NodeOutput(host.wrap("text_encoder", loaded))
 
 
 class LoadImageEncoder(io.ComfyNode):
@@ -157,7 +157,7 @@ class LoadImageEncoder(io.ComfyNode):
     @classmethod
     def execute(cls, source: str, dtype: str) -> io.NodeOutput:
         loaded = load_stage(unclip.load_image_encoder, "image_encoder", source, dtype)
-        return io.NodeOutput(host.wrap_image_encoder(loaded))
+        return io.NodeOutput(host.wrap("image_encoder", loaded))
 
 
 class LoadPrior(io.ComfyNode):
@@ -226,7 +226,7 @@ class LoadImageNormalizer(io.ComfyNode):
     def execute(cls, model: Any, source: str) -> io.NodeOutput:
         found = find_source(source, "image_normalizer", host.model_folders())
         return io.NodeOutput(
-            host.with_image_normalizer(model, *unclip.load_image_normalizer(found))
+            host.wrap("image_normalizer", unclip.load_image_normalizer(found), model=model)
         )
 
 
@@ -261,8 +261,9 @@ class TextEncode(io.ComfyNode):
 
     @classmethod
     def execute(cls, clip: Any, text: str) -> io.NodeOutput:
-        managed, tokenizer, space = host.open_text_encoder(clip)
-        ids, mask, cut = tokenize(tokenizer, [text])
+        managed, loaded = host.open("text_encoder", clip)
+        space = loaded.space
+        ids, mask, cut = tokenize(loaded.tokenizer, [text])
         if cut[0]:
             host.warn(
                 f"the prompt has more than {ids.shape[1]} tokens; not seen by the model: '{cut[0]}'"
@@ -326,8 +327,9 @@ class ImageEncode(io.ComfyNode):
     @classmethod
     def execute(cls, clip_vision: Any, image: Any) -> io.NodeOutput:
         check_image(image, "image")
-        managed, preprocess, space = host.open_image_encoder(clip_vision)
-        pixels = preprocess(image[..., :3])
+        managed, loaded = host.open("image_encoder", clip_vision)
+        space = loaded.space
+        pixels = loaded.preprocess(image[..., :3])
         network, device, dtype = host.use(managed)
         embeds = host.offload(encode_image(network, pixels, device, dtype))
         return io.NodeOutput(
@@ -363,7 +365,8 @@ class ZeroImage(io.ComfyNode):
 
     @classmethod
     def execute(cls, clip_vision: Any) -> io.NodeOutput:
-        managed, _, space = host.open_image_encoder(clip_vision)
+        managed, loaded = host.open("image_encoder", clip_vision)
+        space = loaded.space
         network, device, dtype = host.use(managed)
         embeds = host.offload(encode_zero_image(network, device, dtype))
         return io.NodeOutput(
@@ -371,3 +374,16 @@ class ZeroImage(io.ComfyNode):
                 embeds, embedding_space=space.name, made_by="Zero Image Embedding"
             )
         )
+
+
+NODES = [
+    LoadTextEncoder,
+    LoadImageEncoder,
+    LoadPrior,
+    LoadImageNormalizer,
+    TextEncode,
+    BatchPrompts,
+    ImageEncode,
+    ZeroImage,
+    PriorSample,
+]

@@ -6,10 +6,8 @@ import pytest
 import torch
 
 from prior_art.edges import EdgeError
-from prior_art.nodes.karlo import KarloDecoder
-from prior_art.nodes.load import LoadDecoder, LoadPrior, LoadTextEncoder
-from prior_art.nodes.text import BatchPrompts, TextEncode
-from prior_art.nodes.unclip import PriorSample
+from prior_art.nodes.karlo import KarloDecoder, LoadDecoder
+from prior_art.nodes.unclip import BatchPrompts, LoadPrior, LoadTextEncoder, PriorSample, TextEncode
 
 from .conftest import SOURCE
 

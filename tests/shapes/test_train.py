@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from prior_art.loaders import kandinsky, koala, mindalle, reranker, unclip
+from prior_art.loaders import kandinsky, koala, mindalle, rerank, unclip
 from prior_art.loaders.files.catalogue import Source
 from prior_art.networks.unet import prepare_sdxl
 from prior_art.samplers.koala import SDXLText
@@ -121,7 +121,7 @@ def test_minDALLE_is_written_as_the_loaders_read_it(tmp_path):
         folder = out if kind == "text" else tmp_path / f"mindalle-{kind}"
         assert mindalle.load_transformer(source(folder)).kind == kind
     clip = tmp_path / "clip"
-    judge = reranker.load_reranker(Source("clip", "folder", clip, "clip", frozenset()))
+    judge = rerank.load_reranker(Source("clip", "folder", clip, "clip", frozenset()))
     assert (judge.size, judge.mean) == (64, (0.5, 0.5, 0.5))
 
 
