@@ -14,6 +14,7 @@ from prior_art.loaders.files.catalogue import find_source
 from prior_art.networks.kandinsky_movq import encode
 from prior_art.nodes.embeddings import MixEmbeddings
 from prior_art.nodes.kandinsky import (
+    NEGATIVE,
     ZERO,
     KandinskyConditioning,
     KandinskyDecoder,
@@ -24,7 +25,6 @@ from prior_art.nodes.kandinsky import (
     KandinskyPriorImage,
     KandinskySchedule,
 )
-from prior_art.nodes.koala import NEGATIVE
 from prior_art.nodes.unclip import TextEncode
 
 SPACE, DIM = "custom-32d", 32
