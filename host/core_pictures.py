@@ -90,9 +90,11 @@ def _frames(picture: Picture, path: Path) -> list[Frame]:
     elif kind == "BMP":
         frames = [_bmp(picture, path)]
     elif kind == "WEBP":
-        frames = [_levels(picture, WIDE, alpha=_is_lossless(path))]
-    else:
+        frames = [_webp(picture, path)]
+    elif kind in ("PPM", "JPEG2000") and picture.mode == "RGB":
         frames = [_levels(picture, BYTES)]
+    else:
+        raise _only_comfyui(path, f"a picture of the kind {kind} in the mode {picture.mode}")
     if quarters:
         frames = [
             tuple(None if part is None else np.rot90(part, quarters) for part in frame)
@@ -184,6 +186,15 @@ def _gif(picture: Picture, path: Path) -> list[Frame]:
         levels *= np.float32(WIDE)
         frames.append((levels[..., :3], 1 - levels[..., 3]))
     return frames
+
+
+def _webp(picture: Picture, path: Path) -> Frame:
+    wide, high = picture.size
+    lossless = _is_lossless(path)
+    # FFmpeg's way of halved colours over the edge is another than Pillow's.
+    if not lossless and (wide % 2 or (high % 2 and wide % 32 == 0)):
+        raise _only_comfyui(path, f"a lossy WebP of an odd size, {wide}×{high}")
+    return _levels(picture, WIDE, alpha=lossless)
 
 
 def _is_lossless(path: Path) -> bool:
