@@ -234,15 +234,16 @@ def _jpeg(picture: Picture, path: Path) -> Frame:
     planes = _planes(path, sampling)
     if cut:
         luma = (8 if sampling != _HALF else 16, 8 if sampling == _FULL else 16)
-        _blacken(planes, [luma, (8, 8), (8, 8)])
+        _blacken(planes, [luma, (8, 8), (8, 8)], slack=2 if sampling == _HALF_WIDTH else 0)
     return _from_luma(*planes).astype(np.float32) * np.float32(BYTES), None
 
 
-def _blacken(planes: list[np.ndarray], sizes: list[tuple[int, int]]) -> None:
+def _blacken(planes: list[np.ndarray], sizes: list[tuple[int, int]], slack: int = 0) -> None:
     """Set the blocks that a cut off JPEG lacks, at the end and 128 in all planes, to FFmpeg's 0.
 
     Args:
         planes: changed in place; sizes: height and width of one block in each.
+        slack: how far from 128 an empty block may be.
     """
     (high, wide), (rows, columns) = planes[0].shape, sizes[0]
     for top in reversed(range(-(-high // rows))):
@@ -251,7 +252,7 @@ def _blacken(planes: list[np.ndarray], sizes: list[tuple[int, int]]) -> None:
                 plane[top * h : (top + 1) * h, left * w : (left + 1) * w]
                 for plane, (h, w) in zip(planes, sizes, strict=True)
             ]
-            if any((block != 128).any() for block in blocks):
+            if any((abs(block - 128) > slack).any() for block in blocks):
                 return
             for block in blocks:
                 block[:] = 0
