@@ -74,7 +74,8 @@ def same(found: Any, wanted: Any, tolerance: float) -> None:
     """Both hold the same numbers, however they are nested."""
     if isinstance(wanted, torch.Tensor):
         assert found.shape == wanted.shape, f"{found.shape} instead of {wanted.shape}"
-        close(found, wanted, tolerance)
+        if wanted.numel():
+            close(found, wanted, tolerance)
     elif isinstance(wanted, dict):
         skipped = {"downscale_ratio_spacial"}
         assert found.keys() - skipped == wanted.keys() - skipped, (found.keys(), wanted.keys())
