@@ -63,7 +63,8 @@ class LoadImage(io.ComfyNode):
     )
     REFUSED = (
         "cut off GIFs and progressive JPEGs, GIFs without durations, BMPs of 32 bits, TIFFs that"
-        " are to be mirrored or hold JPEG, JPEGs sampled other than 4:4:4, 4:2:2 and 4:2:0; video"
+        " are to be mirrored or hold JPEG, JPEGs sampled other than 4:4:4, 4:2:2 and 4:2:0, lossy"
+        " WebPs of odd sizes, other kinds of pictures than these, PPM and JPEG 2000; video"
     )
 
     @classmethod
