@@ -1373,7 +1373,7 @@ def _odd_values(plan: Plan) -> None:
         elif socket.type == "FLOAT":
             node.inputs[socket.name] = plan.pick(str(value), int(value))
         else:
-            node.inputs[socket.name] = plan.pick(int(value), "")
+            node.inputs[socket.name] = int(value)
         plan.features.append(f"odd value: {socket.type}")
 
 
