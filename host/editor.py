@@ -222,7 +222,7 @@ class Editor:
         return graph
 
     def _node(self, data: Mapping[str, Any]) -> Node:
-        saved = {slot["name"]: slot for slot in data.get("inputs") or () if "name" in slot}
+        saved = {slot["name"]: slot for slot in data.get("inputs") or ()}
         node = Node(str(data["id"]), data, data.get("title") or "")
         given = [_type(slot) for slot in data.get("outputs") or ()]
         if data["type"] in self._definitions:
@@ -244,7 +244,7 @@ class Editor:
             node.widgets = _values(schema, data)
         else:
             slots = data.get("inputs") or ()
-            node.inputs = [Slot(s.get("name", ""), _type(s), s.get("link")) for s in slots]
+            node.inputs = [Slot(slot["name"], _type(slot), slot.get("link")) for slot in slots]
             node.outputs = given
             node.title = node.title or EDITORS_OWN.get(data["type"], "")
             if data["type"] in (*NOTES, PRIMITIVE):
@@ -276,7 +276,7 @@ class Editor:
             node.widgets |= {n: rounded(v) for n, v in (kept or named).items() if n in promoted}
         # What an older file had by name and a newer editor could not place.
         for entry in reversed(_parsed(node.properties.get("proxyWidgetErrorQuarantine"))):
-            source, name, *_ = entry.get("originalEntry") or ("", "")
+            source, name = [*(_mapping(entry).get("originalEntry") or ()), "", ""][:2]
             if source == "-1" and name in promoted and "hostValue" in entry:
                 node.widgets[name] = rounded(entry["hostValue"])
 
@@ -292,7 +292,9 @@ class Editor:
         """Widgets promoted the old way, in ``properties.proxyWidgets``: (node, widget) pairs in
         the order of the instance's values. The editor makes inputs of them."""
         entries = _parsed(node.properties.get("proxyWidgets"))
-        if not all(isinstance(e, list) and all(isinstance(x, str) for x in e) for e in entries):
+        if not all(isinstance(entry, list) and len(entry) in (2, 3) for entry in entries) or any(
+            not isinstance(text, str) for entry in entries for text in entry
+        ):
             return
         inside, kept = node.definition, node.data.get("widgets_values")
         kept = kept if isinstance(kept, list) else []
@@ -675,12 +677,15 @@ def _link(link: Any) -> tuple[Any, Link]:
     try:
         ends = [link[name] for name in names] if isinstance(link, Mapping) else link[:5]
         number, origin, slot, target, target_slot = ends
-        return number, Link(str(origin), int(slot), str(target), int(target_slot))
+        found = Link(str(origin), int(slot), str(target), int(target_slot))
+        if isinstance(number, (int, str)) and min(found.slot, found.target_slot) >= 0:
+            return number, found
     except (KeyError, TypeError, ValueError):
-        raise WorkflowError(
-            f"link {json.dumps(link)[:80]} is of an unknown form; open the workflow in ComfyUI and"
-            " save it again"
-        ) from None
+        pass
+    raise WorkflowError(
+        f"link {json.dumps(link)[:80]} is of an unknown form; open the workflow in ComfyUI and save"
+        " it again"
+    )
 
 
 # The file's format ------------------------------------------------------------------------------
@@ -689,23 +694,28 @@ def _link(link: Any) -> tuple[Any, Link]:
 def _definitions(workflow: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Subgraph definitions by id, those inside others included."""
     found: dict[str, dict[str, Any]] = {}
-    inside = _mapping(workflow.get("definitions"))
+    inside = workflow.get("definitions") or {}
+    if not isinstance(inside, Mapping):
+        raise WorkflowError(_damaged("the workflow", "definitions"))
     for name in inside:
         if name != "subgraphs" and inside[name]:
             raise Unsupported(
                 f"the workflow defines '{name}', which the headless runner does not know; run it in"
                 " ComfyUI"
             )
-    for definition in inside.get("subgraphs") or ():
-        if not isinstance(definition, Mapping) or not isinstance(definition.get("nodes"), list):
-            raise WorkflowError("a subgraph's definition has no nodes; save the workflow again")
-        found[definition.get("id")] = definition
+    listed = inside.get("subgraphs") or []
+    if not isinstance(listed, list):
+        raise WorkflowError(_damaged("the workflow", "definitions"))
+    for definition in listed:
+        if not isinstance(definition, Mapping) or not isinstance(definition.get("id"), str):
+            raise WorkflowError(_damaged("a subgraph's definition", "id"))
+        found[definition["id"]] = definition
         found |= _definitions(definition)
     return found
 
 
 def _check_format(workflow: Mapping[str, Any], definitions: Mapping[str, Any]) -> None:
-    """Refuse by name what a newer or patched editor may have saved."""
+    """Refuse by name what a newer or patched editor may have saved, and what is damaged."""
     version = workflow.get("version")
     if version not in (None, 0.4, 1):
         raise Unsupported(
@@ -717,17 +727,64 @@ def _check_format(workflow: Mapping[str, Any], definitions: Mapping[str, Any]) -
             "the workflow has links of 'Use Everywhere', which exist only while that pack runs in"
             " the editor; export the workflow with 'Export (API)'"
         )
-    for graph in (workflow, *definitions.values()):
-        for node in graph["nodes"]:
-            if not isinstance(node, Mapping) or not isinstance(node.get("type"), str):
-                raise WorkflowError("a node of this workflow has no type; save it again in ComfyUI")
-            if "id" not in node:
-                raise WorkflowError(f"a node ({node['type']}) has no id; save it again in ComfyUI")
-            if (node.get("mode") or 0) not in MODES:
-                raise Unsupported(
-                    f"node {node['id']} ({node['type']}) has mode {node['mode']!r}, which the"
-                    " headless runner does not know; run this workflow in ComfyUI"
-                )
+    for key, graph in (("", workflow), *definitions.items()):
+        where = f"the subgraph '{graph.get('name') or key}'" if key else "the workflow"
+        nodes = graph.get("nodes")
+        if not isinstance(nodes, list) or not all(isinstance(n, Mapping) for n in nodes):
+            raise WorkflowError(_damaged(where, "nodes"))
+        if not isinstance(graph.get("links") or [], list):
+            raise WorkflowError(_damaged(where, "links"))
+        for name in ("inputs", "outputs") if key else ():
+            ports = graph.get(name) or []
+            if not _are_slots(ports) or not all(_are_numbers(p.get("linkIds")) for p in ports):
+                raise WorkflowError(_damaged(where, name))
+        for node in nodes:
+            _check_node(node)
+
+
+def _check_node(node: Mapping[str, Any]) -> None:
+    if not isinstance(node.get("type"), str):
+        raise WorkflowError(f"node {node.get('id')} has no type; save it again in ComfyUI")
+    where = f"node {node.get('id')} ({node['type']})"
+    fits = {
+        "id": isinstance(node.get("id"), (int, str)),
+        "order": isinstance(node.get("order") or 0, (int, float)),
+        "title": isinstance(node.get("title") or "", str),
+        "inputs": _are_slots(node.get("inputs") or []),
+        "outputs": _are_slots(node.get("outputs") or []),
+        "properties": isinstance(node.get("properties") or {}, Mapping),
+        "widgets_values": isinstance(node.get("widgets_values") or [], (list, Mapping)),
+        "widgets_values_named": isinstance(node.get("widgets_values_named") or {}, Mapping),
+    }
+    for name, well in fits.items():
+        if not well:
+            raise WorkflowError(_damaged(where, name))
+    links = [slot.get("link") for slot in node.get("inputs") or ()]
+    if not _are_numbers([link for link in links if link is not None]):
+        raise WorkflowError(_damaged(where, "inputs"))
+    if (node.get("mode") or 0) not in MODES:
+        raise Unsupported(
+            f"{where} has mode {node['mode']!r}, which the headless runner does not know; run this"
+            " workflow in ComfyUI"
+        )
+
+
+def _are_slots(slots: Any) -> bool:
+    """Whether these are slots as saved, each with a name."""
+    return isinstance(slots, list) and all(
+        isinstance(slot, Mapping) and isinstance(slot.get("name"), str) for slot in slots
+    )
+
+
+def _are_numbers(links: Any) -> bool:
+    """Whether these are links' numbers; old files may leave them out."""
+    return links is None or (
+        isinstance(links, list) and all(isinstance(link, (int, str)) for link in links)
+    )
+
+
+def _damaged(where: str, what: str) -> str:
+    return f"{where}: '{what}' is damaged; open the workflow in ComfyUI and save it again"
 
 
 def _unique_ids(workflow: dict[str, Any], definitions: Mapping[str, dict[str, Any]]) -> None:
@@ -749,9 +806,10 @@ def _unique_ids(workflow: dict[str, Any], definitions: Mapping[str, dict[str, An
                 last = max(last, node["id"])
             used.add(str(node["id"]))
         for link in definition.get("links") or ():
-            ends = ("origin_id", "target_id") if isinstance(link, Mapping) else (1, 3)
-            for end in ends if new and link is not None else ():
-                link[end] = new.get(str(link[end]), link[end])
+            if link is not None and new:
+                _link(link)  # or it says what is wrong
+                for end in ("origin_id", "target_id") if isinstance(link, Mapping) else (1, 3):
+                    link[end] = new.get(str(link[end]), link[end])
     for graph in (workflow, *definitions.values()):
         for node in graph["nodes"]:
             entries = _mapping(node.get("properties")).get("proxyWidgets")

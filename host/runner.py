@@ -368,7 +368,10 @@ def _ask_node(where: str, values: Mapping[str, Any], validate: Callable, own: Ma
     needed = [name for name, one in own.items() if one.default is one.empty and one.kind in _NAMED]
     if not all(name in given for name in needed):
         return
-    verdict = validate(**given)
+    try:
+        verdict = validate(**given)
+    except Exception as error:  # as in the host, whose nodes may stumble over odd values
+        verdict = f"{type(error).__name__}: {error}"
     if verdict is not True:
         said = verdict or f"refused {', '.join(given)}"
         raise WorkflowError(f"{where}: {said}")

@@ -261,6 +261,22 @@ def _flat() -> dict[str, dict[str, Any]]:
             ],
             [(1, 1, 0, 6, 0, "IMAGE"), (2, 4, 0, 6, 1, "IMAGE"), *second],
         ),
+        "bypass: the same place": graph(
+            [
+                load(),
+                load(4),
+                node(
+                    6,
+                    "FancyFilter",
+                    [1],
+                    {"one": ("IMAGE", 1), "other": ("IMAGE", 2)},
+                    "MASK IMAGE",
+                    4,
+                ),
+                save(3, 9),
+            ],
+            [(1, 1, 0, 6, 0, "IMAGE"), (2, 4, 0, 6, 1, "IMAGE"), (9, 6, 1, 3, 0, "IMAGE")],
+        ),
         "bypass: the same place, unwired": graph(
             [load(), composite(6, destination=("IMAGE", None), source=("IMAGE", 1)), save(3, 9)],
             [(1, 1, 0, 6, 1, "IMAGE"), *second],
