@@ -74,7 +74,8 @@ def same(found: Any, wanted: Any, tolerance: float) -> None:
     """Both hold the same numbers, however they are nested."""
     if isinstance(wanted, torch.Tensor):
         assert found.shape == wanted.shape, f"{found.shape} instead of {wanted.shape}"
-        close(found, wanted, tolerance)
+        if wanted.numel():
+            close(found, wanted, tolerance)
     elif isinstance(wanted, dict):
         skipped = {"downscale_ratio_spacial"}
         assert found.keys() - skipped == wanted.keys() - skipped, (found.keys(), wanted.keys())
@@ -179,6 +180,7 @@ def picture_nodes() -> None:
                         place = {"x": x, "y": y, "resize_source": stretch, "mask": mask}
                         both("ImageCompositeMasked", destination=first, source=second, **place)
         both("ImageInvert", image=first)
+        both("RepeatImageBatch", image=first, amount=3)
         for channel in ("red", "green", "blue", "alpha"):
             both("ImageToMask", image=first, channel=channel)
         for method in ("nearest-exact", "bilinear", "area", "bicubic", "lanczos"):
@@ -569,8 +571,9 @@ def files() -> dict[str, tuple[bytes, float]]:
         save(f"{size}-see-through.gif", colours.convert("P"), 0.2, transparency=3)
         save(f"{size}-lossless.webp", colours, 0.2, lossless=True)
         save(f"{size}-alpha.webp", seen, 0.2, lossless=True)
-        save(f"{size}-lossy.webp", colours, 1.6)
-        save(f"{size}-lossy-alpha.webp", seen, 1.6)
+        if width % 2 == 0:
+            save(f"{size}-lossy.webp", colours, 1.6)
+            save(f"{size}-lossy-alpha.webp", seen, 1.6)
         wide = rng.integers(0, 65536, (height, width), dtype=np.uint16)
         for kind in ("png", "tiff"):
             save(f"{size}-16.{kind}", Image.fromarray(wide), 0.01)

@@ -13,7 +13,7 @@ pytestmark = [pytest.mark.host, pytest.mark.slow]
 
 SCRIPTS = (
     *("in_process.py", "in_process_kandinsky.py", "in_process_koala.py"),
-    *("in_process_mix.py", "in_process_places.py"),
+    *("in_process_mix.py", "in_process_places.py", "in_process_core.py"),
 )
 STAGES = (
     *("text_encoder", "image_encoder", "prior", "decoder", "upscaler"),

@@ -53,7 +53,7 @@ def test_an_animation_without_durations_is_refused_before_anything_runs(folder):
     first, other = Image.new("RGB", (4, 2), RED), Image.new("RGB", (4, 2), BLUE)
     first.save(folder / "a.gif", save_all=True, append_images=[other])
     assert "duration" in LoadImage.validate_inputs("a.gif")
-    with pytest.raises(WorkflowError, match="'a.gif', a GIF whose frames have no duration"):
+    with pytest.raises(WorkflowError, match=r"'a\.gif', a GIF whose frames have no dur"):
         load("a.gif")
 
 
@@ -74,7 +74,9 @@ def test_a_transparent_palette_colour_is_masked(folder):
     assert mask[0, 0].tolist() == [0, 1, 0, 0]
 
 
-@pytest.mark.parametrize(("name", "order"), [("a.png", "<u2"), ("a.tiff", "<u2"), ("b.tiff", ">u2")])
+@pytest.mark.parametrize(
+    ("name", "order"), [("a.png", "<u2"), ("a.tiff", "<u2"), ("b.tiff", ">u2")]
+)
 def test_sixteen_bits_keep_their_greys(folder, name, order):
     greys = np.array([[0, 255, 32768, 65535]], dtype=order)
     mode = "I;16B" if order == ">u2" else "I;16"
@@ -216,6 +218,12 @@ def test_a_picture_is_pasted_where_the_mask_says():
 def test_any_value_is_shown_as_text(value, text):
     shown = PreviewAny.execute(value)
     assert shown.ui == {"text": [text]} and shown.args == (text,)
+
+
+def test_a_tensor_is_shown_with_six_numbers_of_each_edge():
+    shown = PreviewAny.execute(torch.arange(2000.0)).ui["text"][0]
+    assert shown.count(",") == 12 and "5.0000e+00," in shown and "1.9940e+03," in shown
+    assert str(torch.arange(2000.0)).count(",") == 6  # torch's own way is as it was
 
 
 def test_a_second_latent_is_cropped_and_resized():
