@@ -1862,6 +1862,8 @@ def _write_scope(
                 place["widget"] = {"name": socket.name}
             slots[number, socket.name] = len(places)
             places.append(place)
+        if any(socket.options.get("image_upload") for socket in sockets(plan.info, node.type)):
+            values.append("image")  # the button, which comes last
         if node.type == "PrimitiveNode":
             values = [node.inputs["value"], "fixed"]
         nodes.append(
@@ -2024,7 +2026,7 @@ def _held(plan: Plan, path: tuple[int, ...], place: tuple[int, str]) -> Any:
 
 
 def _saved_values(plan: Plan, number: int, socket: Socket, rng: random.Random) -> list[Any]:
-    """A widget's entries in a saved list: its value and that of the buttons beside it."""
+    """A widget's entries in a saved list: its value, and what happens to it after a run."""
     node = plan.nodes[number]
     value = node.inputs.get(socket.name, default(socket))
     if node.path:
@@ -2038,8 +2040,6 @@ def _saved_values(plan: Plan, number: int, socket: Socket, rng: random.Random) -
     values = [value]
     if socket.options.get("control_after_generate") or socket.name in ("seed", "noise_seed"):
         values.append(rng.choice(("fixed", "randomize", "increment")))
-    if socket.options.get("image_upload"):
-        values.append("image")
     return values
 
 
