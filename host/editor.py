@@ -17,13 +17,20 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from .editor_format import (
+    BYPASSED,
+    MUTED,
+    Link,
+    check_format,
+    mapping,
+    read_link,
+    subgraph_definitions,
+    unique_ids,
+)
 from .editor_text import dynamic_prompt, filled, rounded
-from .errors import Unsupported, WorkflowError
+from .errors import WorkflowError
 from .native_nodes import TITLES
 
-MUTED, BYPASSED = 2, 4
-# 1 and 3 wait for events that ComfyUI's graphs have not: the editor queues them like 0.
-MODES = (0, 1, MUTED, 3, BYPASSED)
 REROUTES = ("Reroute", "Reroute (rgthree)")
 NOTES = ("Note", "MarkdownNote")
 PRIMITIVE = "PrimitiveNode"
@@ -75,16 +82,6 @@ class Port:
     links: list[Any]
 
 
-@dataclass(frozen=True)
-class Link:
-    """A link, from a node's output to a node's input, nodes by id."""
-
-    origin: str
-    slot: int
-    target: str
-    target_slot: int
-
-
 @dataclass
 class Node:
     """A node as the editor holds it once the file is open.
@@ -119,7 +116,7 @@ class Node:
 
     @property
     def properties(self) -> Mapping[str, Any]:
-        return _mapping(self.data.get("properties"))
+        return mapping(self.data.get("properties"))
 
     @property
     def virtual(self) -> bool:
@@ -167,9 +164,9 @@ class Editor:
     def __init__(self, workflow: Mapping[str, Any], schemas: Callable[[str], Any]) -> None:
         workflow = deepcopy(dict(workflow))
         self._schemas = schemas
-        self._definitions = _definitions(workflow)
-        _check_format(workflow, self._definitions)
-        _unique_ids(workflow, self._definitions)
+        self._definitions = subgraph_definitions(workflow)
+        check_format(workflow, self._definitions)
+        unique_ids(workflow, self._definitions)
         self._graphs: dict[str, Graph] = {}
         self._opening: list[str] = []
         self._instances: dict[int, list[Node]] = {}
@@ -199,7 +196,7 @@ class Editor:
         graph = Graph(name)
         for link in saved.get("links") or ():
             if link is not None:  # old editors leave holes
-                number, found = _link(link)
+                number, found = read_link(link)
                 graph.links[number] = found
         graph.inputs = [
             _port(port, graph, lambda link, i=i: (link.origin, link.slot) == (INSIDE_INPUT, i))
@@ -276,7 +273,7 @@ class Editor:
             node.widgets |= {n: rounded(v) for n, v in (kept or named).items() if n in promoted}
         # What an older file had by name and a newer editor could not place.
         for entry in reversed(_parsed(node.properties.get("proxyWidgetErrorQuarantine"))):
-            source, name = [*(_mapping(entry).get("originalEntry") or ()), "", ""][:2]
+            source, name = [*(mapping(entry).get("originalEntry") or ()), "", ""][:2]
             if source == "-1" and name in promoted and "hostValue" in entry:
                 node.widgets[name] = rounded(entry["hostValue"])
 
@@ -644,10 +641,6 @@ def _wrapped(value: Any) -> Any:
     return {"__value__": value} if isinstance(value, list) else value
 
 
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
-
-
 def _parsed(value: Any) -> list[Any]:
     """A list property, which some editors saved as JSON."""
     if isinstance(value, str):
@@ -669,151 +662,3 @@ def _port(saved: Mapping[str, Any], graph: Graph, is_its: Callable[[Link], bool]
     if links is None:
         links = [number for number, link in graph.links.items() if is_its(link)]
     return Port(saved["name"], _type(saved), list(links))
-
-
-def _link(link: Any) -> tuple[Any, Link]:
-    """A link of either form, by its number."""
-    names = ("id", "origin_id", "origin_slot", "target_id", "target_slot")
-    try:
-        ends = [link[name] for name in names] if isinstance(link, Mapping) else link[:5]
-        number, origin, slot, target, target_slot = ends
-        found = Link(str(origin), int(slot), str(target), int(target_slot))
-        if isinstance(number, (int, str)) and min(found.slot, found.target_slot) >= 0:
-            return number, found
-    except (KeyError, TypeError, ValueError):
-        pass
-    raise WorkflowError(
-        f"link {json.dumps(link)[:80]} is of an unknown form; open the workflow in ComfyUI and save"
-        " it again"
-    )
-
-
-# The file's format ------------------------------------------------------------------------------
-
-
-def _definitions(workflow: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Subgraph definitions by id, those inside others included."""
-    found: dict[str, dict[str, Any]] = {}
-    inside = workflow.get("definitions") or {}
-    if not isinstance(inside, Mapping):
-        raise WorkflowError(_damaged("the workflow", "definitions"))
-    for name in inside:
-        if name != "subgraphs" and inside[name]:
-            raise Unsupported(
-                f"the workflow defines '{name}', which the headless runner does not know; run it in"
-                " ComfyUI"
-            )
-    listed = inside.get("subgraphs") or []
-    if not isinstance(listed, list):
-        raise WorkflowError(_damaged("the workflow", "definitions"))
-    for definition in listed:
-        if not isinstance(definition, Mapping) or not isinstance(definition.get("id"), str):
-            raise WorkflowError(_damaged("a subgraph's definition", "id"))
-        found[definition["id"]] = definition
-        found |= _definitions(definition)
-    return found
-
-
-def _check_format(workflow: Mapping[str, Any], definitions: Mapping[str, Any]) -> None:
-    """Refuse by name what a newer or patched editor may have saved, and what is damaged."""
-    version = workflow.get("version")
-    if version not in (None, 0.4, 1):
-        raise Unsupported(
-            f"the workflow's format is version {version}; the headless runner knows 0.4 and 1. Run"
-            " it in ComfyUI, or export it with 'Export (API)'"
-        )
-    if _mapping(workflow.get("extra")).get("ue_links"):
-        raise Unsupported(
-            "the workflow has links of 'Use Everywhere', which exist only while that pack runs in"
-            " the editor; export the workflow with 'Export (API)'"
-        )
-    for key, graph in (("", workflow), *definitions.items()):
-        where = f"the subgraph '{graph.get('name') or key}'" if key else "the workflow"
-        nodes = graph.get("nodes")
-        if not isinstance(nodes, list) or not all(isinstance(n, Mapping) for n in nodes):
-            raise WorkflowError(_damaged(where, "nodes"))
-        if not isinstance(graph.get("links") or [], list):
-            raise WorkflowError(_damaged(where, "links"))
-        for name in ("inputs", "outputs") if key else ():
-            ports = graph.get(name) or []
-            if not _are_slots(ports) or not all(_are_numbers(p.get("linkIds")) for p in ports):
-                raise WorkflowError(_damaged(where, name))
-        for node in nodes:
-            _check_node(node)
-
-
-def _check_node(node: Mapping[str, Any]) -> None:
-    if not isinstance(node.get("type"), str):
-        raise WorkflowError(f"node {node.get('id')} has no type; save it again in ComfyUI")
-    where = f"node {node.get('id')} ({node['type']})"
-    fits = {
-        "id": isinstance(node.get("id"), (int, str)),
-        "order": isinstance(node.get("order") or 0, (int, float)),
-        "title": isinstance(node.get("title") or "", str),
-        "inputs": _are_slots(node.get("inputs") or []),
-        "outputs": _are_slots(node.get("outputs") or []),
-        "properties": isinstance(node.get("properties") or {}, Mapping),
-        "widgets_values": isinstance(node.get("widgets_values") or [], (list, Mapping)),
-        "widgets_values_named": isinstance(node.get("widgets_values_named") or {}, Mapping),
-    }
-    for name, well in fits.items():
-        if not well:
-            raise WorkflowError(_damaged(where, name))
-    links = [slot.get("link") for slot in node.get("inputs") or ()]
-    if not _are_numbers([link for link in links if link is not None]):
-        raise WorkflowError(_damaged(where, "inputs"))
-    if (node.get("mode") or 0) not in MODES:
-        raise Unsupported(
-            f"{where} has mode {node['mode']!r}, which the headless runner does not know; run this"
-            " workflow in ComfyUI"
-        )
-
-
-def _are_slots(slots: Any) -> bool:
-    """Whether these are slots as saved, each with a name."""
-    return isinstance(slots, list) and all(
-        isinstance(slot, Mapping) and isinstance(slot.get("name"), str) for slot in slots
-    )
-
-
-def _are_numbers(links: Any) -> bool:
-    """Whether these are links' numbers; old files may leave them out."""
-    return links is None or (
-        isinstance(links, list) and all(isinstance(link, (int, str)) for link in links)
-    )
-
-
-def _damaged(where: str, what: str) -> str:
-    return f"{where}: '{what}' is damaged; open the workflow in ComfyUI and save it again"
-
-
-def _unique_ids(workflow: dict[str, Any], definitions: Mapping[str, dict[str, Any]]) -> None:
-    """Give nodes of subgraphs new ids where the workflow, or another subgraph, has them too."""
-    used = {str(node["id"]) for node in workflow["nodes"]}
-    numbers = [workflow.get("last_node_id"), _mapping(workflow.get("state")).get("lastNodeId")]
-    last = max((n for n in numbers if isinstance(n, int)), default=0)
-    changed: dict[str, dict[str, int]] = {}
-    for key, definition in definitions.items():
-        new = changed[key] = {}
-        for node in definition["nodes"]:
-            name = str(node["id"])
-            if name in used:
-                last += 1
-                while str(last) in used:
-                    last += 1
-                new[name] = node["id"] = last
-            elif isinstance(node["id"], int):
-                last = max(last, node["id"])
-            used.add(str(node["id"]))
-        for link in definition.get("links") or ():
-            if link is not None and new:
-                _link(link)  # or it says what is wrong
-                for end in ("origin_id", "target_id") if isinstance(link, Mapping) else (1, 3):
-                    link[end] = new.get(str(link[end]), link[end])
-    for graph in (workflow, *definitions.values()):
-        for node in graph["nodes"]:
-            entries = _mapping(node.get("properties")).get("proxyWidgets")
-            for entry in entries if isinstance(entries, list) else ():
-                if isinstance(entry, list) and entry and node["type"] in changed:
-                    found = changed[node["type"]].get(str(entry[0]))
-                    entry[0] = entry[0] if found is None else str(found)

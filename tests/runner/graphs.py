@@ -144,7 +144,7 @@ def prompt(text: str, id: int = 3) -> list[dict[str, Any]]:
 
 
 TEXT = {"name": "text", "type": "STRING", "widget": {"name": "text"}}
-CLIP_LINK = (40, 4, 0, 3, 1, "CLIP")
+CLIP_LINK = (40, 4, 0, 3, 0, "CLIP")
 
 
 def _leaf() -> dict[str, Any]:
@@ -250,7 +250,7 @@ def _flat() -> dict[str, dict[str, Any]]:
             [link, (7, 5, 0, 6, 0, "*"), (8, 6, 0, 2, 1, "STRING")],
         ),
         "primitive that is replaced": graph(
-            [encoder, encode, replaced], [CLIP_LINK, (7, 5, 0, 3, 0, "STRING")]
+            [encoder, encode, replaced], [CLIP_LINK, (7, 5, 0, 3, 1, "STRING")]
         ),
         "bypass: the first": graph(
             [
