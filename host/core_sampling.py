@@ -399,7 +399,7 @@ class SamplerCustom(io.ComfyNode):
         sigmas: torch.Tensor,
         latent_image: dict,
     ) -> io.NodeOutput:
-        if len(sigmas) < 2:
+        if not len(sigmas):
             return io.NodeOutput(latent_image, latent_image)
         out, denoised = sample(
             model,
@@ -589,7 +589,7 @@ def sample(
             lambda: randn(tuple(start.shape[1:]), streams, network.device),
             lambda i, x0, x: report(i + 1, x0),
         )
-    made, seen = offload(x / scale), offload(last["x0"] / scale)
+    made, seen = offload(x / scale), offload(last.get("x0", x) / scale)
     return {**latent_image, "samples": made}, {**latent_image, "samples": seen}
 
 
