@@ -103,8 +103,8 @@ def test_half_precision_stays_near_and_returns_fp32(
         half, f"loaded_{name}", replace(loaded, network=copy.deepcopy(loaded.network).to(dtype))
     )
     results = []
-    for some, kind, seed in ((stages, torch.float32, 0), (half, dtype, 0), (half, dtype, 1)):
-        options = {"steps": 3, "generators": generators(seed, 1), "dtype": kind}
+    for some, kind in ((stages, torch.float32), (half, dtype)):
+        options = {"steps": 3, "generators": generators(0, 1), "dtype": kind}
         words = stages.text("a cat"), stages.text("")
         inputs = {
             "prior": words,
@@ -113,8 +113,9 @@ def test_half_precision_stays_near_and_returns_fp32(
         }[name]
         results.append(getattr(some, name)(*inputs, **options))
     assert results[1].dtype == torch.float32
-    difference, another = ((results[0] - other).abs().mean() for other in results[1:])
-    assert 0 < difference < 0.5 * another  # how near is up to the processor's kernels
+    difference = (results[0] - results[1]).abs().mean()
+    # Eight bits, guided and multiplied by 20,000 at first: how near is up to a processor's kernels.
+    assert 0 < difference < 0.25 * results[0].std()
 
 
 class CastLinear(nn.Linear):
