@@ -621,9 +621,20 @@ def _noise(like: torch.Tensor, seed: int, indices: list[int] | None) -> torch.Te
 
 
 def _drawing(x: torch.Tensor, seed: int) -> Draw:
-    """The noise that ancestral samplers add, from the device that computes."""
-    stream = torch.Generator(x.device).manual_seed(seed + (x.device.type == "cpu"))
-    return lambda: torch.randn(x.shape, generator=stream, device=x.device)
+    """The noise that ancestral samplers add, from the device that computes.
+
+    The stream begins with the first draw: the largest seed has no next one on a CPU, which is no
+    matter to samplers without noise.
+    """
+    streams: list[torch.Generator] = []
+
+    def draw() -> torch.Tensor:
+        if not streams:
+            own = seed + (x.device.type == "cpu")
+            streams.append(torch.Generator(x.device).manual_seed(own))
+        return torch.randn(x.shape, generator=streams[0], device=x.device)
+
+    return draw
 
 
 def _pooled_by_images(entry: list, width: int, seed: int) -> list:
