@@ -238,7 +238,12 @@ class PreviewAny(io.ComfyNode):
 
     @classmethod
     def execute(cls, source: Any) -> io.NodeOutput:
-        text = str(source)
+        # The host's node shows twice as much of a tensor's edges as torch does by itself.
+        torch.set_printoptions(edgeitems=6)
+        try:
+            text = str(source)
+        finally:
+            torch.set_printoptions(edgeitems=3)
         if source is not None and not isinstance(source, (str, int, float)):
             with contextlib.suppress(TypeError, ValueError):
                 text = json.dumps(source, indent=4, ensure_ascii=False)

@@ -360,6 +360,12 @@ def _check_inputs(
     if validate is not None:
         values = {k: v for k, v in node["inputs"].items() if looks_at_all or k in own}
         _ask_node(where, values, validate, own)
+    only_there = getattr(nodes[node["class_type"]], "only_in_comfyui", None)
+    if only_there is not None:
+        sources = {k: prompt[v[0]]["class_type"] for k, v in node["inputs"].items() if is_link(v)}
+        values = {k: v for k, v in node["inputs"].items() if k not in sources}
+        if why := only_there(values, sources):
+            raise Unsupported(f"{where}: {why}")
 
 
 def _ask_node(where: str, values: Mapping[str, Any], validate: Callable, own: Mapping) -> None:
