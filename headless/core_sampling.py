@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -181,10 +181,7 @@ def noise_levels(model: Any) -> torch.Tensor:
     if isinstance(model, KoalaModel):
         return torch.from_numpy(koala_facts(model).schedule.levels())
     if not isinstance(model, LatentModel):
-        raise WorkflowError(
-            "headless, native samplers run Kandinsky's decoders and KOALA's U-Nets; sample Karlo's"
-            " decoder with 'Karlo Decoder', or run this in ComfyUI"
-        )
+        raise WorkflowError(KARLO)
     alphas = open_latent_decoder(model)[1].schedule.alphas_cumprod().double()
     return ((1 - alphas) / alphas).sqrt().float()
 
@@ -243,12 +240,28 @@ def _linear_quadratic(steps: int, threshold: float = 0.025) -> list[float]:
 
 # -- nodes ---------------------------------------------------------------------------------------
 
+KARLO = (
+    "headless, native samplers run Kandinsky's decoders and KOALA's U-Nets; sample Karlo's decoder"
+    " with 'Karlo Decoder', or run this in ComfyUI"
+)
+
+
+def karlo_refused(values: Mapping[str, Any], sources: Mapping[str, str]) -> str | None:
+    """Why a native sampler does not run, known before anything does.
+
+    Args:
+        values: its widgets.
+        sources: classes of the nodes that are wired to it, by input.
+    """
+    return KARLO if sources.get("model") == "PriorArtLoadDecoder" else None
+
 
 class KSampler(io.ComfyNode):
     """A decoder sampled by name of sampler and schedule."""
 
     EQUAL = "to 1e-3 in the latents"
     REFUSED = "MODELs other than Kandinsky's and KOALA's"
+    only_in_comfyui = staticmethod(karlo_refused)
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -296,6 +309,7 @@ class KSamplerAdvanced(io.ComfyNode):
 
     EQUAL = KSampler.EQUAL
     REFUSED = KSampler.REFUSED
+    only_in_comfyui = KSampler.only_in_comfyui
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -363,6 +377,7 @@ class SamplerCustom(io.ComfyNode):
 
     EQUAL = KSampler.EQUAL
     REFUSED = KSampler.REFUSED
+    only_in_comfyui = KSampler.only_in_comfyui
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -399,7 +414,7 @@ class SamplerCustom(io.ComfyNode):
         sigmas: torch.Tensor,
         latent_image: dict,
     ) -> io.NodeOutput:
-        if len(sigmas) < 2:
+        if not len(sigmas):
             return io.NodeOutput(latent_image, latent_image)
         out, denoised = sample(
             model,
@@ -437,6 +452,7 @@ class BasicScheduler(io.ComfyNode):
 
     EQUAL = "to 1e-6 of a level"
     REFUSED = KSampler.REFUSED
+    only_in_comfyui = KSampler.only_in_comfyui
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -589,7 +605,7 @@ def sample(
             lambda: randn(tuple(start.shape[1:]), streams, network.device),
             lambda i, x0, x: report(i + 1, x0),
         )
-    made, seen = offload(x / scale), offload(last["x0"] / scale)
+    made, seen = offload(x / scale), offload(last.get("x0", x) / scale)
     return {**latent_image, "samples": made}, {**latent_image, "samples": seen}
 
 
@@ -621,9 +637,20 @@ def _noise(like: torch.Tensor, seed: int, indices: list[int] | None) -> torch.Te
 
 
 def _drawing(x: torch.Tensor, seed: int) -> Draw:
-    """The noise that ancestral samplers add, from the device that computes."""
-    stream = torch.Generator(x.device).manual_seed(seed + (x.device.type == "cpu"))
-    return lambda: torch.randn(x.shape, generator=stream, device=x.device)
+    """The noise that ancestral samplers add, from the device that computes.
+
+    The stream begins with the first draw: the largest seed has no next one on a CPU, which is no
+    matter to samplers without noise.
+    """
+    streams: list[torch.Generator] = []
+
+    def draw() -> torch.Tensor:
+        if not streams:
+            own = seed + (x.device.type == "cpu")
+            streams.append(torch.Generator(x.device).manual_seed(own))
+        return torch.randn(x.shape, generator=streams[0], device=x.device)
+
+    return draw
 
 
 def _pooled_by_images(entry: list, width: int, seed: int) -> list:

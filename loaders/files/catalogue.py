@@ -283,6 +283,9 @@ def list_sources(stage: str, folders: Sequence[Path]) -> list[Source]:
         known = sorted({name for stages in STAGES.values() for name in stages})
         raise SourceError(f"unknown stage '{stage}'; known are {', '.join(known)}")
     offering = [source for source in _all_sources(folders) if _offers(source, stage)]
+    if stage == "reranker":
+        # It prepares pictures in its own way, so that a file is the same whosever it is.
+        offering = list({source.path: source for source in reversed(offering)}.values())[::-1]
     # What is made for the stage before what can stand in for it.
     return sorted(offering, key=lambda s: (s.kind != "embedded", stage not in s.stages))
 
