@@ -40,6 +40,41 @@ class ImageBatch(io.ComfyNode):
         return io.NodeOutput(torch.cat((image1, image2)))
 
 
+class RepeatImageBatch(io.ComfyNode):
+    """A batch of pictures several times over."""
+
+    EQUAL = "exactly"
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        amount = io.Int.Input("amount", default=1, min=1, max=4096)
+        return _schema("RepeatImageBatch", [io.Image.Input("image"), amount])
+
+    @classmethod
+    def execute(cls, image: torch.Tensor, amount: int) -> io.NodeOutput:
+        return io.NodeOutput(torch.cat([image] * amount))
+
+
+class GetImageSize(io.ComfyNode):
+    """Width, height and number of pictures."""
+
+    EQUAL = "exactly"
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        names = ("width", "height", "batch_size")
+        return io.Schema(
+            "GetImageSize",
+            category="image",
+            inputs=[io.Image.Input("image")],
+            outputs=[io.Int.Output(display_name=name) for name in names],
+        )
+
+    @classmethod
+    def execute(cls, image: torch.Tensor) -> io.NodeOutput:
+        return io.NodeOutput(image.shape[2], image.shape[1], image.shape[0])
+
+
 class ImageCompositeMasked(io.ComfyNode):
     """One picture pasted into another, where a mask says."""
 
@@ -221,6 +256,8 @@ class ImageToMask(io.ComfyNode):
 
 IMAGE_NODES = [
     ImageBatch,
+    RepeatImageBatch,
+    GetImageSize,
     ImageCompositeMasked,
     ImageScale,
     ImageScaleBy,

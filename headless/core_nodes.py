@@ -63,7 +63,8 @@ class LoadImage(io.ComfyNode):
     )
     REFUSED = (
         "cut off GIFs and progressive JPEGs, GIFs without durations, BMPs of 32 bits, TIFFs that"
-        " are to be mirrored or hold JPEG, JPEGs sampled other than 4:4:4, 4:2:2 and 4:2:0; video"
+        " are to be mirrored or hold JPEG, JPEGs sampled other than 4:4:4, 4:2:2 and 4:2:0, lossy"
+        " WebPs of odd sizes, other kinds of pictures than these, PPM and JPEG 2000; video"
     )
 
     @classmethod
@@ -237,7 +238,12 @@ class PreviewAny(io.ComfyNode):
 
     @classmethod
     def execute(cls, source: Any) -> io.NodeOutput:
-        text = str(source)
+        # The host's node shows twice as much of a tensor's edges as torch does by itself.
+        torch.set_printoptions(edgeitems=6)
+        try:
+            text = str(source)
+        finally:
+            torch.set_printoptions(edgeitems=3)
         if source is not None and not isinstance(source, (str, int, float)):
             with contextlib.suppress(TypeError, ValueError):
                 text = json.dumps(source, indent=4, ensure_ascii=False)

@@ -90,9 +90,11 @@ def _frames(picture: Picture, path: Path) -> list[Frame]:
     elif kind == "BMP":
         frames = [_bmp(picture, path)]
     elif kind == "WEBP":
-        frames = [_levels(picture, WIDE, alpha=_is_lossless(path))]
-    else:
+        frames = [_webp(picture, path)]
+    elif kind in ("PPM", "JPEG2000") and picture.mode == "RGB":
         frames = [_levels(picture, BYTES)]
+    else:
+        raise _only_comfyui(path, f"a picture of the kind {kind} in the mode {picture.mode}")
     if quarters:
         frames = [
             tuple(None if part is None else np.rot90(part, quarters) for part in frame)
@@ -186,6 +188,15 @@ def _gif(picture: Picture, path: Path) -> list[Frame]:
     return frames
 
 
+def _webp(picture: Picture, path: Path) -> Frame:
+    wide, high = picture.size
+    lossless = _is_lossless(path)
+    # FFmpeg's way of halved colours over the edge is another than Pillow's.
+    if not lossless and (wide % 2 or (high % 2 and wide % 32 == 0)):
+        raise _only_comfyui(path, f"a lossy WebP of an odd size, {wide}×{high}")
+    return _levels(picture, WIDE, alpha=lossless)
+
+
 def _is_lossless(path: Path) -> bool:
     """Whether a WebP's picture is of the lossless kind, which always has alpha."""
     data = path.read_bytes()
@@ -223,15 +234,16 @@ def _jpeg(picture: Picture, path: Path) -> Frame:
     planes = _planes(path, sampling)
     if cut:
         luma = (8 if sampling != _HALF else 16, 8 if sampling == _FULL else 16)
-        _blacken(planes, [luma, (8, 8), (8, 8)])
+        _blacken(planes, [luma, (8, 8), (8, 8)], slack=2 if sampling == _HALF_WIDTH else 0)
     return _from_luma(*planes).astype(np.float32) * np.float32(BYTES), None
 
 
-def _blacken(planes: list[np.ndarray], sizes: list[tuple[int, int]]) -> None:
+def _blacken(planes: list[np.ndarray], sizes: list[tuple[int, int]], slack: int = 0) -> None:
     """Set the blocks that a cut off JPEG lacks, at the end and 128 in all planes, to FFmpeg's 0.
 
     Args:
         planes: changed in place; sizes: height and width of one block in each.
+        slack: how far from 128 an empty block may be.
     """
     (high, wide), (rows, columns) = planes[0].shape, sizes[0]
     for top in reversed(range(-(-high // rows))):
@@ -240,7 +252,7 @@ def _blacken(planes: list[np.ndarray], sizes: list[tuple[int, int]]) -> None:
                 plane[top * h : (top + 1) * h, left * w : (left + 1) * w]
                 for plane, (h, w) in zip(planes, sizes, strict=True)
             ]
-            if any((block != 128).any() for block in blocks):
+            if any((abs(block - 128) > slack).any() for block in blocks):
                 return
             for block in blocks:
                 block[:] = 0

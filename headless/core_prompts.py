@@ -8,6 +8,7 @@ import torch
 
 from ..host.embedded import io as io
 from ..host.embedded.door import warn
+from ..host.prompts import inversion_refused
 from .core_latents import LARGEST
 from .workflow import WorkflowError
 
@@ -23,6 +24,7 @@ class CLIPTextEncode(io.ComfyNode):
 
     EQUAL = "to 1e-4"
     REFUSED = "textual inversions (embedding:name) in a prompt for KOALA"
+    only_in_comfyui = staticmethod(inversion_refused)
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -39,6 +41,7 @@ class CLIPTextEncodeSDXL(io.ComfyNode):
 
     EQUAL = "to 1e-4"
     REFUSED = "textual inversions (embedding:name); text encoders other than SDXL's two"
+    only_in_comfyui = staticmethod(inversion_refused)
 
     @classmethod
     def define_schema(cls) -> io.Schema:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -158,10 +158,7 @@ def noise_levels(model: Any) -> torch.Tensor:
         WorkflowError: a MODEL that native samplers run in ComfyUI only.
     """
     if not hasattr(model, "sigmas"):
-        raise WorkflowError(
-            f"headless, native samplers do not run {model.kind}; sample it with '{model.own_node}',"
-            " or run this in ComfyUI"
-        )
+        raise WorkflowError(refusal(model.kind, model.own_node))
     return model.sigmas()
 
 
@@ -220,11 +217,35 @@ def _linear_quadratic(steps: int, threshold: float = 0.025) -> list[float]:
 # -- nodes ---------------------------------------------------------------------------------------
 
 
+def own_sampler(values: Mapping[str, Any], sources: Mapping[str, str]) -> str | None:
+    """Why a native sampler does not run headless, known before anything does.
+
+    Args:
+        values: its widgets.
+        sources: classes of the nodes that are wired to it, by input.
+    """
+    from ..nodes import NODES
+
+    wired = sources.get("model")
+    found = next((node for node in NODES if node.define_schema().node_id == wired), None)
+    kind = getattr(found, "SAMPLED_BY", None)
+    return refusal(*kind) if kind is not None else None
+
+
+def refusal(kind: str, own_node: str) -> str:
+    """What a user is told whose MODEL native samplers do not run headless."""
+    return (
+        f"headless, native samplers do not run {kind}; sample it with '{own_node}', or run this in"
+        " ComfyUI"
+    )
+
+
 class KSampler(io.ComfyNode):
     """A decoder sampled by name of sampler and schedule."""
 
     EQUAL = "to 1e-3 in the latents"
     REFUSED = "MODELs in pixel space"
+    only_in_comfyui = staticmethod(own_sampler)
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -272,6 +293,7 @@ class KSamplerAdvanced(io.ComfyNode):
 
     EQUAL = KSampler.EQUAL
     REFUSED = KSampler.REFUSED
+    only_in_comfyui = KSampler.only_in_comfyui
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -339,6 +361,7 @@ class SamplerCustom(io.ComfyNode):
 
     EQUAL = KSampler.EQUAL
     REFUSED = KSampler.REFUSED
+    only_in_comfyui = KSampler.only_in_comfyui
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -375,7 +398,7 @@ class SamplerCustom(io.ComfyNode):
         sigmas: torch.Tensor,
         latent_image: dict,
     ) -> io.NodeOutput:
-        if len(sigmas) < 2:
+        if not len(sigmas):
             return io.NodeOutput(latent_image, latent_image)
         out, denoised = sample(
             model,
@@ -413,6 +436,7 @@ class BasicScheduler(io.ComfyNode):
 
     EQUAL = "to 1e-6 of a level"
     REFUSED = KSampler.REFUSED
+    only_in_comfyui = KSampler.only_in_comfyui
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -529,7 +553,7 @@ def sample(
         x = SAMPLERS[sampler](lambda x, sigma: both(x, sigma)[0], x, sigmas, draw, report)
     else:
         x = sampler.sample(model, both, x, sigmas, seed, report)
-    made, seen = offload(x / scale), offload(last["x0"] / scale)
+    made, seen = offload(x / scale), offload(last.get("x0", x) / scale)
     return {**latent_image, "samples": made}, {**latent_image, "samples": seen}
 
 
@@ -561,9 +585,20 @@ def _noise(like: torch.Tensor, seed: int, indices: list[int] | None) -> torch.Te
 
 
 def _drawing(x: torch.Tensor, seed: int) -> Draw:
-    """The noise that ancestral samplers add, from the device that computes."""
-    stream = torch.Generator(x.device).manual_seed(seed + (x.device.type == "cpu"))
-    return lambda: torch.randn(x.shape, generator=stream, device=x.device)
+    """The noise that ancestral samplers add, from the device that computes.
+
+    The stream begins with the first draw: the largest seed has no next one on a CPU, which is no
+    matter to samplers without noise.
+    """
+    streams: list[torch.Generator] = []
+
+    def draw() -> torch.Tensor:
+        if not streams:
+            own = seed + (x.device.type == "cpu")
+            streams.append(torch.Generator(x.device).manual_seed(own))
+        return torch.randn(x.shape, generator=streams[0], device=x.device)
+
+    return draw
 
 
 SAMPLING_NODES = [KSampler, KSamplerAdvanced, SamplerCustom, KSamplerSelect, BasicScheduler]

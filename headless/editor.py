@@ -17,13 +17,20 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from .editor_format import (
+    BYPASSED,
+    MUTED,
+    Link,
+    check_format,
+    mapping,
+    read_link,
+    subgraph_definitions,
+    unique_ids,
+)
 from .editor_text import dynamic_prompt, filled, rounded
-from .errors import Unsupported, WorkflowError
+from .errors import WorkflowError
 from .native_nodes import TITLES
 
-MUTED, BYPASSED = 2, 4
-# 1 and 3 wait for events that ComfyUI's graphs have not: the editor queues them like 0.
-MODES = (0, 1, MUTED, 3, BYPASSED)
 REROUTES = ("Reroute", "Reroute (rgthree)")
 NOTES = ("Note", "MarkdownNote")
 PRIMITIVE = "PrimitiveNode"
@@ -75,16 +82,6 @@ class Port:
     links: list[Any]
 
 
-@dataclass(frozen=True)
-class Link:
-    """A link, from a node's output to a node's input, nodes by id."""
-
-    origin: str
-    slot: int
-    target: str
-    target_slot: int
-
-
 @dataclass
 class Node:
     """A node as the editor holds it once the file is open.
@@ -119,7 +116,7 @@ class Node:
 
     @property
     def properties(self) -> Mapping[str, Any]:
-        return _mapping(self.data.get("properties"))
+        return mapping(self.data.get("properties"))
 
     @property
     def virtual(self) -> bool:
@@ -167,9 +164,9 @@ class Editor:
     def __init__(self, workflow: Mapping[str, Any], schemas: Callable[[str], Any]) -> None:
         workflow = deepcopy(dict(workflow))
         self._schemas = schemas
-        self._definitions = _definitions(workflow)
-        _check_format(workflow, self._definitions)
-        _unique_ids(workflow, self._definitions)
+        self._definitions = subgraph_definitions(workflow)
+        check_format(workflow, self._definitions)
+        unique_ids(workflow, self._definitions)
         self._graphs: dict[str, Graph] = {}
         self._opening: list[str] = []
         self._instances: dict[int, list[Node]] = {}
@@ -199,7 +196,7 @@ class Editor:
         graph = Graph(name)
         for link in saved.get("links") or ():
             if link is not None:  # old editors leave holes
-                number, found = _link(link)
+                number, found = read_link(link)
                 graph.links[number] = found
         graph.inputs = [
             _port(port, graph, lambda link, i=i: (link.origin, link.slot) == (INSIDE_INPUT, i))
@@ -222,7 +219,7 @@ class Editor:
         return graph
 
     def _node(self, data: Mapping[str, Any]) -> Node:
-        saved = {slot["name"]: slot for slot in data.get("inputs") or () if "name" in slot}
+        saved = {slot["name"]: slot for slot in data.get("inputs") or ()}
         node = Node(str(data["id"]), data, data.get("title") or "")
         given = [_type(slot) for slot in data.get("outputs") or ()]
         if data["type"] in self._definitions:
@@ -244,7 +241,7 @@ class Editor:
             node.widgets = _values(schema, data)
         else:
             slots = data.get("inputs") or ()
-            node.inputs = [Slot(s.get("name", ""), _type(s), s.get("link")) for s in slots]
+            node.inputs = [Slot(slot["name"], _type(slot), slot.get("link")) for slot in slots]
             node.outputs = given
             node.title = node.title or EDITORS_OWN.get(data["type"], "")
             if data["type"] in (*NOTES, PRIMITIVE):
@@ -276,7 +273,7 @@ class Editor:
             node.widgets |= {n: rounded(v) for n, v in (kept or named).items() if n in promoted}
         # What an older file had by name and a newer editor could not place.
         for entry in reversed(_parsed(node.properties.get("proxyWidgetErrorQuarantine"))):
-            source, name, *_ = entry.get("originalEntry") or ("", "")
+            source, name = [*(mapping(entry).get("originalEntry") or ()), "", ""][:2]
             if source == "-1" and name in promoted and "hostValue" in entry:
                 node.widgets[name] = rounded(entry["hostValue"])
 
@@ -292,7 +289,9 @@ class Editor:
         """Widgets promoted the old way, in ``properties.proxyWidgets``: (node, widget) pairs in
         the order of the instance's values. The editor makes inputs of them."""
         entries = _parsed(node.properties.get("proxyWidgets"))
-        if not all(isinstance(e, list) and all(isinstance(x, str) for x in e) for e in entries):
+        if not all(isinstance(entry, list) and len(entry) in (2, 3) for entry in entries) or any(
+            not isinstance(text, str) for entry in entries for text in entry
+        ):
             return
         inside, kept = node.definition, node.data.get("widgets_values")
         kept = kept if isinstance(kept, list) else []
@@ -642,10 +641,6 @@ def _wrapped(value: Any) -> Any:
     return {"__value__": value} if isinstance(value, list) else value
 
 
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
-
-
 def _parsed(value: Any) -> list[Any]:
     """A list property, which some editors saved as JSON."""
     if isinstance(value, str):
@@ -667,95 +662,3 @@ def _port(saved: Mapping[str, Any], graph: Graph, is_its: Callable[[Link], bool]
     if links is None:
         links = [number for number, link in graph.links.items() if is_its(link)]
     return Port(saved["name"], _type(saved), list(links))
-
-
-def _link(link: Any) -> tuple[Any, Link]:
-    """A link of either form, by its number."""
-    names = ("id", "origin_id", "origin_slot", "target_id", "target_slot")
-    try:
-        ends = [link[name] for name in names] if isinstance(link, Mapping) else link[:5]
-        number, origin, slot, target, target_slot = ends
-        return number, Link(str(origin), int(slot), str(target), int(target_slot))
-    except (KeyError, TypeError, ValueError):
-        raise WorkflowError(
-            f"link {json.dumps(link)[:80]} is of an unknown form; open the workflow in ComfyUI and"
-            " save it again"
-        ) from None
-
-
-# The file's format ------------------------------------------------------------------------------
-
-
-def _definitions(workflow: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Subgraph definitions by id, those inside others included."""
-    found: dict[str, dict[str, Any]] = {}
-    inside = _mapping(workflow.get("definitions"))
-    for name in inside:
-        if name != "subgraphs" and inside[name]:
-            raise Unsupported(
-                f"the workflow defines '{name}', which the headless runner does not know; run it in"
-                " ComfyUI"
-            )
-    for definition in inside.get("subgraphs") or ():
-        if not isinstance(definition, Mapping) or not isinstance(definition.get("nodes"), list):
-            raise WorkflowError("a subgraph's definition has no nodes; save the workflow again")
-        found[definition.get("id")] = definition
-        found |= _definitions(definition)
-    return found
-
-
-def _check_format(workflow: Mapping[str, Any], definitions: Mapping[str, Any]) -> None:
-    """Refuse by name what a newer or patched editor may have saved."""
-    version = workflow.get("version")
-    if version not in (None, 0.4, 1):
-        raise Unsupported(
-            f"the workflow's format is version {version}; the headless runner knows 0.4 and 1. Run"
-            " it in ComfyUI, or export it with 'Export (API)'"
-        )
-    if _mapping(workflow.get("extra")).get("ue_links"):
-        raise Unsupported(
-            "the workflow has links of 'Use Everywhere', which exist only while that pack runs in"
-            " the editor; export the workflow with 'Export (API)'"
-        )
-    for graph in (workflow, *definitions.values()):
-        for node in graph["nodes"]:
-            if not isinstance(node, Mapping) or not isinstance(node.get("type"), str):
-                raise WorkflowError("a node of this workflow has no type; save it again in ComfyUI")
-            if "id" not in node:
-                raise WorkflowError(f"a node ({node['type']}) has no id; save it again in ComfyUI")
-            if (node.get("mode") or 0) not in MODES:
-                raise Unsupported(
-                    f"node {node['id']} ({node['type']}) has mode {node['mode']!r}, which the"
-                    " headless runner does not know; run this workflow in ComfyUI"
-                )
-
-
-def _unique_ids(workflow: dict[str, Any], definitions: Mapping[str, dict[str, Any]]) -> None:
-    """Give nodes of subgraphs new ids where the workflow, or another subgraph, has them too."""
-    used = {str(node["id"]) for node in workflow["nodes"]}
-    numbers = [workflow.get("last_node_id"), _mapping(workflow.get("state")).get("lastNodeId")]
-    last = max((n for n in numbers if isinstance(n, int)), default=0)
-    changed: dict[str, dict[str, int]] = {}
-    for key, definition in definitions.items():
-        new = changed[key] = {}
-        for node in definition["nodes"]:
-            name = str(node["id"])
-            if name in used:
-                last += 1
-                while str(last) in used:
-                    last += 1
-                new[name] = node["id"] = last
-            elif isinstance(node["id"], int):
-                last = max(last, node["id"])
-            used.add(str(node["id"]))
-        for link in definition.get("links") or ():
-            ends = ("origin_id", "target_id") if isinstance(link, Mapping) else (1, 3)
-            for end in ends if new and link is not None else ():
-                link[end] = new.get(str(link[end]), link[end])
-    for graph in (workflow, *definitions.values()):
-        for node in graph["nodes"]:
-            entries = _mapping(node.get("properties")).get("proxyWidgets")
-            for entry in entries if isinstance(entries, list) else ():
-                if isinstance(entry, list) and entry and node["type"] in changed:
-                    found = changed[node["type"]].get(str(entry[0]))
-                    entry[0] = entry[0] if found is None else str(found)

@@ -360,6 +360,12 @@ def _check_inputs(
     if validate is not None:
         values = {k: v for k, v in node["inputs"].items() if looks_at_all or k in own}
         _ask_node(where, values, validate, own)
+    only_there = getattr(nodes[node["class_type"]], "only_in_comfyui", None)
+    if only_there is not None:
+        sources = {k: prompt[v[0]]["class_type"] for k, v in node["inputs"].items() if is_link(v)}
+        values = {k: v for k, v in node["inputs"].items() if k not in sources}
+        if why := only_there(values, sources):
+            raise Unsupported(f"{where}: {why}")
 
 
 def _ask_node(where: str, values: Mapping[str, Any], validate: Callable, own: Mapping) -> None:
@@ -368,7 +374,10 @@ def _ask_node(where: str, values: Mapping[str, Any], validate: Callable, own: Ma
     needed = [name for name, one in own.items() if one.default is one.empty and one.kind in _NAMED]
     if not all(name in given for name in needed):
         return
-    verdict = validate(**given)
+    try:
+        verdict = validate(**given)
+    except Exception as error:  # as in the host, whose nodes may stumble over odd values
+        verdict = f"{type(error).__name__}: {error}"
     if verdict is not True:
         said = verdict or f"refused {', '.join(given)}"
         raise WorkflowError(f"{where}: {said}")

@@ -7,6 +7,7 @@ tokens than a tower takes are several chunks. Numbers and order are those of ``c
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -56,10 +57,7 @@ def chunks(tokenizer: Any, text: str) -> list[Chunk]:
         for old, new in _ESCAPED:
             piece = piece.replace(new, old[1:])
         if found := _EMBEDDING.search(piece):
-            raise EdgeError(
-                f"the prompt names '{found[0]}', a textual inversion; only ComfyUI loads those."
-                " Take it out, or run this in ComfyUI"
-            )
+            raise EdgeError(_inversion(found[0]))
         if not piece:
             continue
         group = [(token, weight) for token in tokenizer(piece, verbose=False)["input_ids"][1:-1]]
@@ -75,6 +73,27 @@ def chunks(tokenizer: Any, text: str) -> list[Chunk]:
             made.append([(begin, 1.0)])
     padding = (tokenizer.pad_token_id, 1.0)
     return [chunk + [(end, 1.0)] + [padding] * (LENGTH - 1 - len(chunk)) for chunk in made]
+
+
+def inversion_refused(values: Mapping[str, Any], sources: Mapping[str, str]) -> str | None:
+    """Why a prompt for KOALA is not encoded, known before anything runs.
+
+    Args:
+        values: the node's widgets.
+        sources: classes of the nodes that are wired to it, by input.
+    """
+    if sources.get("clip") != "PriorArtLoadKoala":
+        return None
+    texts = " ".join(value for value in values.values() if isinstance(value, str))
+    found = _EMBEDDING.search(re.sub(r"[()]", " ", texts))
+    return _inversion(found[0]) if found else None
+
+
+def _inversion(name: str) -> str:
+    return (
+        f"the prompt names '{name}', a textual inversion; only ComfyUI loads those. Take it out,"
+        " or run this in ComfyUI"
+    )
 
 
 def empty_chunk(tokenizer: Any) -> list[int]:

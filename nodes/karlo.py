@@ -109,6 +109,8 @@ class KarloDecoder(io.ComfyNode):
 class LoadDecoder(io.ComfyNode):
     """Karlo's decoder as a native MODEL in pixel space."""
 
+    SAMPLED_BY = ("Karlo's decoder", "Karlo Decoder")
+
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(

@@ -144,7 +144,7 @@ def prompt(text: str, id: int = 3) -> list[dict[str, Any]]:
 
 
 TEXT = {"name": "text", "type": "STRING", "widget": {"name": "text"}}
-CLIP_LINK = (40, 4, 0, 3, 1, "CLIP")
+CLIP_LINK = (40, 4, 0, 3, 0, "CLIP")
 
 
 def _leaf() -> dict[str, Any]:
@@ -250,7 +250,7 @@ def _flat() -> dict[str, dict[str, Any]]:
             [link, (7, 5, 0, 6, 0, "*"), (8, 6, 0, 2, 1, "STRING")],
         ),
         "primitive that is replaced": graph(
-            [encoder, encode, replaced], [CLIP_LINK, (7, 5, 0, 3, 0, "STRING")]
+            [encoder, encode, replaced], [CLIP_LINK, (7, 5, 0, 3, 1, "STRING")]
         ),
         "bypass: the first": graph(
             [
@@ -260,6 +260,22 @@ def _flat() -> dict[str, dict[str, Any]]:
                 save(3, 9),
             ],
             [(1, 1, 0, 6, 0, "IMAGE"), (2, 4, 0, 6, 1, "IMAGE"), *second],
+        ),
+        "bypass: the same place": graph(
+            [
+                load(),
+                load(4),
+                node(
+                    6,
+                    "FancyFilter",
+                    [1],
+                    {"one": ("IMAGE", 1), "other": ("IMAGE", 2)},
+                    "MASK IMAGE",
+                    4,
+                ),
+                save(3, 9),
+            ],
+            [(1, 1, 0, 6, 0, "IMAGE"), (2, 4, 0, 6, 1, "IMAGE"), (9, 6, 1, 3, 0, "IMAGE")],
         ),
         "bypass: the same place, unwired": graph(
             [load(), composite(6, destination=("IMAGE", None), source=("IMAGE", 1)), save(3, 9)],

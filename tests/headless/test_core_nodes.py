@@ -15,9 +15,14 @@ from prior_art.headless.core_images import ImageBatch, ImageCompositeMasked
 from prior_art.headless.core_latents import LatentBatch, LatentBlend, LatentComposite
 from prior_art.headless.core_nodes import LoadImage, LoadImageMask, PreviewAny, SaveImage
 from prior_art.headless.core_prompts import ConditioningAverage, UnCLIPConditioning
+from prior_art.headless.core_sampling import _drawing, euler
+from prior_art.headless.errors import Unsupported
+from prior_art.headless.runner import check, node_classes
 from prior_art.headless.workflow import WorkflowError
 from prior_art.host.embedded.door import session
 
+ALL = node_classes()
+SIZES = ("width", "height", "batch_size")
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 
 
@@ -220,6 +225,12 @@ def test_any_value_is_shown_as_text(value, text):
     assert shown.ui == {"text": [text]} and shown.args == (text,)
 
 
+def test_a_tensor_is_shown_with_six_numbers_of_each_edge():
+    shown = PreviewAny.execute(torch.arange(2000.0)).ui["text"][0]
+    assert shown.count(",") == 12 and "5.0000e+00," in shown and "1.9940e+03," in shown
+    assert str(torch.arange(2000.0)).count(",") == 6  # torch's own way is as it was
+
+
 def test_a_second_latent_is_cropped_and_resized():
     one, wide = {"samples": torch.zeros(1, 4, 8, 8)}, {"samples": torch.zeros(1, 4, 4, 8)}
     wide["samples"][..., 2:6] = 1  # the middle that is left of it
@@ -251,3 +262,56 @@ def test_a_pasted_latent_fades_towards_inner_edges():
     ground, patch = {"samples": torch.zeros(1, 1, 4, 8)}, {"samples": torch.ones(1, 1, 4, 4)}
     made = LatentComposite.execute(ground, patch, 32, 0, 16).args[0]["samples"]
     assert made[0, 0, 0].tolist() == [0, 0, 0, 0, 0.5, 1, 1, 1] and ground["samples"].max() == 0
+
+
+def _only_comfyui(nodes: dict, reads: str) -> str:
+    """Why the runner refuses a prompt before anything runs."""
+    with pytest.raises(Unsupported) as refused:
+        check(nodes | {"9": {"class_type": "PreviewAny", "inputs": {"source": [reads, 0]}}}, ALL)
+    return str(refused.value)
+
+
+@pytest.mark.parametrize("kind", ["KSampler", "KSamplerAdvanced", "SamplerCustom"])
+def test_karlo_under_a_native_sampler_is_refused_before_anything_runs(kind):
+    model, text = {"source": "shapes-karlo", "dtype": "fp32"}, {"text": "", "clip": ["2", 0]}
+    nodes = {
+        "1": {"class_type": "PriorArtLoadDecoder", "inputs": model},
+        "2": {"class_type": "PriorArtLoadTextEncoder", "inputs": model},
+        "3": {"class_type": "CLIPTextEncode", "inputs": text},
+        "4": {"class_type": "EmptyLatentImage", "inputs": dict.fromkeys(SIZES, 64)},
+        "5": {"class_type": "KSamplerSelect", "inputs": {"sampler_name": "euler"}},
+        "6": {
+            "class_type": "BasicScheduler",
+            "inputs": {"model": ["7", 0], "scheduler": "simple", "steps": 2, "denoise": 1.0},
+        },
+        "7": {"class_type": "PriorArtLoadKoala", "inputs": {"source": "shapes-koala-1b"}},
+    }
+    wires = {"model": ["1", 0], "positive": ["3", 0], "negative": ["3", 0]}
+    wires |= {"latent_image": ["4", 0], "sampler": ["5", 0], "sigmas": ["6", 0]}
+    schema = ALL[kind].define_schema()
+    inputs = {s.id: wires.get(s.id, s.default()) for s in schema.inputs}
+    defaults = ALL["PriorArtLoadKoala"].define_schema().inputs
+    nodes["7"]["inputs"] = {s.id: s.default() for s in defaults}
+    said = _only_comfyui(nodes | {"8": {"class_type": kind, "inputs": inputs}}, "8")
+    assert "node 8" in said and kind in said and "ComfyUI" in said
+
+
+@pytest.mark.parametrize("text", ["a embedding:style cat", "(embedding:style:1.2)"])
+def test_a_textual_inversion_for_koala_is_refused_before_anything_runs(text):
+    defaults = {s.id: s.default() for s in ALL["PriorArtLoadKoala"].define_schema().inputs}
+    encode = {"class_type": "CLIPTextEncode", "inputs": {"text": text, "clip": ["1", 1]}}
+    koala = {"class_type": "PriorArtLoadKoala", "inputs": defaults}
+    assert "embedding:style" in _only_comfyui({"1": koala, "2": encode}, "2")
+    karlo = {"source": "shapes-karlo", "dtype": "fp32"}
+    encode["inputs"]["clip"] = ["1", 0]
+    shown = {"class_type": "PreviewAny", "inputs": {"source": ["2", 0]}}
+    plain = {"class_type": "PriorArtLoadTextEncoder", "inputs": karlo}
+    assert check({"1": plain, "2": encode, "9": shown}, ALL)[0] == ["1", "2", "9"]
+
+
+def test_samplers_without_noise_take_the_largest_seed():
+    """A sampler draws when it needs noise: the largest seed has no next one."""
+    x = torch.zeros(1, 4, 2, 2)
+    draw = _drawing(x, 2**64 - 1)
+    euler(lambda x, sigma: x * 0, x, [1.0, 0.0], draw, lambda step, x0: None)
+    assert torch.equal(_drawing(x, 6)(), torch.randn(x.shape, generator=torch.manual_seed(7)))

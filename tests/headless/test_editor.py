@@ -44,6 +44,7 @@ def test_a_wire_is_followed(kind, images):
     ("kind", "images"),
     [
         ("bypass: the first", ["1", 0]),
+        ("bypass: the same place", ["4", 0]),
         ("bypass: the same place, unwired", None),
         ("bypass: another pack's", ["1", 0]),
         ("bypass: several types", ["1", 0]),

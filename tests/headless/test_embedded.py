@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
+from prior_art.edges import EdgeError
 from prior_art.host.embedded import door as embedded
+from prior_art.loaders.clip import Preprocess
+from prior_art.samplers import clip as clip_sampler
+from prior_art.samplers.kandinsky import check_places
 
 from ..tiny import write_tokenizer
 
@@ -39,3 +45,30 @@ def test_models_are_looked_for_here_and_in_the_pack(monkeypatch, tmp_path):
     assert embedded.model_folders() == [here]
     monkeypatch.setenv(embedded.MODELS_VARIABLE, "a:~/b")
     assert embedded.model_folders() == [Path("a"), Path.home() / "b"]
+
+
+def test_without_crop_an_image_encoder_sees_the_whole_picture(monkeypatch):
+    seen = []
+    tower = embedded.ClipVision(
+        SimpleNamespace(), Preprocess(size=8, resize=8), SimpleNamespace(name="x")
+    )
+    monkeypatch.setattr(embedded, "use", lambda managed: (None, torch.device("cpu"), torch.float32))
+    monkeypatch.setattr(
+        clip_sampler, "encode_image", lambda n, pixels, d, t: seen.append(pixels) or pixels
+    )
+    wide = torch.zeros(1, 16, 48, 3)
+    wide[:, :, :16] = 1
+    tower.encode_image(wide, crop=True)
+    tower.encode_image(wide, crop=False)
+    cropped, whole = (pixels[0, 0] for pixels in seen)  # red
+    dark = cropped[0, 7]
+    assert (cropped[:, 2:] - dark).abs().max() < 0.05  # the middle third, and no more
+    assert (whole[:, :2] > dark + 1).all() and (whole[:, 5:] - dark).abs().max() < 0.05
+
+
+@pytest.mark.parametrize(("size", "fits"), [((8, 8), True), ((12, 8), False), ((8, 9), False)])
+def test_a_latent_that_cannot_be_halved_is_refused_with_a_size_that_can(size, fits):
+    unet = SimpleNamespace(config=SimpleNamespace(down_block_types=("a", "b", "c", "d")))
+    expected = pytest.raises(EdgeError, match=r"multiples of 64; make it of (64×128|128×64)")
+    with nullcontext() if fits else expected:
+        check_places(unet, size)

@@ -174,8 +174,8 @@ def test_a_missing_input_a_circle_and_no_output_are_named(runner):
         runner.run(prompt)
     with pytest.raises(WorkflowError, match="no output"):
         runner.run({"1": chain()["1"]})
-    with pytest.raises(WorkflowError, match=r"KSamplerAdvanced.*run this workflow in ComfyUI"):
-        runner.run({**chain(), "4": {"class_type": "KSamplerAdvanced", "inputs": {}}})
+    with pytest.raises(WorkflowError, match=r"UNETLoader.*run this workflow in ComfyUI"):
+        runner.run({**chain(), "4": {"class_type": "UNETLoader", "inputs": {}}})
 
 
 def test_pngs_carry_prompt_and_workflow_and_restore_the_run(runner):

@@ -380,7 +380,7 @@ def sweep(
         keep: where to write the graphs that differ.
         tell: called with a line for each graph that differs, at once.
     """
-    graphs = beside("graphs")
+    graphs = beside("differential_graphs")
     graphs.write_pictures(headless.pictures)
     for path in sorted(headless.pictures.iterdir()):
         host.send_picture(path)

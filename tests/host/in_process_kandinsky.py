@@ -5,6 +5,7 @@ Started like in_process.py, whose start of the host and helpers it uses.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from in_process import (
@@ -150,6 +151,23 @@ def our_decoder(model, **changes):
     inputs = {"width": 64, "height": 64, "seed": 3, "steps": 3, "cfg": 4.0, "batch_size": 1}
     inputs |= {"image_embeds": embedding(), "negative_image_embeds": embedding(seed=9)}
     return KandinskyDecoder.execute(model=model, **inputs | changes).args[0]["samples"]
+
+
+def native_decoding_cuts_an_originals_picture() -> None:
+    """VAE Decode and its tiled form, but not what other nodes have made of the latents."""
+    exact = host.wrap_latent_decoder(replace(decoder(), exact=True))
+    sized = {"width": 100, "height": 50}
+    latents = our_decoder(exact, **sized)
+    coder = vae()
+    (whole,) = nodes.VAEDecode().decode(coder, {"samples": latents * 1})
+    (cut,) = nodes.VAEDecode().decode(coder, {"samples": latents})
+    assert whole.shape == (1, 64, 128, 3)
+    close(cut, whole[:, :50, :100], 1e-5)
+    (tiled,) = nodes.VAEDecodeTiled().decode(coder, {"samples": latents}, 512, 64)
+    assert tiled.shape == cut.shape
+    published = our_decoder(host.wrap_latent_decoder(decoder()), **sized)
+    (rounded,) = nodes.VAEDecode().decode(coder, {"samples": published})
+    assert rounded.shape == whole.shape
 
 
 def native_masks_and_patches() -> None:
@@ -438,6 +456,7 @@ CHECKS = {
         ksampler_runs_it,
         network_call_is_the_librarys,
         lora_changes_it,
+        native_decoding_cuts_an_originals_picture,
         native_masks_and_patches,
         published_sampler,
         native_inpainting_sees_the_mask,

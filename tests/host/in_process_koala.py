@@ -128,6 +128,22 @@ def koala_sample(model, clip, **changes):
     return KoalaSample.execute(model=model, **inputs).args[0]["samples"]
 
 
+def long_native_prompts_are_sampled() -> None:
+    """The host's encoders make chunks of 77 tokens of a long prompt; to attention a shorter one
+    that is repeated is the same."""
+    model, clip, _ = load()
+    (long,) = nodes.CLIPTextEncode().encode(clip, "the red cat, " * 60)
+    (short,) = nodes.CLIPTextEncode().encode(clip, NEGATIVE)
+    ((hidden, extra),) = short
+    times = long[0][0].shape[1] // hidden.shape[1]
+    assert times > 1 and hidden.shape[1] == 77
+    wanted = koala_sample(
+        model, clip, positive=long, negative=[[torch.cat([hidden] * times, 1), extra]]
+    )
+    got = koala_sample(model, clip, positive=long, negative=short)
+    assert (got - wanted).abs().max() < 1e-3 * wanted.abs().max()
+
+
 # -- the host's classes give our networks' numbers -------------------------------------------------
 
 
@@ -492,6 +508,7 @@ CHECKS = {
         ksampler_is_the_pipelines,
         headless_ksampler_is_the_hosts,
         native_samplers_run_it,
+        long_native_prompts_are_sampled,
         lora_changes_both_samplers,
         controlnet_of_its_shape_steers_it,
         previews_have_the_vaes_colours,

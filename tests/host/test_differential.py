@@ -32,7 +32,7 @@ def _module(name: str) -> ModuleType:
     return sys.modules[name]
 
 
-differential, graphs = _module("differential"), _module("graphs")
+differential, graphs = _module("differential"), _module("differential_graphs")
 
 
 @pytest.mark.slow
@@ -47,7 +47,7 @@ def test_headless_makes_what_comfyui_makes_or_refuses_by_name(
     assert not report.different
     assert report.kinds["same"] >= CASES / 3
     missing = set(headless.nodes) - set(report.nodes) - graphs.LEFT_OUT
-    assert not missing, "no graph has these nodes of the runner's; let graphs.py make some"
+    assert not missing, "nodes of the runner that no graph has; differential_graphs.py makes them"
 
 
 @pytest.mark.browser

@@ -13,7 +13,7 @@ pytestmark = [pytest.mark.host, pytest.mark.slow]
 
 SCRIPTS = (
     *("in_process.py", "in_process_kandinsky.py", "in_process_koala.py"),
-    *("in_process_mix.py", "in_process_places.py"),
+    *("in_process_mix.py", "in_process_places.py", "in_process_core.py"),
 )
 STAGES = (
     *("text_encoder", "image_encoder", "prior", "decoder", "upscaler"),
@@ -47,7 +47,7 @@ def results(host_paths, tmp_path_factory: pytest.TempPathFactory) -> dict[str, d
             [str(host_paths.python), str(path), str(host_paths.folder), str(work)],
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=900,  # of a busy machine
             env=host_paths.env,
         )
         assert done.returncode == 0, done.stderr[-6000:]

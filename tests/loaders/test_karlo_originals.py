@@ -14,7 +14,7 @@ from prior_art.loaders.files.checkpoint import CheckpointError, read_state_dict
 
 from ..tiny import write_tokenizer
 from . import karlo_originals as originals
-from .draw import random
+from .draw import near, random
 
 HEAD = 16
 DECODER = "decoder-ckpt-step=01000000-of-01000000.ckpt"
@@ -53,7 +53,7 @@ def test_prior(root: Path) -> None:
     got = loaded.network(
         x, t, proj_embedding=pooled, encoder_hidden_states=hidden, attention_mask=mask
     ).predicted_image_embedding
-    assert (got - wanted).abs().max() < 1e-5
+    assert near(got, wanted)
     assert torch.equal(loaded.network.clip_mean[0], random(24, seed=8))
     assert torch.equal(loaded.network.clip_std[0], random(24, seed=9).abs())
     assert (loaded.schedule.prediction, loaded.schedule.clip_range) == ("sample", 10.0)
@@ -74,7 +74,7 @@ def test_decoder(root: Path) -> None:
     got = loaded.network.unet(
         x, t, encoder_hidden_states=context, class_labels=labels, attention_mask=full
     ).sample
-    assert (got - wanted).abs().max() < 1e-5
+    assert near(got, wanted)
     learned = loaded.network.text_proj.learned_classifier_free_guidance_embeddings
     assert torch.equal(learned, original.cf_param)
     assert loaded.schedule.variance == "learned_range"
@@ -85,8 +85,8 @@ def test_upscaler(root: Path) -> None:
     original = originals.scramble(originals.original_upscaler(), 3)
     x, t = random(1, 6, 8, 8), torch.tensor([166])
     first, last = original.model_first_steps(x, t), original.model_last_step(x, t)
-    assert (loaded.network.first(x, t).sample - first).abs().max() < 1e-5
-    assert (loaded.network.last(x, t).sample - last).abs().max() < 1e-5
+    assert near(loaded.network.first(x, t).sample, first)
+    assert near(loaded.network.last(x, t).sample, last)
     assert (first - last).abs().max() > 0.1
     assert (loaded.low_size, loaded.high_size) == (64, 256)
 
@@ -97,8 +97,8 @@ def test_text_tower_and_tokenizer(root: Path) -> None:
     original = originals.scramble(originals.OriginalClip(loaded.network.config.vocab_size), 4)
     hidden, pooled = original(ids)
     out = loaded.network(ids)
-    assert (out.last_hidden_state - hidden)[mask].abs().max() < 1e-5
-    assert (out.text_embeds - pooled).abs().max() < 1e-5
+    assert near(out.last_hidden_state[mask], hidden[mask])
+    assert near(out.text_embeds, pooled)
     bang = loaded.tokenizer.convert_tokens_to_ids("!</w>")
     assert bang in ids[0].tolist()  # the original has no "!" padding token
 
@@ -111,7 +111,7 @@ def test_image_tower(root: Path) -> None:
     pixels = loaded.preprocess(torch.rand(2, 20, 40, 3))
     assert pixels.shape == (2, 3, size, size) and loaded.preprocess.squash
     got = loaded.network(pixels).image_embeds
-    assert (got - original.visual(pixels)).abs().max() < 1e-5
+    assert near(got, original.visual(pixels))
 
 
 def read_vocabulary(root: Path) -> int:

@@ -149,6 +149,19 @@ def test_inpainting_leaves_what_is_not_painted(runner, template, find, tiny, sho
     assert np.abs(saved[outside] - np.asarray(shown)[outside]).max() == 0
 
 
+def test_as_many_pictures_are_saved_as_were_painted(runner, template, find, shown):
+    masked = np.dstack([np.asarray(shown), np.full((64, 64), 255, np.uint8)])
+    masked[12:52, 12:52, 3] = 0
+    Image.fromarray(masked).save(runner.input_folder / "example.png")
+    prompt = template("kandinsky_inpaint", None)
+    find(prompt, "PriorArtKandinskyInpaint")["inputs"] |= {"batch_size": 3, "steps": 2}
+    saved = [np.asarray(Image.open(path)).astype(int) for path in runner.run(prompt).pictures]
+    assert len(saved) == 3 and not np.array_equal(saved[0], saved[2])
+    outside = masked[..., 3] == 255
+    for one in saved:
+        assert np.array_equal(one[outside], np.asarray(shown)[outside])
+
+
 def test_native_sampling_obeys_the_prompt(runner, template, find):
     prompt = template("kandinsky_ksampler", None)
     run = runner.run(prompt)

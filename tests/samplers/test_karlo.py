@@ -114,7 +114,8 @@ def test_half_precision_stays_near_and_returns_fp32(
         results.append(getattr(some, name)(*inputs, **options))
     assert results[1].dtype == torch.float32
     difference = (results[0] - results[1]).abs().mean()
-    assert 0 < difference < 0.1
+    # Eight bits, guided and multiplied by 20,000 at first: how near is up to a processor's kernels.
+    assert 0 < difference < 0.25 * results[0].std()
 
 
 class CastLinear(nn.Linear):

@@ -32,13 +32,14 @@ FILES = (
     "alpha.png",
     "grey.png",
     "palette.png",
-    "animated.gif",
+    "animated.png",
     "sixteen.png",
     "turned.png",
     "large.png",
     "odd.png",
 )
-"""No JPEG, which two decoders read to three levels alike (docs/HEADLESS.md)."""
+"""No JPEG and no GIF: their decoders agree to parts of a level or a few (docs/HEADLESS.md), which
+networks and scaling make more of."""
 SEEDS = (0, 1, 7, 2**32 - 1, 2**32 + 5, 2**63, 2**64 - 1)
 COLOURS = ("red", "green", "blue", "yellow", "white", "purple")
 SHAPES = ("circle", "square", "triangle", "cross")
@@ -169,8 +170,8 @@ def write_pictures(folder: Path) -> None:
     scene(64, 64).convert("L").save(folder / "grey.png")
     palette = scene(64, 64, "white", "purple").quantize(16)
     palette.save(folder / "palette.png", transparency=3)
-    frames = [scene(64, 64, colour).quantize(32) for colour in ("red", "green", "white")]
-    frames[0].save(folder / "animated.gif", save_all=True, append_images=frames[1:], duration=100)
+    frames = [scene(64, 64, colour) for colour in ("red", "green", "white")]
+    frames[0].save(folder / "animated.png", save_all=True, append_images=frames[1:], duration=100)
     levels = scene(64, 64).convert("L").convert("I").point(lambda level: level * 257 - 100)
     levels.convert("I;16").save(folder / "sixteen.png")
     turned = Image.Exif()
@@ -251,7 +252,7 @@ class Plan:
         return self.pick(1.0, 0.0, 0.01, 0.3, 0.5, 0.77, 0.99)
 
     def rows(self) -> int:
-        return self.pick(1, 1, 1, 1, 2, 3)
+        return self.pick(1, 1, 1, 1, 1, 1, 2, 3)
 
     def sampling(self) -> dict[str, Any]:
         return {"seed": self.seed(), "steps": self.pick(2, 2, 3, 4), "cfg": self.cfg()}
@@ -433,8 +434,8 @@ def _write_text(tag: str) -> None:
         )
 
     for joined in ("ConditioningCombine", "ConditioningConcat"):
-
-        @_way(tag, weight=0.15 if system == "koala" else 0.03, needs=(joined,))
+        # Only native samplers know what to do with several prompts.
+        @_way(tag, weight=0.15 if system == "koala" else 0.02, needs=(joined,))
         def _(plan: Plan, depth: int, joined: str = joined) -> Wire:
             first, second = (socket.name for socket in sockets(plan.info, joined))
             return plan.out(joined, **{first: plan.want(tag, depth), second: plan.want(tag, depth)})
@@ -643,6 +644,9 @@ for _space in SPACES:
             # Karlo's prior knows no embedding of zeros.
             zeros = ("zero image",) if prior != "karlo" or plan.chance(0.1) else ()
             own["negative_embeds"] = plan.pick(*zeros, "negative prompt")
+        drawing = plan.sampling()
+        if own.get("negative_embeds") == "negative prompt" and plan.chance(0.95):
+            drawing["cfg"] = max(1.5, drawing["cfg"])  # below, there is no embedding of it
         return plan.out(
             kind,
             plan.pick(0, 0, 1) if own else 0,
@@ -650,7 +654,7 @@ for _space in SPACES:
             positive=plan.want(f"TEXT:{space}", depth),
             negative=plan.want(f"TEXT:{space}", depth),
             batch_size=plan.rows(),
-            **plan.sampling(),
+            **drawing,
             **own,
         )
 
@@ -1048,7 +1052,7 @@ def _drawing(plan: Plan) -> dict[str, Any]:
         "seed": plan.seed(),
         "candidates": plan.rows(),
         "top_k": plan.pick(256, 0, 1, 16, 1000000),
-        "top_p": plan.pick(1.0, 1.0, 0.9, 0.9, 0.5, 0.5, 0.0),
+        "top_p": plan.pick(1.0, 0.9, 0.5) if plan.chance(0.97) else 0.0,
         "temperature": plan.pick(1.0, 0.5, 0.0, 2.0),
     }
 
@@ -1077,7 +1081,7 @@ def _(plan: Plan, depth: int) -> Wire:
         ar_transformer=plan.want("AR:text", depth),
         vae=plan.want("VAE:mindalle", depth),
         image=plan.want("IMAGE", depth),
-        keep_rows=plan.pick(1, 1, 4, 4, 7, 7, 8),
+        keep_rows=plan.pick(1, 4, 7) if plan.chance(0.95) else 8,
         **_drawing(plan),
     )
 
@@ -1085,8 +1089,13 @@ def _(plan: Plan, depth: int) -> Wire:
 @_way("LATENT:mindalle", effort=1)
 def _(plan: Plan, depth: int) -> Wire:
     samples = plan.want("LATENT:mindalle", depth)
+    if plan.chance(0.8):
+        samples = plan.out("LatentFromBatch", samples=samples, batch_index=0, length=1)
     if plan.chance(0.9):
-        samples = plan.out("SetLatentNoiseMask", samples=samples, mask=plan.want("MASK", depth))
+        mask = plan.want("MASK", depth)
+        if plan.chance(0.7):
+            mask = plan.out("LoadImage", 1, image="alpha.png")
+        samples = plan.out("SetLatentNoiseMask", samples=samples, mask=mask)
     return plan.out(
         "PriorArtARComplete",
         ar_transformer=plan.want("AR:text", depth),
@@ -1153,13 +1162,14 @@ def _decoded(plan: Plan, system: str, samples: Wire) -> Wire:
 def _drawn_with(plan: Plan, system: str, text: Wire) -> Wire:
     """A picture that a prompt is seen in."""
     other = plan.want(f"TEXT:{system}", 1)
+    rows = 2 if _is(plan, text, "PriorArtBatchPrompts") else 1
     if system in ("karlo", "kandinsky"):
         embeds = plan.out(
             "PriorArtPrior",
             prior=plan.want(f"PRIOR:{system}", 1),
             positive=text,
             negative=other,
-            batch_size=1,
+            batch_size=rows,
             **plan.sampling(),
         )
         if system == "kandinsky":
@@ -1170,7 +1180,7 @@ def _drawn_with(plan: Plan, system: str, text: Wire) -> Wire:
             image_embeds=embeds,
             positive=text,
             negative=other,
-            batch_size=1,
+            batch_size=rows,
             **plan.sampling(),
         )
     if system == "mclip":
@@ -1181,7 +1191,7 @@ def _drawn_with(plan: Plan, system: str, text: Wire) -> Wire:
             negative=other,
             width=64,
             height=64,
-            batch_size=1,
+            batch_size=rows,
             **_embeds_of(plan, 1, "karlo"),
             **plan.sampling(),
         )
@@ -1223,7 +1233,7 @@ def _one_of_each(plan: Plan, number: int) -> None:
         for tag, makers in MAKERS.items()
         if tag.split(":")[0] in ("IMAGE", "LATENT", "MASK", "TEXT", "CONDITIONS", "EMBEDS")
         for maker in makers
-        if all(map(plan.has, maker.needs))
+        if maker.weight > 0.1 and all(map(plan.has, maker.needs))
     ]
     tag, maker = ways[number % len(ways)]
     plan.pool.setdefault(tag, [])
@@ -1373,15 +1383,23 @@ def _odd_values(plan: Plan) -> None:
         elif socket.type == "FLOAT":
             node.inputs[socket.name] = plan.pick(str(value), int(value))
         else:
-            node.inputs[socket.name] = plan.pick(int(value), "")
+            node.inputs[socket.name] = int(value)
         plan.features.append(f"odd value: {socket.type}")
+
+
+def _passes(plan: Plan, kind: str) -> bool:
+    """Whether a node's first output goes on from one of its inputs where it is bypassed."""
+    given = [type_ for _, type_ in outputs(plan.info, kind)][:1]
+    return any(socket.type in given and not socket.is_widget for socket in sockets(plan.info, kind))
 
 
 def _switch_off(plan: Plan) -> None:
     """Mute or bypass a node or two."""
     for _ in range(plan.pick(0, 0, 0, 0, 0, 1, 1, 2)):
-        number = plan.rng.choice(list(plan.nodes))
-        node = plan.nodes[number]
+        through = [n for n, node in plan.nodes.items() if _passes(plan, node.type)]
+        node = plan.nodes[
+            plan.rng.choice(through if through and plan.chance(0.5) else [*plan.nodes])
+        ]
         node.mode = plan.pick(MUTED, BYPASSED, BYPASSED)
         plan.features.append("muted" if node.mode == MUTED else "bypassed")
 
@@ -1862,6 +1880,8 @@ def _write_scope(
                 place["widget"] = {"name": socket.name}
             slots[number, socket.name] = len(places)
             places.append(place)
+        if any(socket.options.get("image_upload") for socket in sockets(plan.info, node.type)):
+            values.append("image")  # the button, which comes last
         if node.type == "PrimitiveNode":
             values = [node.inputs["value"], "fixed"]
         nodes.append(
@@ -2024,7 +2044,7 @@ def _held(plan: Plan, path: tuple[int, ...], place: tuple[int, str]) -> Any:
 
 
 def _saved_values(plan: Plan, number: int, socket: Socket, rng: random.Random) -> list[Any]:
-    """A widget's entries in a saved list: its value and that of the buttons beside it."""
+    """A widget's entries in a saved list: its value, and what happens to it after a run."""
     node = plan.nodes[number]
     value = node.inputs.get(socket.name, default(socket))
     if node.path:
@@ -2038,8 +2058,6 @@ def _saved_values(plan: Plan, number: int, socket: Socket, rng: random.Random) -
     values = [value]
     if socket.options.get("control_after_generate") or socket.name in ("seed", "noise_seed"):
         values.append(rng.choice(("fixed", "randomize", "increment")))
-    if socket.options.get("image_upload"):
-        values.append("image")
     return values
 
 
