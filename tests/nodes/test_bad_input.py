@@ -161,7 +161,7 @@ def test_nodes_register_where_a_library_is_broken_and_the_error_names_it(models,
     script = f"""
 import sys
 sys.modules[{missing!r}] = None
-from prior_art.host.runner import node_classes
+from prior_art.headless.runner import node_classes
 nodes = node_classes()
 assert "PriorArtKarloDecoder" in nodes
 for stage in ("LoadTextEncoder", "LoadPrior"):
