@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from prior_art.loaders import clip, kandinsky, sentencepiece, unclip
+from prior_art.loaders import clip, kandinsky, koala, sentencepiece, unclip
 from prior_art.loaders.files.catalogue import SourceError, find_source, list_sources
 from prior_art.loaders.files.checkpoint import CheckpointError
 
@@ -326,3 +326,12 @@ def test_a_hub_cache_is_found_from_above_it(tmp_path: Path, above: str) -> None:
     assert found == [f"{lead}/snapshots/abc", f"{lead}/snapshots/def"]
     says(model / "snapshots" / "abc" / "x" / "models--org--name" / "plain" / "movq")
     assert names("movq", tmp_path) == found  # no cache, whatever it is called
+
+
+def test_an_inpainting_unet_of_sdxl_is_refused(tmp_path: Path) -> None:
+    tiny.tiny_koala(tmp_path)
+    folder = next(tmp_path.glob("*/unet")).parent
+    config = json.loads((folder / "unet" / "config.json").read_text())
+    says(folder / "unet", **config | {"in_channels": 9})
+    with pytest.raises(CheckpointError, match="9 input channels"):
+        koala.load_unet(find_source(folder.name, "koala_unet", [tmp_path]), wanted=koala.ANY_SDXL)
