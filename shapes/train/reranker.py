@@ -15,10 +15,10 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from .. import layout
+from . import layout
 from ..grammar import KINDS, SIZES, Scene, training_scenes
 from ..pictures import SIDE, coloured, silhouette_pool, training_batch
-from ..words import read_tokenizer
+from .words import read_tokenizer
 from .clip import ClipTrainee, contrast, towers_of
 from .loop import Draw, Plan, train
 

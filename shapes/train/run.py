@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from ...training.state import read_state, save_atomically
-from .. import layout
+from . import layout
 from . import recipe
 
 STAGES = {
@@ -70,7 +70,7 @@ def train_stage(
 def _train_karlo(
     stage: str, out: Path, state: Path, device: torch.device | str, limits: dict[str, Any]
 ) -> None:
-    from ..words import read_tokenizer
+    from .words import read_tokenizer
     from .clip import train_clip
     from .karlo_decoder import train_decoder
     from .karlo_sr import train_sr
@@ -126,7 +126,7 @@ def _train_kandinsky(
     from ...edges import SPACES
     from ...loaders import kandinsky
     from ...loaders.files.catalogue import Source
-    from ..words import read_tokenizer
+    from .words import read_tokenizer
     from .clip import train_clip
     from .kandinsky import Latents, latent_pool, train_latent_decoder, train_latent_mode
     from .mended import mended_latents
@@ -192,7 +192,7 @@ def _train_old_kandinsky(
     from ...loaders import kandinsky
     from ...loaders.files.catalogue import Source
     from ...samplers.clip import encode_zero_image
-    from ..words import read_multilingual_tokenizer, read_tokenizer
+    from .words import read_multilingual_tokenizer, read_tokenizer
     from .kandinsky import Latents, latent_pool, train_old_decoder
     from .karlo_decoder import TextTable
     from .mclip import prompts_by, train_mclip
@@ -248,7 +248,7 @@ def _train_old_kandinsky(
 def _train_koala(
     stage: str, out: Path, state: Path, device: torch.device | str, limits: dict[str, Any]
 ) -> None:
-    from ..words import read_tokenizer
+    from .words import read_tokenizer
     from . import koala as koala
     from .karlo_sr import Pairs
 

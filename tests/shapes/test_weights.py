@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from prior_art.shapes import layout
+from prior_art.shapes.train import layout
 
 KARLO = layout.WEIGHTS / "karlo"
 pytestmark = pytest.mark.skipif(not KARLO.is_dir(), reason="the family is not trained yet")
@@ -52,7 +52,7 @@ def test_configurations_match_the_recipe():
 def test_text_and_image_meet_in_one_space():
     from prior_art.shapes.grammar import Scene
     from prior_art.shapes.pictures import draw
-    from prior_art.shapes.words import read_tokenizer
+    from prior_art.shapes.train.words import read_tokenizer
 
     scenes = [
         Scene(colour, kind, ground, size)
@@ -81,7 +81,7 @@ def test_pictures_obey_their_prompts():
     from prior_art.shapes.check import check
     from prior_art.shapes.grammar import draw_prompts
     from prior_art.shapes.score import score
-    from prior_art.shapes.train.painters import KarloPainter
+    from prior_art.shapes.painters import KarloPainter
 
     scenes = draw_prompts(12, seed=3)
     painted = KarloPainter().paint(scenes, seed=11)
@@ -128,7 +128,7 @@ def test_kandinskys_pictures_obey_their_prompts(mode, least):
     from prior_art.shapes.check import check
     from prior_art.shapes.grammar import draw_prompts
     from prior_art.shapes.score import score
-    from prior_art.shapes.train.painters import KandinskyPainter
+    from prior_art.shapes.painters import KandinskyPainter
 
     scenes = draw_prompts(12, seed=3)
     painter = KandinskyPainter(mode=mode)
@@ -194,7 +194,7 @@ def test_koalas_pictures_obey_their_prompts(variant, least):
     from prior_art.shapes.check import check
     from prior_art.shapes.grammar import draw_prompts
     from prior_art.shapes.score import score
-    from prior_art.shapes.train.painters import KoalaPainter
+    from prior_art.shapes.painters import KoalaPainter
 
     scenes = draw_prompts(24, seed=3)
     painted = KoalaPainter(variant=variant).paint(scenes, seed=11)

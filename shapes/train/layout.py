@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from ..loaders import mindalle
-from .train import recipe
+from ...loaders import mindalle
+from . import recipe
 from .words import (
     read_multilingual_tokenizer,
     read_tokenizer,
@@ -19,7 +19,7 @@ from .words import (
     write_tokenizer,
 )
 
-WEIGHTS = Path(__file__).parent / "weights"
+WEIGHTS = Path(__file__).resolve().parents[1] / "weights"
 KARLO = {
     "clip": ("tokenizer", "text_encoder", "image_encoder", "feature_extractor"),
     "prior": ("prior", "prior_scheduler"),
