@@ -333,6 +333,10 @@ def load_text_encoders(source: Source, dtype: torch.dtype = torch.float32) -> Te
     towers, tokenizers = [], []
     for suffix, class_name in (("", "CLIPTextModel"), ("_2", "CLIPTextModelWithProjection")):
         config, tensors, name = read_hub(source, f"text_encoder{suffix}", dtype)
+        if not suffix and config.get("architectures") == ["CLIPTextModelWithProjection"]:
+            # The same encoder as unCLIP has it; the pooled embedding is the second encoder's.
+            config = config | {"architectures": [class_name]}
+            tensors.pop("text_projection.weight", None)
         network = build_transformers(class_name, "CLIPTextConfig", config, name)
         fill(network, tensors, dtype, name, "text_model.")
         towers.append(network)

@@ -21,7 +21,7 @@ from .clip import Preprocess
 from .files import catalogue
 from .files.catalogue import Source, Stage, System
 from .files.checkpoint import AGAIN, CheckpointError, check_inside, read_json, read_state_dict
-from .files.hub import build_diffusers, build_transformers, fill, part, place, read_hub
+from .files.hub import build_diffusers, build_transformers, fill, part, read_hub
 
 SYSTEMS = (
     System(
@@ -121,7 +121,7 @@ def load_image_encoder(
     else:
         config, tensors, name = read_hub(source, "image_encoder", dtype)
         config = config.get("vision_config", config)
-        file = place(source, _place(source, "preprocessor")) / "preprocessor_config.json"
+        file = source.folder(_place(source, "preprocessor")) / "preprocessor_config.json"
         if file.is_file():
             check_inside(file, source.folders)
         preparation = read_json(file) if file.is_file() else {}

@@ -183,6 +183,7 @@ def test_koala_is_written_as_the_loaders_read_it(tmp_path):
         assert koala.load_vae(source).network.config.force_upcast
         pair = koala.load_text_encoders(source)
         assert not any("projection" in key for key in pair.first.state_dict())
+        assert source.folder("vae") == out / "700m" / "vae"
         assert pair.second.config.projection_dim == recipe.WIDER
     scenes = grammar.draw_prompts(2)
     painted = painters.KoalaPainter(out, variant="700m").paint(scenes, 0)
