@@ -130,7 +130,7 @@ def prepare_sdxl(
 
 
 def prepare_upscaler(unet: nn.Module, timesteps: list[int]) -> Callable[[Tensor, int], Tensor]:
-    """A super-resolution U-Net over a schedule: ``predict([B, 6, S, S], index) -> [B, 3, S, S]``"""
+    """A super-resolution U-Net over timesteps: ``predict([B, 6, S, S], index) -> [B, 3, S, S]``."""
     if _is_known(unet):
         return _Run(unet, timesteps)
 

@@ -183,7 +183,7 @@ def log_likelihood(
     dtype: torch.dtype,
     chunk: int | None = None,
 ) -> Tensor:
-    """log p(image tokens | context), exact: one pass with the tokens given.
+    """Log-likelihood log p(image tokens | context), exact: one pass with the tokens given.
 
     Args:
         context: as in :func:`sample_tokens`.
