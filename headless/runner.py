@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -153,7 +154,7 @@ class Runner:
         if self.on_node is not None:
             self.on_node(key, title)
         if self.on_progress is not None:
-            session.on_progress = lambda *step: self.on_progress(key, *step)
+            session.on_progress = partial(self.on_progress, key)
         started = time.perf_counter()
         node_class = self.nodes[node["class_type"]]
         schema = node_class.define_schema()
@@ -239,7 +240,8 @@ def node_classes() -> dict[str, Any]:
     from ..nodes import NODES
     from .core_nodes import CORE_NODES
 
-    return {node.define_schema().node_id: node for node in [*NODES, *CORE_NODES]}
+    nodes: list[type[Any]] = [*NODES, *CORE_NODES]
+    return {node.define_schema().node_id: node for node in nodes}
 
 
 def is_link(value: Any) -> bool:

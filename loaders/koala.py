@@ -186,11 +186,12 @@ def load_unet(
         file = source.path / "scheduler" / "scheduler_config.json"
         if file.is_file():
             check_inside(file, source.folders)
+        schedule = EulerSchedule()
         try:
-            schedule = EulerSchedule.from_config(read_json(file)) if file.is_file() else None
+            if file.is_file():
+                schedule = EulerSchedule.from_config(read_json(file))
         except EdgeError as error:
             raise CheckpointError(f"'{file}': {error}") from error
-        schedule = schedule or EulerSchedule()
     network = build_diffusers("UNet2DConditionModel", config, name)
     if network.config.addition_embed_type != "text_time":
         raise CheckpointError(
@@ -342,7 +343,9 @@ def load_text_encoders(source: Source, dtype: torch.dtype = torch.float32) -> Te
         towers.append(network)
         folder = part(source, f"tokenizer{suffix}")
         tokenizers.append(clip.load_tokenizer(folder, source.folders))
-    return TextEncoderPair(*towers, *tokenizers, str(source.path))
+    return TextEncoderPair(
+        towers[0], towers[1], tokenizers[0], tokenizers[1], name=str(source.path)
+    )
 
 
 def load_vae(source: Source, dtype: torch.dtype = torch.float32) -> SDXLVAE:

@@ -104,7 +104,7 @@ def prepare_sdxl(
     hidden: Tensor,
     pooled: Tensor,
     time_ids: Tensor,
-    timesteps: list[float],
+    timesteps: Sequence[float],
 ) -> Callable[[Tensor, int], Tensor]:
     """An SDXL or KOALA U-Net with its conditioning held fixed.
 
@@ -235,7 +235,7 @@ class _Run:
     def __init__(
         self,
         unet: nn.Module,
-        timesteps: list[int],
+        timesteps: Sequence[float],
         context: Tensor | None = None,
         extra: Tensor | None = None,
         mask: Tensor | None = None,
