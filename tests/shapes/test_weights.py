@@ -141,7 +141,7 @@ def test_previews_of_latents_have_the_pictures_colours():
     ("mode", "least"), [("decoder", 0.6), ("inpaint", 0.6), ("depth", 0.6), ("2-1", 0.6)]
 )
 def test_kandinskys_pictures_obey_their_prompts(mode, least):
-    """Not worse than they were when the weights were made (docs/BENCHMARKS.md has their figures)."""
+    """Not worse than they were when the weights were made (figures: docs/BENCHMARKS.md)."""
     from prior_art.shapes.check import check
     from prior_art.shapes.grammar import draw_prompts
     from prior_art.shapes.painters import KandinskyPainter
@@ -212,7 +212,7 @@ def test_koalas_text_encoders_are_the_familys():
 @pytest.mark.slow
 @pytest.mark.parametrize(("variant", "least"), [("700m", 0.7), ("1b", 0.8)])
 def test_koalas_pictures_obey_their_prompts(variant, least):
-    """Not worse than they were when the weights were made (docs/BENCHMARKS.md has their figures)."""
+    """Not worse than they were when the weights were made (figures: docs/BENCHMARKS.md)."""
     from prior_art.shapes.check import check
     from prior_art.shapes.grammar import draw_prompts
     from prior_art.shapes.painters import KoalaPainter
