@@ -109,7 +109,8 @@ class Runner:
                 self._numbers.clear()
 
     def _run(self, prompt: dict[str, dict], needed: list[str], left_out: dict[str, str]) -> Run:
-        run, numbers = Run(left_out=left_out), {}
+        run = Run(left_out=left_out)
+        numbers: dict[str, int] = {}
         waiting = Counter(wire for key in needed for wire in _wires(prompt[key]))
         for key in needed:
             if session.stop.is_set():
@@ -240,8 +241,7 @@ def node_classes() -> dict[str, Any]:
     from ..nodes import NODES
     from .core_nodes import CORE_NODES
 
-    nodes: list[type[Any]] = [*NODES, *CORE_NODES]
-    return {node.define_schema().node_id: node for node in nodes}
+    return {node.define_schema().node_id: node for node in [*NODES, *CORE_NODES]}
 
 
 def is_link(value: Any) -> bool:

@@ -6,7 +6,6 @@ and -2-1-prior (hub layout), kakaobrain/karlo (original).
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -56,7 +55,7 @@ class ImageEncoder:
     """A CLIP image tower (CLIPVisionModelWithProjection) and what prepares its pictures."""
 
     network: nn.Module
-    preprocess: Preprocess | Callable[[torch.Tensor], torch.Tensor]
+    preprocess: Any
     space: EmbeddingSpace
 
 

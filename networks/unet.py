@@ -8,7 +8,7 @@ their weights. A U-Net built of other blocks is called as it is.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F

@@ -173,7 +173,10 @@ def sample_latents(
         seen = torch.cat([torch.cat([x] * rows), *beside], dim=1)
         out = predict(seen.to(dtype), i).float()
         eps, variance = out[:, : shape[0]], out[-count:, shape[0] :]
-        return guide(*eps.chunk(2), guidance_scale) if guided else eps, variance
+        if guided:
+            unconditional, conditional = eps.chunk(2)
+            eps = guide(unconditional, conditional, guidance_scale)
+        return eps, variance
 
     past: list[torch.Tensor] = []
     for i, step in enumerate(steps):

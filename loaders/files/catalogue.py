@@ -298,7 +298,9 @@ def _all_sources(folders: Sequence[Path]) -> list[Source]:
 
 
 def _list(listing: _Listing) -> list[Source]:
-    embedded, hub, files = [], [], []
+    embedded: list[Source] = []
+    hub: list[Source] = []
+    files: list[Source] = []
     for system in SYSTEMS.values():
         for name, member in system.embedded:
             stages = _stages_of(EMBEDDED_ROOT / member, system, listing)

@@ -104,8 +104,8 @@ def download(
     """
     offered = published()
     if system not in offered:
-        known = ", ".join(sorted([*offered, *together()]))
-        raise DownloadError(f"unknown system '{system}'; these can be downloaded: {known}")
+        there = ", ".join(sorted([*offered, *together()]))
+        raise DownloadError(f"unknown system '{system}'; these can be downloaded: {there}")
     wanted = offered[system]
     target = Path(folder) / wanted.folder
     partial = target.with_name(f"{target.name}.partial")
