@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from .comfyui import door as comfyui_door
     from .embedded import door as host
 
-    # mypy compares both doors with the interface here.
-    DOORS: tuple[Host, Host] = (comfyui_door, host)
+    # Here mypy compares both doors with the interface.
+    _comfyui: Host = comfyui_door
+    _embedded: Host = host
 elif "comfy.model_management" in sys.modules and os.environ.get("PRIOR_ART_HOST") != "embedded":
     from .comfyui import door as host
 else:
