@@ -165,15 +165,15 @@ class Editor:
     def __init__(self, workflow: Mapping[str, Any], schemas: Callable[[str], Any]) -> None:
         own = deepcopy(dict(workflow))
         self._schemas = schemas
-        self._definitions = subgraph_definitions(workflow)
-        check_format(workflow, self._definitions)
-        unique_ids(workflow, self._definitions)
+        self._definitions = subgraph_definitions(own)
+        check_format(own, self._definitions)
+        unique_ids(own, self._definitions)
         self._graphs: dict[str, Graph] = {}
         self._opening: list[str] = []
         self._instances: dict[int, list[Node]] = {}
         for key in self._definitions:
             self._graph(key)
-        self.root = self._open(workflow, "workflow")
+        self.root = self._open(own, "workflow")
         for graph in (self.root, *self._graphs.values()):
             for node in graph.nodes.values():
                 if node.type == PRIMITIVE:
