@@ -11,6 +11,7 @@ import torch
 
 from prior_art.edges import EdgeError
 from prior_art.host.embedded import door as embedded
+from prior_art.host.embedded import unclip
 from prior_art.loaders.clip import Preprocess
 from prior_art.samplers import clip as clip_sampler
 from prior_art.samplers.kandinsky import check_places
@@ -24,7 +25,7 @@ def clip(tmp_path):
 
     write_tokenizer(tmp_path)
     tokenizer = CLIPTokenizer.from_pretrained(tmp_path, local_files_only=True)
-    return embedded.Clip(SimpleNamespace(), tokenizer, SimpleNamespace())
+    return unclip.Clip(SimpleNamespace(), SimpleNamespace(tokenizer=tokenizer))
 
 
 def test_a_long_prompt_warns_with_what_was_cut(clip, monkeypatch):
@@ -49,10 +50,11 @@ def test_models_are_looked_for_here_and_in_the_pack(monkeypatch, tmp_path):
 
 def test_without_crop_an_image_encoder_sees_the_whole_picture(monkeypatch):
     seen = []
-    tower = embedded.ClipVision(
-        SimpleNamespace(), Preprocess(size=8, resize=8), SimpleNamespace(name="x")
+    loaded = SimpleNamespace(
+        preprocess=Preprocess(size=8, resize=8), space=SimpleNamespace(name="x")
     )
-    monkeypatch.setattr(embedded, "use", lambda managed: (None, torch.device("cpu"), torch.float32))
+    tower = unclip.ClipVision(SimpleNamespace(), loaded)
+    monkeypatch.setattr(unclip, "use", lambda managed: (None, torch.device("cpu"), torch.float32))
     monkeypatch.setattr(
         clip_sampler, "encode_image", lambda n, pixels, d, t: seen.append(pixels) or pixels
     )
