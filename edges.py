@@ -285,8 +285,9 @@ def batch_conditioning(first: list, second: list) -> list:
         if isinstance(value, torch.Tensor):
             joined[key] = torch.cat([value, more[key].to(value)])
         elif isinstance(value, TextEncoding) and value.space == more[key].space:
-            parts = ((getattr(t, part) for t in (value, more[key])) for part in _ROWS)
-            joined[key] = TextEncoding(*(torch.cat([a, b.to(a)]) for a, b in parts), value.space)
+            parts = {p: (getattr(value, p), getattr(more[key], p)) for p in _ROWS}
+            rows = {p: torch.cat([a, b.to(a)]) for p, (a, b) in parts.items()}
+            joined[key] = TextEncoding(**rows, space=value.space)
         elif value == more[key]:
             joined[key] = value
         else:

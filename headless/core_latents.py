@@ -98,7 +98,7 @@ class LatentBlend(io.ComfyNode):
         first, second = samples1["samples"], samples2["samples"]
         _refuse_misfit("LatentBlend", first, second)
         if first.shape[2:] != second.shape[2:]:
-            second = resized(second, *first.shape[2:], "bicubic", "center")
+            second = resized(second, first.shape[2], first.shape[3], "bicubic", "center")
         blended = first * blend_factor + second * (1 - blend_factor)
         return io.NodeOutput({**samples1, "samples": blended})
 
@@ -200,7 +200,7 @@ class LatentBatch(io.ComfyNode):
         first, second = samples1["samples"], samples2["samples"]
         _refuse_misfit("LatentBatch", first[:1], second[:1])
         if first.shape[2:] != second.shape[2:]:
-            second = resized(second, *first.shape[2:], "bilinear", "center")
+            second = resized(second, first.shape[2], first.shape[3], "bilinear", "center")
         numbers = [
             number
             for latent in (samples1, samples2)
@@ -315,7 +315,9 @@ class LatentUpscale(io.ComfyNode):
             width = max(64, width)
             height = round(high * width / wide)
         size = (max(64, height) // CELL, max(64, width) // CELL)
-        return io.NodeOutput({**samples, "samples": resized(rows, *size, upscale_method, crop)})
+        return io.NodeOutput(
+            {**samples, "samples": resized(rows, size[0], size[1], upscale_method, crop)}
+        )
 
 
 class LatentUpscaleBy(io.ComfyNode):
@@ -344,7 +346,9 @@ class LatentUpscaleBy(io.ComfyNode):
                 f"'scale_by' is {scale_by}, which leaves nothing of a latent of"
                 f" {rows.shape[3]}×{rows.shape[2]} places; take more"
             )
-        return io.NodeOutput({**samples, "samples": resized(rows, *size, upscale_method)})
+        return io.NodeOutput(
+            {**samples, "samples": resized(rows, size[0], size[1], upscale_method)}
+        )
 
 
 class VAEEncodeForInpaint(io.ComfyNode):

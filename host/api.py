@@ -48,8 +48,8 @@ class Adapter:
     """
 
     wrap: Callable[..., Any]
-    open: Callable[[Any], tuple[Any, Any]] | None = None
-    load_files: Callable[..., Any] | None = None
+    open: Any = None
+    load_files: Any = None
 
 
 class Host(Protocol):

@@ -1,6 +1,6 @@
-"""Prompt syntax as ComfyUI's own text encoders read it, and what ours say about it.
+r"""Prompt syntax as ComfyUI's own text encoders read it, and what ours say about it.
 
-``(red)`` weighs 1.1 times what is around it, ``(red:1.6)`` weighs 1.6, ``\\(`` is a bracket; more
+``(red)`` weighs 1.1 times what is around it, ``(red:1.6)`` weighs 1.6, ``\(`` is a bracket; more
 tokens than a tower takes are several chunks. Numbers and order are those of ``comfy/sd1_clip.py``.
 """
 

@@ -31,7 +31,7 @@ from .files.checkpoint import (
     read_state_dict,
     write_whole,
 )
-from .files.hub import build, build_diffusers, fill, part, place, read_hub
+from .files.hub import build, build_diffusers, fill, part, read_hub
 from .files.libraries import require
 from .karlo import OPENAI_VIT_L
 from .karlo_keys import HEAD_DIM
@@ -324,7 +324,7 @@ def _xlmr_tokenizer(source: Source) -> Any:
     Raises:
         CheckpointError: none there, or a damaged one.
     """
-    beside = place(source, "tokenizer").is_dir()
+    beside = source.folder("tokenizer").is_dir()
     folder = part(source, "tokenizer" if beside else "text_encoder")
     for file in sorted(folder.iterdir()):
         check_inside(file, source.folders)
@@ -392,7 +392,7 @@ def zero_image(source: Source) -> torch.Tensor | None:
         if set(tensors) != {"zero_image_embeds"} or tensors["zero_image_embeds"].ndim != 2:
             raise CheckpointError(f"'{file}' is none of PriorArt's; delete it, it is made again")
         return tensors["zero_image_embeds"].float()
-    if not place(source, "image_encoder").is_dir():
+    if not source.folder("image_encoder").is_dir():
         return None
     embeds = encode_zero_image(load_image_encoder(source, torch.float32).network, "cpu")
     # A folder that cannot be written only means that this is done again.

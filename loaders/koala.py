@@ -186,11 +186,12 @@ def load_unet(
         file = source.path / "scheduler" / "scheduler_config.json"
         if file.is_file():
             check_inside(file, source.folders)
+        schedule = EulerSchedule()
         try:
-            schedule = EulerSchedule.from_config(read_json(file)) if file.is_file() else None
+            if file.is_file():
+                schedule = EulerSchedule.from_config(read_json(file))
         except EdgeError as error:
             raise CheckpointError(f"'{file}': {error}") from error
-        schedule = schedule or EulerSchedule()
     network = build_diffusers("UNet2DConditionModel", config, name)
     if network.config.addition_embed_type != "text_time":
         raise CheckpointError(
@@ -333,12 +334,18 @@ def load_text_encoders(source: Source, dtype: torch.dtype = torch.float32) -> Te
     towers, tokenizers = [], []
     for suffix, class_name in (("", "CLIPTextModel"), ("_2", "CLIPTextModelWithProjection")):
         config, tensors, name = read_hub(source, f"text_encoder{suffix}", dtype)
+        if not suffix and config.get("architectures") == ["CLIPTextModelWithProjection"]:
+            # The same encoder as unCLIP has it; the pooled embedding is the second encoder's.
+            config = config | {"architectures": [class_name]}
+            tensors.pop("text_projection.weight", None)
         network = build_transformers(class_name, "CLIPTextConfig", config, name)
         fill(network, tensors, dtype, name, "text_model.")
         towers.append(network)
         folder = part(source, f"tokenizer{suffix}")
         tokenizers.append(clip.load_tokenizer(folder, source.folders))
-    return TextEncoderPair(*towers, *tokenizers, str(source.path))
+    return TextEncoderPair(
+        towers[0], towers[1], tokenizers[0], tokenizers[1], name=str(source.path)
+    )
 
 
 def load_vae(source: Source, dtype: torch.dtype = torch.float32) -> SDXLVAE:

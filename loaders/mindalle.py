@@ -256,7 +256,7 @@ def read_settings(folder: Path, folders: Sequence[Path] = ()) -> Settings:
     own, original = folder / CONFIG, folder / ORIGINAL_CONFIG
     if own.is_file():
         check_inside(own, folders)
-        values = read_json(own)
+        values: Mapping[str, Any] = read_json(own)
         if values.get("_class_name") != CLASS_NAME:  # of something else beside a checkpoint
             return Settings()
         found = [values.get(key) for key in ("image_size", "heads", "norm_num_groups")]

@@ -94,7 +94,7 @@ def load_reranker(source: Source, dtype: torch.dtype = torch.float32) -> Reranke
     text = unclip.load_text_encoder(source, dtype)
     image = unclip.load_image_encoder(source, dtype)
     network = nn.ModuleDict({"text": text.network, "vision": image.network})
-    prepare = image.preprocess
+    prepare: Any = image.preprocess  # a loaded one is clip.Preprocess
     return Reranker(
         network.eval(),
         text.tokenizer,

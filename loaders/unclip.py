@@ -6,7 +6,6 @@ and -2-1-prior (hub layout), kakaobrain/karlo (original).
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,7 +20,7 @@ from .clip import Preprocess
 from .files import catalogue
 from .files.catalogue import Source, Stage, System
 from .files.checkpoint import AGAIN, CheckpointError, check_inside, read_json, read_state_dict
-from .files.hub import build_diffusers, build_transformers, fill, part, place, read_hub
+from .files.hub import build_diffusers, build_transformers, fill, part, read_hub
 
 SYSTEMS = (
     System(
@@ -56,7 +55,7 @@ class ImageEncoder:
     """A CLIP image tower (CLIPVisionModelWithProjection) and what prepares its pictures."""
 
     network: nn.Module
-    preprocess: Preprocess | Callable[[torch.Tensor], torch.Tensor]
+    preprocess: Any
     space: EmbeddingSpace
 
 
@@ -121,7 +120,7 @@ def load_image_encoder(
     else:
         config, tensors, name = read_hub(source, "image_encoder", dtype)
         config = config.get("vision_config", config)
-        file = place(source, _place(source, "preprocessor")) / "preprocessor_config.json"
+        file = source.folder(_place(source, "preprocessor")) / "preprocessor_config.json"
         if file.is_file():
             check_inside(file, source.folders)
         preparation = read_json(file) if file.is_file() else {}

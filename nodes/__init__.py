@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from importlib import import_module
+from typing import Any
 
 from ..host import host
 
 SYSTEMS = ("unclip", "karlo", "kandinsky", "embeddings", "koala", "mindalle", "rerank")
 """Every file here that has ``NODES``, in the order in which the host lists them."""
 
-NODES = [node for name in SYSTEMS for node in import_module(f".{name}", __name__).NODES]
+NODES: list[type[Any]] = [
+    node for name in SYSTEMS for node in import_module(f".{name}", __name__).NODES
+]
 
 
 class PriorArtExtension(host.ComfyExtension):

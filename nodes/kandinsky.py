@@ -484,7 +484,8 @@ def _fitted(
     from PIL import Image
 
     own = tuple(image.shape[1:3])
-    whole = tuple(8 * side for side in latent_size(*asked))
+    height, width = latent_size(*asked)
+    whole = 8 * height, 8 * width
     wanted = asked if exact else whole
     if max(whole) > LARGEST:
         raise EdgeError(
@@ -516,7 +517,8 @@ def _fitted_mask(mask: torch.Tensor, asked: tuple[int, int], exact: bool) -> tor
     from PIL import Image
 
     mask = check_mask(mask, "mask")
-    whole = tuple(8 * side for side in latent_size(*asked))
+    height, width = latent_size(*asked)
+    whole = 8 * height, 8 * width
     if exact and asked == whole:
         return mask
     if exact:

@@ -83,6 +83,7 @@ DTYPES = ["auto", "fp32", "fp16", "bf16"]
 
 
 def source_inputs(stage: str) -> list:
+    """The widgets of a loader node: where the stage's weights come from, and their dtype."""
     names = [source.name for source in list_sources(stage, host.model_folders())]
     return [
         io.Combo.Input(
@@ -116,6 +117,11 @@ def fingerprint(stage: str, source: str) -> tuple:
 
 
 def load_stage(loader: Callable, stage: str, source: str, dtype: str, **options: Any) -> Any:
+    """What ``loader`` makes of the source called ``source``, in the dtype that was chosen.
+
+    Raises:
+        SourceError: no such source.
+    """
     found = find_source(source, stage, host.model_folders())
     kind = stage_of(stage)
     if dtype == "auto" and kind.full:

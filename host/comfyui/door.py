@@ -85,7 +85,7 @@ def pick_dtype(choice: str, role: Role) -> torch.dtype:
     return picked if picked in DTYPES.values() else torch.float16
 
 
-def progress(total: int) -> Callable[[int, Image | None], None]:
+def progress(total: int) -> Callable[..., None]:
     """A progress bar of ``total`` steps on the running node.
 
     Returns:

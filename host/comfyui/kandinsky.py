@@ -6,7 +6,7 @@ KSampler and its like run them over MoVQ's latents; image embeddings come as CON
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import comfy.conds
 import comfy.latent_formats
@@ -39,10 +39,10 @@ VARIANCE = "prior_art_learned_variance"
 class KandinskyConfig(comfy.supported_models_base.BASE):
     """What the host asks a model's configuration."""
 
-    unet_config = {}  # noqa: RUF012
-    unet_extra_config = {}  # noqa: RUF012
+    unet_config: ClassVar[dict] = {}
+    unet_extra_config: ClassVar[dict] = {}
     latent_format = comfy.latent_formats.LatentFormat
-    sampling_settings = {}  # noqa: RUF012
+    sampling_settings: ClassVar[dict] = {}
     memory_usage_factor = 2.0
 
 
@@ -75,7 +75,7 @@ class LatentNetwork(Adopted):
         self,
         x: torch.Tensor,
         timesteps: torch.Tensor,
-        context: torch.Tensor | None = None,
+        context: Any = None,
         control: Any = None,
         transformer_options: dict | None = None,
         hint: torch.Tensor | None = None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import comfy.conds
 import comfy.latent_formats
@@ -45,10 +45,10 @@ class PixelSpace(comfy.latent_formats.LatentFormat):
 class KarloConfig(comfy.supported_models_base.BASE):
     """What the host asks a model's configuration."""
 
-    unet_config = {}  # noqa: RUF012
-    unet_extra_config = {}  # noqa: RUF012
+    unet_config: ClassVar[dict] = {}
+    unet_extra_config: ClassVar[dict] = {}
     latent_format = PixelSpace
-    sampling_settings = {}  # noqa: RUF012
+    sampling_settings: ClassVar[dict] = {}
     memory_usage_factor = 1.5
 
 
@@ -69,7 +69,7 @@ class DecoderNetwork(Adopted):
         transformer_options: dict | None = None,
         image_embeds: torch.Tensor | None = None,
         pooled: torch.Tensor | None = None,
-        text_mask: torch.Tensor | None = None,
+        text_mask: Any = None,
         **kwargs: Any,
     ) -> torch.Tensor:
         """Predict the noise; the learned variance is sliced off, native samplers have their own."""

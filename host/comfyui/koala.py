@@ -110,7 +110,7 @@ class AdoptedNetwork(Adopted):
         x: torch.Tensor,
         timesteps: torch.Tensor,
         context: torch.Tensor | None = None,
-        y: torch.Tensor | None = None,
+        y: Any = None,
         control: Any = None,
         transformer_options: dict | None = None,
         **kwargs: Any,
@@ -362,7 +362,7 @@ def open_text_pair(clip: Any) -> tuple[Any, TextPair]:
     Raises:
         EdgeError: another kind of CLIP.
     """
-    tokenizers = getattr(clip, "tokenizer", None)
+    tokenizers: Any = getattr(clip, "tokenizer", None)
     if not (hasattr(tokenizers, "clip_l") and hasattr(tokenizers, "clip_g")):
         raise EdgeError(
             f"'clip' is another kind of text encoder ({type(tokenizers).__name__}); this node"
@@ -379,7 +379,7 @@ def load_text_pair_files(clip_l: str, clip_g: str) -> Any:
     """
     states = [dict(_read_file("text_encoders", name)) for name in (clip_l, clip_g)]
     clip = _native_pair(states)
-    tokenizers = getattr(clip, "tokenizer", None)
+    tokenizers: Any = getattr(clip, "tokenizer", None)
     if not (hasattr(tokenizers, "clip_l") and hasattr(tokenizers, "clip_g")):
         raise CheckpointError(
             f"'{clip_l}' and '{clip_g}' are not SDXL's two text encoders; choose its clip_l (CLIP"

@@ -59,7 +59,7 @@ def native_vae(coder: nn.Module, factor: int, channels: int) -> Any:
     return vae
 
 
-def open_vae(vae: Any, wanted: type, loader: str) -> tuple[Managed, Any]:
+def open_vae(vae: Any, wanted: type[Any], loader: str) -> tuple[Managed, Any]:
     """The autoencoder in a VAE, and what its loader knows about it (its coder's ``facts``).
 
     Args:
@@ -68,7 +68,7 @@ def open_vae(vae: Any, wanted: type, loader: str) -> tuple[Managed, Any]:
     Raises:
         EdgeError: another kind of VAE.
     """
-    coder = getattr(vae, "first_stage_model", None)
+    coder: Any = getattr(vae, "first_stage_model", None)
     if not isinstance(coder, wanted):
         raise EdgeError(
             f"'vae' is another kind of VAE ({type(coder).__name__}); this node needs one from"

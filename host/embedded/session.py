@@ -36,7 +36,7 @@ class Session:
 session = Session()
 
 
-def progress(total: int) -> Callable[[int, Image | None], None]:
+def progress(total: int) -> Callable[..., None]:
     """``update(step, preview)`` for the running node; raises :class:`Interrupted` when stopped."""
 
     def update(step: int, preview: Image | None = None) -> None:

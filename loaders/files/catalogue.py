@@ -20,6 +20,10 @@ from ...edges import EmbeddingSpace, Role
 from .checkpoint import STEMS, inside
 
 EMBEDDED_ROOT = Path(__file__).resolve().parents[2] / "shapes" / "weights"
+SHARED = "shared.json"
+"""In an embedded member's folder: component to the folder where it lies, relative to the member's.
+Weights that members share are stored once; other sources have no such file, or it is not read."""
+
 DEPTH = 4
 """How deep below a model folder sources are looked for (a hub cache needs 3)."""
 
@@ -49,6 +53,10 @@ class Source:
     stages: frozenset[str]
     folders: tuple[Path, ...] = ()
     prefix: str = ""
+
+    def folder(self, component: str) -> Path:
+        """Where a component lies, whether it is there or not."""
+        return _folder(self.path, f"{self.prefix}{component}", self.kind == "embedded")
 
 
 @dataclass(frozen=True)
@@ -290,7 +298,9 @@ def _all_sources(folders: Sequence[Path]) -> list[Source]:
 
 
 def _list(listing: _Listing) -> list[Source]:
-    embedded, hub, files = [], [], []
+    embedded: list[Source] = []
+    hub: list[Source] = []
+    files: list[Source] = []
     for system in SYSTEMS.values():
         for name, member in system.embedded:
             stages = _stages_of(EMBEDDED_ROOT / member, system, listing)
@@ -403,6 +413,13 @@ def _stages_in(file: Path, system: System) -> frozenset[str]:
     return frozenset()
 
 
+def _folder(path: Path, component: str, embedded: bool) -> Path:
+    """A component's folder: in ``path``, or where that member of the embedded family shares it."""
+    if embedded:
+        component = _read(path / SHARED).get(component, component)
+    return Path(os.path.normpath(path / component))
+
+
 def _stages_by_system(folder: Path, listing: _Listing) -> dict[str, frozenset[str]]:
     found = {key: _stages_of(folder, system, listing) for key, system in SYSTEMS.items()}
     return {key: stages for key, stages in found.items() if stages}
@@ -425,7 +442,8 @@ def _stages_of(folder: Path, system: System, listing: _Listing) -> frozenset[str
         return frozenset()
     found, prefix = _loose_stages(folder, system, listing), _prefix(folder, system, listing)
     for stage, (component, wanted) in system.components.items():
-        part = listing.see(folder / f"{prefix}{component}")
+        embedded = folder.is_relative_to(EMBEDDED_ROOT)
+        part = listing.see(_folder(folder, f"{prefix}{component}", embedded))
         config = part / "config.json"
         if not part.is_dir():
             continue

@@ -401,6 +401,7 @@ class Inert:
         pass
 
     def __call__(self, *args: Any, **kwargs: Any) -> Inert:
+        """Called with anything."""
         return self
 
     def __setstate__(self, state: Any) -> None:
@@ -615,6 +616,7 @@ def check_pickle(pickled: bytes) -> None:
     stack: list[int | None] = []  # None is a mark
     memo: dict[int, int] = {}
     put = 0
+    argument: Any
     for operation, argument, _ in pickletools.genops(pickled):
         name = operation.name
         if name == "MEMOIZE":

@@ -104,8 +104,8 @@ def download(
     """
     offered = published()
     if system not in offered:
-        known = ", ".join(sorted([*offered, *together()]))
-        raise DownloadError(f"unknown system '{system}'; these can be downloaded: {known}")
+        there = ", ".join(sorted([*offered, *together()]))
+        raise DownloadError(f"unknown system '{system}'; these can be downloaded: {there}")
     wanted = offered[system]
     target = Path(folder) / wanted.folder
     partial = target.with_name(f"{target.name}.partial")
@@ -259,6 +259,11 @@ def is_safe(name: str) -> bool:
     )
 
 
+def _counted(tell: Progress, name: str, before: int, total: int) -> Callable[[int], None]:
+    """What a fetch tells its own bytes to, so that ``tell`` hears those of all files."""
+    return lambda bytes_read: tell(name, before + bytes_read, total)
+
+
 def _fetch_all(partial: Path, files: list[File], tell: Progress, fetch: Fetch) -> None:
     total = sum(file.size for file in files)
     done = 0
@@ -277,7 +282,7 @@ def _fetch_all(partial: Path, files: list[File], tell: Progress, fetch: Fetch) -
             path.unlink()
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            fetch(file, path, lambda n, name=file.path, base=done: tell(name, base + n, total))
+            fetch(file, path, _counted(tell, file.path, done, total))
         except LibraryError:
             raise
         except OSError as error:

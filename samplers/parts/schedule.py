@@ -534,7 +534,7 @@ def press(
         known: latents of the same shape, and where they stay: 1, or 0 where ``x0`` does. They are
             put in where the schedule says so.
     """
-    if schedule.clip_first:
+    if schedule.clip_first and schedule.clip_range is not None:
         x0 = x0.clamp(-schedule.clip_range, schedule.clip_range)
     if known is not None and schedule.keeps_x0:
         clean, keep = known

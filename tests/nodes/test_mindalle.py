@@ -181,6 +181,7 @@ def test_tokens_are_the_samplers(model):
     assert torch.equal(latent["samples"], embeddings(model.vqgan, expected.view(3, GRID, GRID)))
 
 
+@pytest.mark.slow
 def test_a_candidate_can_be_made_alone_whatever_memory_allows(model, monkeypatch):
     together = model.tokens(model.sample(candidates=5))
     assert torch.equal(model.tokens(model.sample(seed=9, candidates=1))[0], together[2])

@@ -146,3 +146,20 @@ def test_links_to_folders_that_are_there_are_entered_once(hub, tmp_path):
         (tmp_path / f"a{number}").symlink_to(".", target_is_directory=True)
     (tmp_path / "m" / "l").symlink_to("..", target_is_directory=True)
     assert names("prior", tmp_path) == ["m"]
+
+
+def test_only_an_embedded_member_may_say_that_a_component_lies_elsewhere(
+    hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    family, models = tmp_path / "family", tmp_path / "models"
+    shutil.copytree(hub, family / "karlo")
+    shutil.move(family / "karlo" / "prior", family / "prior")
+    (family / "karlo" / "shared.json").write_text('{"prior": "../prior"}')
+    monkeypatch.setattr(sources, "EMBEDDED_ROOT", family)
+    (member,) = list_sources("prior", [])
+    assert member.folder("prior") == family / "prior"
+    assert member.folder("decoder") == family / "karlo" / "decoder"
+    shutil.copytree(family / "karlo", models / "karlo")
+    assert names("prior", models) == ["shapes-karlo"]
+    found = find_source("karlo", "decoder", [models])
+    assert found.folder("prior") == models / "karlo" / "prior"

@@ -13,14 +13,14 @@ from prior_art.loaders import kandinsky, koala, mindalle, rerank, unclip
 from prior_art.loaders.files.catalogue import Source
 from prior_art.networks.unet import prepare_sdxl
 from prior_art.samplers.koala import SDXLText
-from prior_art.shapes import grammar, layout, score
+from prior_art.shapes import grammar, painters, score
 from prior_art.shapes.check import Finding
 from prior_art.shapes.grammar import KINDS, Scene
 from prior_art.shapes.pictures import silhouette, training_batch
 from prior_art.shapes.train import kandinsky as stages_latent
 from prior_art.shapes.train import karlo_decoder as stages_decoder
 from prior_art.shapes.train import koala as stages_koala
-from prior_art.shapes.train import loop, mended, painters, recipe
+from prior_art.shapes.train import layout, loop, mended, recipe
 from prior_art.shapes.train import mclip as stages_mclip
 from prior_art.shapes.train import mindalle_vqgan as stages_vqgan
 from prior_art.shapes.train import movq as stages_movq
@@ -183,6 +183,7 @@ def test_koala_is_written_as_the_loaders_read_it(tmp_path):
         assert koala.load_vae(source).network.config.force_upcast
         pair = koala.load_text_encoders(source)
         assert not any("projection" in key for key in pair.first.state_dict())
+        assert source.folder("vae") == out / "700m" / "vae"
         assert pair.second.config.projection_dim == recipe.WIDER
     scenes = grammar.draw_prompts(2)
     painted = painters.KoalaPainter(out, variant="700m").paint(scenes, 0)

@@ -16,7 +16,7 @@ from prior_art.loaders.clip import Preprocess
 from prior_art.samplers import clip as clip_sampler
 from prior_art.samplers.kandinsky import check_places
 
-from ..tiny import write_tokenizer
+from ...tiny import write_tokenizer
 
 
 @pytest.fixture

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..loaders import mindalle
-from .train import recipe
+from ...loaders import mindalle
+from ...loaders.files.catalogue import SHARED
+from . import recipe
 from .words import (
     read_multilingual_tokenizer,
     read_tokenizer,
@@ -19,7 +21,7 @@ from .words import (
     write_tokenizer,
 )
 
-WEIGHTS = Path(__file__).parent / "weights"
+WEIGHTS = Path(__file__).resolve().parents[1] / "weights"
 KARLO = {
     "clip": ("tokenizer", "text_encoder", "image_encoder", "feature_extractor"),
     "prior": ("prior", "prior_scheduler"),
@@ -45,13 +47,14 @@ KANDINSKY = {
 """Folders of the Kandinsky members by the stage of training that writes them. The CLIP of 2.1's
 prior is Karlo's and its MoVQ is 2.2's, as published, and neither lies there again."""
 
+KOALA_VAE = "700m/vae"
 KOALA = {
-    "vae": ("1b/vae", "700m/vae"),
+    "vae": (KOALA_VAE,),
     "700m": ("700m/unet",),
     "1b": ("1b/unet",),
 }
 """Folders of the KOALA member by the stage of training that writes them; mending writes the VAE's
-again. Both variants have the same one, as they have the same text encoders."""
+again. Both variants read it there, and both read the family's text encoders."""
 
 _INDEX = {
     "_class_name": "UnCLIPPipeline",
@@ -143,8 +146,7 @@ def fresh(name: str, tokenizer: Any = None) -> torch.nn.Module:
         "2-1/unet": recipe.old_decoder,
         "1b/unet": partial(recipe.koala_unet, "1b"),
         "700m/unet": partial(recipe.koala_unet, "700m"),
-        "1b/vae": recipe.koala_vae,
-        "700m/vae": recipe.koala_vae,
+        KOALA_VAE: recipe.koala_vae,
     }[name]()
 
 
@@ -183,27 +185,22 @@ def write_kandinsky_settings(out: Path) -> None:
 def write_koala_settings(out: Path) -> None:
     """The same for KOALA, whose hub folders are ``out``'s: 1b and 700m.
 
-    The text encoders are the family's: SDXL's are the ViT-L that Karlo uses, without what projects
-    its states, and Kandinsky 2.2's bigG.
+    The text encoders are the family's: SDXL's are the ViT-L that Karlo uses and Kandinsky 2.2's
+    bigG. They are not stored again, and neither is the VAE that both variants have.
     """
     from diffusers import EulerDiscreteScheduler
-    from safetensors.torch import save_file
-    from transformers import CLIPTextModel
 
-    first = read_network(WEIGHTS / "karlo", "text_encoder")
-    second = read_network(WEIGHTS / "kandinsky", "prior/text_encoder").half()
-    plain = CLIPTextModel(first.config)
-    plain.load_state_dict(first.text_model.state_dict())
-    plain.half()
-    # As published; transformers of today leaves the prefix out.
-    keyed = {f"text_model.{key}": tensor for key, tensor in plain.state_dict().items()}
+    encoders = {
+        "text_encoder": WEIGHTS / "karlo/text_encoder",
+        "text_encoder_2": WEIGHTS / "kandinsky/prior/text_encoder",
+        "tokenizer": WEIGHTS / "karlo/tokenizer",
+        "tokenizer_2": WEIGHTS / "kandinsky/prior/tokenizer",
+    }
     for kind in ("1b", "700m"):
         folder = out / kind
-        for tokenizer in ("tokenizer", "tokenizer_2"):
-            write_tokenizer(folder / tokenizer)
-        plain.save_pretrained(folder / "text_encoder", safe_serialization=True)
-        save_file(keyed, folder / "text_encoder" / "model.safetensors", {"format": "pt"})
-        second.save_pretrained(folder / "text_encoder_2", safe_serialization=True)
+        shared = encoders | ({"vae": out / KOALA_VAE} if kind == "1b" else {})
+        lies = {name: Path(os.path.relpath(path, folder)) for name, path in shared.items()}
+        _write_json(folder / SHARED, {name: path.as_posix() for name, path in lies.items()})
         EulerDiscreteScheduler(**recipe.KOALA_SCHEDULER).save_pretrained(folder / "scheduler")
         _write_json(folder / "model_index.json", _KOALA_INDEX)
 

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..grammar import COLOURS, KINDS, SIZES, Scene
-from ..pictures import draw
+from .grammar import COLOURS, KINDS, SIZES, Scene
+from .pictures import draw
 
 _STAGES = ("text_encoder", "prior", "decoder", "upscaler")
 
@@ -25,8 +25,8 @@ class KarloPainter:
     """Karlo's whole chain, from loaded weights to pictures."""
 
     def __init__(self, weights: Path | None = None, device: str = "cpu"):
-        from ...loaders import karlo, unclip
-        from ...loaders.files.catalogue import Source, find_source
+        from ..loaders import karlo, unclip
+        from ..loaders.files.catalogue import Source, find_source
 
         if weights is None:
             sources = {stage: find_source("shapes-karlo", stage, []) for stage in _STAGES}
@@ -45,7 +45,7 @@ class KarloPainter:
 
     def paint(self, scenes: Sequence[Scene], seed: int) -> np.ndarray:
         """One picture a scene's prompt: uint8 ``[B, 64, 64, 3]``."""
-        from ...samplers.parts.noise import generators
+        from ..samplers.parts.noise import generators
 
         # One stream a picture runs through all stages, as in the published pipeline.
         streams = generators(seed, len(scenes))
@@ -60,7 +60,7 @@ class KarloPainter:
         self, embeds: torch.Tensor, prompts: Sequence[str], streams: list[torch.Generator]
     ) -> np.ndarray:
         """Pictures of embeddings: uint8 ``[B, 64, 64, 3]``."""
-        from ...samplers.karlo import sample_decoder, upscale
+        from ..samplers.karlo import sample_decoder, upscale
 
         small = sample_decoder(
             self.decoder.network,
@@ -78,8 +78,8 @@ class KarloPainter:
 
 
 def _encoded(loaded: Any, prompts: Sequence[str], place: dict[str, Any]) -> Any:
-    from ...loaders.clip import tokenize
-    from ...samplers.clip import encode_text
+    from ..loaders.clip import tokenize
+    from ..samplers.clip import encode_text
 
     ids, mask, _ = tokenize(loaded.tokenizer, list(prompts))
     return encode_text(loaded.network, ids, mask, loaded.space, **place)
@@ -87,7 +87,7 @@ def _encoded(loaded: Any, prompts: Sequence[str], place: dict[str, Any]) -> Any:
 
 def _sampled(painter: Any, prompts: Sequence[str], streams: list[torch.Generator]) -> torch.Tensor:
     """What the prior of a painter makes of the prompts ``[B, D]``."""
-    from ...samplers.prior import sample_prior
+    from ..samplers.prior import sample_prior
 
     return sample_prior(
         painter.prior.network,
@@ -109,9 +109,9 @@ class MinDALLEPainter:
     """minDALL-E's whole chain, from loaded weights to the reranker's favourites."""
 
     def __init__(self, weights: Path | None = None, device: str = "cpu", candidates: int = 1):
-        from ...loaders import mindalle
-        from ...loaders.files.catalogue import Source, find_source
-        from ...loaders.rerank import load_reranker
+        from ..loaders import mindalle
+        from ..loaders.files.catalogue import Source, find_source
+        from ..loaders.rerank import load_reranker
 
         if weights is None:
             source = find_source("shapes-mindalle", "ar_transformer", [])
@@ -138,10 +138,10 @@ class MinDALLEPainter:
         return np.stack(painted)
 
     def _candidates(self, prompt: str, seed: int) -> torch.Tensor:
-        from ...loaders.mindalle import tokenize
-        from ...networks.mindalle_vqgan import decode
-        from ...samplers.mindalle import sample_tokens
-        from ...samplers.parts.noise import generators
+        from ..loaders.mindalle import tokenize
+        from ..networks.mindalle_vqgan import decode
+        from ..samplers.mindalle import sample_tokens
+        from ..samplers.parts.noise import generators
 
         network, config = self.transformer.network, self.transformer.config
         context = tokenize(self.transformer.tokenizer, [prompt], config.text_tokens).ids
@@ -152,9 +152,9 @@ class MinDALLEPainter:
         return (decode(self.vqgan, codes) * 0.5 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
 
     def _best(self, prompt: str, pictures: torch.Tensor) -> int:
-        from ...loaders.clip import tokenize
-        from ...samplers.clip import encode_image, encode_text
-        from ...samplers.rerank import order, preprocess, rerank_scores
+        from ..loaders.clip import tokenize
+        from ..samplers.clip import encode_image, encode_text
+        from ..samplers.rerank import order, preprocess, rerank_scores
 
         clip = self.reranker
         ids, mask, _ = tokenize(clip.tokenizer, [prompt])
@@ -174,8 +174,8 @@ class KandinskyPainter:
     """
 
     def __init__(self, weights: Path | None = None, device: str = "cpu", mode: str = "decoder"):
-        from ...loaders import kandinsky, unclip
-        from ...loaders.files.catalogue import EMBEDDED_ROOT, Source, find_source
+        from ..loaders import kandinsky, unclip
+        from ..loaders.files.catalogue import EMBEDDED_ROOT, Source, find_source
 
         root = (weights or EMBEDDED_ROOT / "kandinsky").resolve()
 
@@ -199,7 +199,7 @@ class KandinskyPainter:
 
     def paint(self, scenes: Sequence[Scene], seed: int) -> np.ndarray:
         """One picture a scene's prompt: uint8 ``[B, 64, 64, 3]``."""
-        from ...samplers.parts.noise import generators
+        from ..samplers.parts.noise import generators
 
         # One stream a picture runs through both stages, as in the published pipelines.
         streams = generators(seed, len(scenes))
@@ -219,8 +219,8 @@ class KandinskyPainter:
         **extra: Any,
     ) -> np.ndarray:
         """Pictures of embeddings: uint8 ``[B, 64, 64, 3]``; ``extra`` is ``sample_latents``'."""
-        from ...networks.kandinsky_movq import decode
-        from ...samplers.kandinsky import sample_latents
+        from ..networks.kandinsky_movq import decode
+        from ..samplers.kandinsky import sample_latents
 
         if self.mclip is not None:
             for name, texts in (("text", prompts), ("negative_text", [""])):
@@ -248,8 +248,8 @@ class KandinskyPainter:
 
     def _kept(self, scenes: Sequence[Scene], seed: int) -> Any:
         """Pictures of other scenes on the same backgrounds, and a box in the middle to repaint."""
-        from ...networks.kandinsky_movq import encode
-        from ...samplers.kandinsky import Kept, keep_mask
+        from ..networks.kandinsky_movq import encode
+        from ..samplers.kandinsky import Kept, keep_mask
 
         before = [np.asarray(draw(_other(scene), seed)) for scene in scenes]
         pixels = torch.from_numpy(np.stack(before)).permute(0, 3, 1, 2).float() / 127.5 - 1
@@ -266,8 +266,8 @@ class KoalaPainter:
     def __init__(
         self, weights: Path | None = None, device: str = "cpu", variant: str = "700m"
     ) -> None:
-        from ...loaders import koala
-        from ...loaders.files.catalogue import EMBEDDED_ROOT, Source
+        from ..loaders import koala
+        from ..loaders.files.catalogue import EMBEDDED_ROOT, Source
 
         folder = ((weights or EMBEDDED_ROOT / "koala") / variant).resolve()
         source = Source(variant, "embedded", folder, "koala", frozenset())
@@ -280,7 +280,7 @@ class KoalaPainter:
 
     def paint(self, scenes: Sequence[Scene], seed: int) -> np.ndarray:
         """One picture a scene's prompt: uint8 ``[B, 64, 64, 3]``."""
-        from ...samplers.parts.noise import generators
+        from ..samplers.parts.noise import generators
 
         return self.decode([scene.prompt for scene in scenes], generators(seed, len(scenes)))
 
@@ -292,9 +292,9 @@ class KoalaPainter:
     ) -> np.ndarray:
         """Pictures of prompts: uint8 ``[B, 64, 64, 3]``; ``pooled`` ``[B, D]`` in the place of the
         prompts' own pooled embedding."""
-        from ...networks.koala_vae import LatentKL
-        from ...networks.unet import prepare_sdxl
-        from ...samplers.koala import sample_koala
+        from ..networks.koala_vae import LatentKL
+        from ..networks.unet import prepare_sdxl
+        from ..samplers.koala import sample_koala
 
         text = self._encode(list(prompts))
         latents = sample_koala(
@@ -309,8 +309,8 @@ class KoalaPainter:
         return _pixels(LatentKL(self.vae.network).decode(latents))
 
     def _encode(self, prompts: list[str]) -> Any:
-        from ...loaders.clip import tokenize
-        from ...samplers.koala import encode_text_pair
+        from ..loaders.clip import tokenize
+        from ..samplers.koala import encode_text_pair
 
         ids = (
             tokenize(tokenizer, prompts, cleaned=False)[0].to(self.place["device"])

@@ -26,6 +26,7 @@ def test_true_silhouettes_overlap_fully_and_spoilt_ones_less(kind: str) -> None:
     assert overlap(true, other).max() < 0.9
 
 
+@pytest.mark.slow
 def test_equal_draws_spoil_equally() -> None:
     one, two, other = (spoilt(masks("cross"), draw_for("toy", 0, step)) for step in (3, 3, 4))
     assert torch.equal(one, two) and not torch.equal(one, other)

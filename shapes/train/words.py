@@ -12,7 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from .grammar import COLOURS, KINDS, SIZES
+from ..grammar import COLOURS, KINDS, SIZES
 
 _END = "</w>"
 _SPECIALS = ("<|startoftext|>", "<|endoftext|>")
