@@ -330,6 +330,8 @@ def contact_sheet(pictures: Sequence[tuple[str, Path]], path: Path, columns: int
     """Write (caption, picture) pairs as one PNG."""
     from PIL import Image, ImageDraw, ImageOps
 
+    from .loaders.files.safe import open_picture, written
+
     cell, text, gap = 128, 30, 8
     rows = -(-len(pictures) // columns)
     sheet = Image.new(
@@ -339,12 +341,13 @@ def contact_sheet(pictures: Sequence[tuple[str, Path]], path: Path, columns: int
     for i, (caption, picture) in enumerate(pictures):
         x = gap + i % columns * (cell + gap)
         y = gap + i // columns * (cell + text + gap)
-        with Image.open(picture) as opened:
+        with open_picture(picture) as opened:
             sheet.paste(ImageOps.pad(opened.convert("RGB"), (cell, cell), color="white"), (x, y))
         half = caption.rfind(" on ") if " on " in caption else len(caption)
         draw.text((x, y + cell + 2), f"{caption[:half]}\n{caption[half:].strip()}", fill="black")
     path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path)
+    with written(path) as scratch:
+        sheet.save(scratch, "PNG")
     return path
 
 

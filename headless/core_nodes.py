@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import sys
 import time
@@ -17,6 +18,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from ..host.embedded import io as io
 from ..host.embedded.door import session
+from ..loaders.files.safe import written
 from .core_images import IMAGE_NODES
 from .core_latents import LATENT_NODES
 from .core_pictures import read_picture
@@ -164,16 +166,18 @@ def _save(images: torch.Tensor, prefix: str, folder: Path) -> dict[str, Any]:
         prefix = prefix.replace(f"%{name}%", time.strftime(code, now))
     prefix = prefix.replace("%width%", str(images.shape[2]))
     prefix = prefix.replace("%height%", str(images.shape[1]))
-    target = (folder / prefix).resolve()
-    if not target.is_relative_to(folder.resolve()):
+    # The host's own split: "" and "a/.." are files called "." in the folder itself.
+    prefix = os.path.normpath(prefix)
+    where = (folder / os.path.dirname(prefix)).resolve()
+    name = os.path.basename(prefix)
+    if not where.is_relative_to(session.output_folder.resolve()) or name == "..":
         raise WorkflowError(
             f"'filename_prefix' is '{prefix}', which leads out of the output folder"
+            f" ('{session.output_folder}'), to '{where}'"
         )
-    target.parent.mkdir(parents=True, exist_ok=True)
-    taken = re.compile(re.escape(target.name) + r"_(\d+)_\.png")
-    numbers = [
-        int(m[1]) for m in map(taken.fullmatch, (p.name for p in target.parent.iterdir())) if m
-    ]
+    where.mkdir(parents=True, exist_ok=True)
+    taken = re.compile(re.escape(name) + r"_(\d+)_\.png")
+    numbers = [int(m[1]) for m in map(taken.fullmatch, (p.name for p in where.iterdir())) if m]
     start = max(numbers, default=0) + 1
     notes = PngInfo()
     if session.prompt is not None:
@@ -183,8 +187,9 @@ def _save(images: torch.Tensor, prefix: str, folder: Path) -> dict[str, Any]:
     saved = []
     for number, image in enumerate(images, start):
         levels = np.clip(255.0 * image.cpu().numpy(), 0, 255).astype(np.uint8)
-        path = target.with_name(f"{target.name}_{number:05}_.png")
-        Image.fromarray(levels).save(path, pnginfo=notes, compress_level=4)
+        path = where / f"{name}_{number:05}_.png"
+        with written(path) as scratch:
+            Image.fromarray(levels).save(scratch, "PNG", pnginfo=notes, compress_level=4)
         saved.append(path)
     return {"images": saved}
 

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageFile, ImageOps, ImageSequence, JpegImagePlugin, PngImagePlugin
+from PIL import ImageFile, ImageOps, ImageSequence, JpegImagePlugin, PngImagePlugin
 from PIL.Image import Image as Picture
 
+from ..loaders.files.safe import PICTURE_BYTES, open_picture, read_bytes
 from .workflow import WorkflowError
 
 BYTES, WIDE = 1 / 255, 256 / 65535
@@ -45,7 +46,7 @@ def read_picture(path: Path) -> tuple[torch.Tensor, torch.Tensor]:
     """
     with _patience():
         try:
-            with Image.open(path) as picture:
+            with open_picture(path) as picture:
                 frames = _frames(picture, path)
         except (OSError, SyntaxError) as error:
             raise WorkflowError(f"'image' is '{path.name}', which is no picture: {error}") from None
@@ -132,7 +133,7 @@ def _is_cut_off(path: Path) -> bool:
     """Whether pixels are missing at the end of a file."""
     ImageFile.LOAD_TRUNCATED_IMAGES = False
     try:
-        with Image.open(path) as picture:
+        with open_picture(path) as picture:
             picture.load()
     except OSError:
         return True
@@ -200,7 +201,7 @@ def _webp(picture: Picture, path: Path) -> Frame:
 
 def _is_lossless(path: Path) -> bool:
     """Whether a WebP's picture is of the lossless kind, which always has alpha."""
-    data = path.read_bytes()
+    data = read_bytes(path, PICTURE_BYTES)
     place = 12
     while place + 8 <= len(data):
         if data[place : place + 4] in (b"VP8L", b"VP8 "):
@@ -261,7 +262,7 @@ def _blacken(planes: list[np.ndarray], sizes: list[tuple[int, int]], slack: int 
 
 def _planes(path: Path, sampling: int) -> list[np.ndarray]:
     """Luma ``[H, W]`` and the two colours as the file holds them, not yet stretched."""
-    with Image.open(path) as picture:
+    with open_picture(path) as picture:
         picture.draft("YCbCr", picture.size)
         whole = np.array(picture, dtype=np.int64)
     high, wide = whole.shape[:2]
@@ -269,7 +270,7 @@ def _planes(path: Path, sampling: int) -> list[np.ndarray]:
         return list(np.moveaxis(whole, -1, 0))
     if sampling == _HALF_WIDTH:
         return [whole[..., 0], *(_unstretched(whole[..., i]) for i in (1, 2))]
-    with Image.open(path) as picture:
+    with open_picture(path) as picture:
         # At half the size the JPEG library takes these colours as they are.
         picture.draft("YCbCr", (max(1, wide // 2), max(1, high // 2)))
         half = np.array(picture, dtype=np.int64)

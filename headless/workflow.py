@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..loaders.files.safe import NoPicture, open_picture, read_bytes
 from .editor import Editor
 from .errors import Unsupported, WorkflowError
 from .native_nodes import NATIVE_NODES
@@ -27,6 +28,12 @@ __all__ = [
     "to_api",
     "unknown_node",
 ]
+
+WORKFLOW_BYTES = 2**24
+"""Of a workflow's JSON; parsed it takes thirty times as much."""
+
+_WHOLE = 2**27
+"""Pixels of a picture that carries a workflow."""
 
 _SWITCHES = {"true": True, "yes": True, "on": True, "1": True}
 _SWITCHES |= {"false": False, "no": False, "off": False, "0": False}
@@ -42,12 +49,12 @@ def read_workflow(path: Path) -> Any:
         WorkflowError: no such file, neither JSON nor a picture, or a picture without a workflow.
     """
     try:
-        content = path.read_bytes()
+        carried = _in_picture(path)
+        if carried is None:
+            return _parsed(read_bytes(path, WORKFLOW_BYTES), f"'{path}'")
     except OSError as error:
-        raise WorkflowError(f"cannot read the workflow '{path}': {error.strerror}") from error
-    carried = _in_picture(path)
-    if carried is None:
-        return _parsed(content, f"'{path}'")
+        reason = error.strerror or error
+        raise WorkflowError(f"cannot read the workflow '{path}': {reason}") from error
     texts = {key.lower(): text for key, text in carried.items()}
     for key in ("workflow", "prompt"):
         if texts.get(key):
@@ -67,22 +74,19 @@ def _parsed(content: str | bytes, what: str) -> Any:
 
 def _in_picture(path: Path) -> dict[str, str] | None:
     """A picture's texts by name, or nothing if the file is no picture."""
-    from PIL import Image, UnidentifiedImageError
-
     try:
-        opened = Image.open(path)
-    except (UnidentifiedImageError, OSError, ValueError):
+        with open_picture(path, pixels=_WHOLE) as opened:
+            if opened.format == "PNG":
+                # Texts may also lie behind the picture, which need not be whole.
+                with contextlib.suppress(Exception):  # decoders raise many kinds
+                    opened.load()
+                found = getattr(opened, "text", None) or opened.info
+                return {str(key): text for key, text in found.items() if isinstance(text, str)}
+            # Elsewhere each text is one of EXIF's strings and begins with its name.
+            entries = (text for text in opened.getexif().values() if isinstance(text, str))
+            return dict(text.split(":", 1) for text in entries if ":" in text)
+    except NoPicture:
         return None
-    with opened:
-        if opened.format == "PNG":
-            # Texts may also lie behind the picture, which need not be whole.
-            with contextlib.suppress(OSError, SyntaxError):
-                opened.load()
-            found = getattr(opened, "text", None) or opened.info
-            return {str(key): text for key, text in found.items() if isinstance(text, str)}
-        # Elsewhere each text is one of EXIF's strings and begins with its name.
-        entries = (text for text in opened.getexif().values() if isinstance(text, str))
-        return dict(text.split(":", 1) for text in entries if ":" in text)
 
 
 def is_api(workflow: Any) -> bool:

@@ -10,10 +10,13 @@ from pathlib import Path
 import torch
 
 from ..edges import SPACES, EdgeError
-from .files.checkpoint import AGAIN, CheckpointError, write_whole
+from .files.checkpoint import AGAIN, CheckpointError
+from .files.safe import Unreadable, open_regular, write_whole
 
 FORMAT = "prior-art image embeddings 1"
 KEY, LENGTHS = "image_embeds", "lengths"
+LARGEST = 2**28
+"""Bytes of a file; 50,000 rows of the widest CLIP."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,12 @@ def read_embedding(file: Path) -> Embedding:
     """
     from safetensors import safe_open
 
+    try:
+        open_regular(file, LARGEST).close()
+    except Unreadable as error:
+        raise CheckpointError(f"'{file.name}' is not read: {error}. Choose another file") from error
+    except OSError as error:
+        raise CheckpointError(f"'{file.name}' cannot be read ({error.strerror})") from error
     try:
         with safe_open(str(file), framework="pt") as opened:
             metadata = opened.metadata() or {}

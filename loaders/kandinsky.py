@@ -29,10 +29,10 @@ from .files.checkpoint import (
     check_inside,
     read_json,
     read_state_dict,
-    write_whole,
 )
 from .files.hub import build, build_diffusers, fill, part, read_hub
 from .files.libraries import require
+from .files.safe import write_whole
 from .karlo import OPENAI_VIT_L
 from .karlo_keys import HEAD_DIM
 from .unclip import TextEncoder, load_image_encoder, space_of

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from .files.checkpoint import CheckpointError, read_object
+from .files.checkpoint import CheckpointError, check_inside, read_object
 
 State = Mapping[str, torch.Tensor]
 Tensors = dict[str, torch.Tensor]
@@ -234,6 +234,7 @@ def read_stats(beside: Path, folders: tuple[Path, ...]) -> tuple[torch.Tensor, t
             " it is missing. Download it from kakaobrain/karlo's README, or use"
             " `prior-art download karlo`"
         )
+    check_inside(path, folders)
     value = read_object(path)
     if (
         not isinstance(value, (tuple, list))

@@ -36,6 +36,7 @@ from .files.checkpoint import (
     read_tensors,
 )
 from .files.libraries import LibraryError, require
+from .files.safe import read_bytes, write_whole
 from .mindalle_vqgan import GROUPS, VQGAN, build_vqgan
 
 CLASS_NAME = "MinDALLE"
@@ -47,6 +48,9 @@ TRANSFORMER_FILES = ("transformer.safetensors", "stage2_last.ckpt")
 VOCABULARY, MERGES = "tokenizer/bpe-16k-vocab.json", "tokenizer/bpe-16k-merges.txt"
 FILES = (CONFIG, ORIGINAL_CONFIG, VOCABULARY, MERGES, *VQGAN_FILES, *TRANSFORMER_FILES)
 """Everything that is ever read out of a folder or an archive."""
+
+YAML_BYTES = 2**18
+"""Of a config.yaml; the published one has 2 kB."""
 
 HEAD_DIM = 64
 """Width of an attention head in the published transformers; shapes cannot tell it."""
@@ -287,7 +291,7 @@ def write_settings(folder: Path, settings: Settings) -> None:
         "norm_num_groups": settings.groups,
     }
     text = json.dumps({k: v for k, v in values.items() if v is not None}, indent=2) + "\n"
-    (folder / CONFIG).write_text(text, encoding="utf-8", newline="\n")
+    write_whole(folder / CONFIG, text.encode())
 
 
 def _read_yaml(path: Path) -> Mapping[str, Any]:
@@ -297,7 +301,10 @@ def _read_yaml(path: Path) -> Mapping[str, Any]:
         # Diffusers' and transformers' own dependency; without it the published sizes are assumed.
         return {}
     try:
-        value = safe_load(path.read_text(encoding="utf-8"))
+        text = read_bytes(path, YAML_BYTES).decode()
+        if "<<" in text:  # mappings merged into mappings double at every line
+            raise ValueError("it merges mappings, which no published one does")
+        value = safe_load(text)
     except Exception as error:  # yaml's errors share no base with what decoding raises
         reason = " ".join(str(error).split())[:160]
         raise CheckpointError(f"'{path}' is not YAML ({reason}). {AGAIN}, or remove it") from error

@@ -74,6 +74,11 @@ def convert(source: Path, target: Path, progress: Progress | None = None) -> Con
         raise CheckpointError(
             f"'{target}' exists already. Name another folder, or remove it; nothing is overwritten"
         )
+    partial = target.with_name(f"{target.name}.partial").resolve()
+    if source.resolve().is_relative_to(partial):
+        raise CheckpointError(
+            f"'{source}' lies where '{target}' is written first. Name another folder to make"
+        )
     with made(target) as folder:
         original = folder / "original"
         if source.is_file() and is_archive(source):

@@ -16,6 +16,7 @@ from typing import Any
 
 from .files.checkpoint import AGAIN, CheckpointError
 from .files.libraries import require
+from .files.safe import Unreadable, read_bytes
 
 FILE = "sentencepiece.bpe.model"
 LARGEST = 2**26
@@ -32,10 +33,10 @@ def read_xlmr_tokenizer(file: Path) -> Any:
         CheckpointError: the file is damaged, too large or another kind of model.
         LibraryError: tokenizers or transformers cannot be imported.
     """
-    if file.stat().st_size > LARGEST:
-        raise CheckpointError(f"'{file}' is larger than any vocabulary of XLM-R. {AGAIN}")
     try:
-        pieces, charsmap = _read(file.read_bytes())
+        pieces, charsmap = _read(read_bytes(file, LARGEST))
+    except Unreadable as error:
+        raise CheckpointError(f"'{file}' is no vocabulary of XLM-R: {error}. {AGAIN}") from error
     except (ValueError, IndexError, struct.error) as error:
         raise CheckpointError(f"'{file}' is no sentencepiece model ({error}). {AGAIN}") from error
     if [name for name, _ in pieces[:3]] != ["<unk>", "<s>", "</s>"]:

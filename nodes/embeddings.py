@@ -20,6 +20,7 @@ from ..edges import (
 )
 from ..host import host, io
 from ..loaders.embeddings import Embedding, read_embedding, write_embedding
+from ..loaders.files.checkpoint import inside
 from ..samplers.embeddings import MODES, cosines, interpolate, mix, move_by_texts
 
 CATEGORY = "PriorArt/mix"
@@ -257,7 +258,13 @@ class SaveEmbeddings(io.ComfyNode):
         space = _space_of(image_embeds, "image_embeds")
         embeds = image_embeds_of(image_embeds, space, "image_embeds")
         made_by = getattr(image_embeds, "made_by", None) or "native CLIP Vision Encode"
-        file = host.embedding_folders()[0] / f"{name}.safetensors"
+        folder = host.embedding_folders()[0]
+        if not inside(folder, [folder.parent]):
+            raise EdgeError(
+                f"'{folder}' is a link to '{folder.resolve()}', out of the output folder. Nothing"
+                " is written through it: remove the link, or name another output folder"
+            )
+        file = folder / f"{name}.safetensors"
         write_embedding(file, Embedding(embeds, space.name, made_by, note), normalise)
         return io.NodeOutput(image_embeds)
 
@@ -297,6 +304,11 @@ class LoadEmbeddings(io.ComfyNode):
         if file not in files:
             there = ", ".join(sorted(files)) or "none"
             raise EdgeError(f"no file of image embeddings called '{file}'; there are: {there}")
+        if not inside(files[file], host.embedding_folders()):
+            raise EdgeError(
+                f"'{file}' is a link to '{files[file].resolve()}', which lies outside the folders"
+                " of image embeddings. Copy the file there"
+            )
         kept = read_embedding(files[file])
         output = host.clip_vision_output(
             host.offload(kept.image_embeds),

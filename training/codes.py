@@ -38,21 +38,31 @@ class TrainingError(ValueError):
 def find_pictures(folder: Path) -> list[str]:
     """Names of all picture files below ``folder``, relative, with ``/``, sorted.
 
-    Links are followed, as ImageFolder does; what is hidden is not looked at.
+    Links are followed, as ImageFolder does, but each folder is entered once, by its own name where
+    it has one here; what is hidden is not looked at.
 
     Raises:
         TrainingError: no such folder, or no picture in it.
     """
     if not folder.is_dir():
         raise TrainingError(f"'{folder}' is no folder. Name the folder with the pictures")
-    names = []
-    for where, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        names += [
-            (Path(where) / name).relative_to(folder).as_posix()
-            for name in files
-            if name.lower().endswith(SUFFIXES) and not name.startswith(".")
-        ]
+    names: list[str] = []
+    entered: set[str] = set()
+    roots = [folder]
+    for root in roots:  # grows by the links that are found
+        for where, folders, files in os.walk(root):
+            real = os.path.realpath(where)
+            if real in entered:
+                folders.clear()
+                continue
+            entered.add(real)
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            roots += [Path(where) / name for name in folders if (Path(where) / name).is_symlink()]
+            names += [
+                (Path(where) / name).relative_to(folder).as_posix()
+                for name in files
+                if name.lower().endswith(SUFFIXES) and not name.startswith(".")
+            ]
     if not names:
         raise TrainingError(
             f"'{folder}' holds no pictures ({', '.join(SUFFIXES)}). Name the folder that does"
@@ -68,9 +78,10 @@ def read_picture(path: Path, size: int) -> np.ndarray:
     """
     from PIL import Image, ImageOps
 
+    from ..loaders.files.safe import open_picture
     from ..samplers.parts.resize import resize_and_crop
 
-    with Image.open(path) as opened:
+    with open_picture(path) as opened:
         picture = ImageOps.exif_transpose(opened).convert("RGB")
     return resize_and_crop(picture, size, Image.Resampling.BILINEAR)
 
@@ -104,7 +115,13 @@ def coded(
 
     print_of = f"{digest(vqgan.network.state_dict())} {vqgan.image_size}"
     rows = _read(cache, print_of)
-    stamps = {name: _stamp(folder / name) for name in names}
+    stamps = {}
+    for name in names:
+        try:
+            stamps[name] = _stamp(folder / name)
+        except OSError as error:
+            warn(f"'{folder / name}' cannot be read ({error.strerror}) and is left out")
+    names = list(stamps)
     missing = [name for name in names if name not in rows or rows[name][0] != stamps[name]]
     network = vqgan.network.to(device)
     unsaved = 0

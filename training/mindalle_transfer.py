@@ -32,6 +32,7 @@ import torch.nn.functional as F
 
 from ..loaders.files.catalogue import Source, find_source
 from ..loaders.files.checkpoint import CheckpointError
+from ..loaders.files.safe import Busy, locked, remove_left
 from ..loaders.mindalle import (
     CONFIG,
     TRANSFORMER_FILES,
@@ -101,8 +102,8 @@ class Recipe:
             raise TrainingError(f"--lr {self.rate}: give a number above 0, such as 1e-4")
         if not 0 <= self.val < 1:
             raise TrainingError(f"--val {self.val}: give a share from 0 (no validation) to below 1")
-        if self.seed < 0:
-            raise TrainingError(f"--seed {self.seed}: give 0 or more")
+        if not 0 <= self.seed < 2**64:
+            raise TrainingError(f"--seed {self.seed}: give 0 to {2**64 - 1}")
 
 
 @dataclass(frozen=True)
@@ -159,11 +160,33 @@ def transfer(
     """
     recipe.check()
     _check_out(out)
+    with contextlib.suppress(OSError):  # which the first save will tell
+        out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with locked(out):
+            return _transfer(source, images, out, recipe, device, stopped, warn, on_epoch)
+    except Busy as error:
+        raise TrainingError(str(error)) from error
+
+
+def _transfer(
+    source: Source,
+    images: Path,
+    out: Path,
+    recipe: Recipe,
+    device: str,
+    stopped: Callable[[], bool],
+    warn: Callable[[str], None],
+    on_epoch: Callable[[int, float | None], None],
+) -> Path:
     place = _device(device)
     names = _with_class(find_pictures(images), images, recipe, warn)
     loaded, vqgan = load_transformer(source), load_vqgan(source)
     _check_source(loaded, vqgan)
+    _check_rank(recipe, loaded)
     work = out / WORK
+    for name in ("codes.pt", "state.pt"):  # of a run that was killed
+        remove_left(work, name)
     names, codes = coded(images, names, vqgan, work / "codes.pt", place, stopped=stopped, warn=warn)
     data = _split(names, codes, images, recipe)
     identity = _identity(recipe, data, loaded)
@@ -237,6 +260,11 @@ def _check_out(out: Path) -> None:
         raise TrainingError(f"'{out}' is a file. Name a new folder for --out")
     if (out / CONFIG).exists() and (out / TRANSFORMER_FILES[0]).exists():
         raise TrainingError(f"'{out}' holds a finished model already. Name a new folder for --out")
+    if (out / WORK).is_symlink():
+        raise TrainingError(
+            f"'{out / WORK}' is a link to '{(out / WORK).resolve()}', where nothing is written."
+            " Remove it, or name a new folder for --out"
+        )
     if out.is_dir() and not (out / WORK).is_dir() and any(out.iterdir()):
         raise TrainingError(
             f"'{out}' exists and holds something else. Name a new folder for --out, or empty it"
@@ -292,6 +320,14 @@ def _check_source(loaded: LoadedTransformer, vqgan: VQGAN) -> None:
             f"'{vqgan.name}' makes {vqgan.grid}×{vqgan.grid} of {vqgan.codes} codes, but"
             f" '{loaded.name}' reads {config.image_tokens} of {config.image_vocab}: they come from"
             " different models. Copy both files from one model"
+        )
+
+
+def _check_rank(recipe: Recipe, loaded: LoadedTransformer) -> None:
+    if recipe.lora is not None and recipe.lora > loaded.config.width:
+        raise TrainingError(
+            f"--lora {recipe.lora} is more than the {loaded.config.width} that '{loaded.name}' is"
+            " wide, so that nothing is saved by it. Give a smaller rank, such as 16"
         )
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from ..loaders.files.safe import written
 
 
 class Unfinished(Exception):
@@ -19,19 +20,16 @@ def save_atomically(state: dict[str, Any], path: Path) -> None:
     Raises:
         OSError: the disk is full or cannot be written; the old file is still there.
     """
-    scratch = path.with_suffix(f".{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(state, scratch)
-        scratch.replace(path)
+        with written(path) as scratch:
+            torch.save(state, scratch)
     except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeErrors
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
         raise OSError(
             f"'{path}' cannot be written ({reason}). Free some space or make its folder writable,"
             " and run it again"
         ) from error
-    finally:
-        scratch.unlink(missing_ok=True)
 
 
 def read_state(path: Path) -> dict[str, Any]:

@@ -2,8 +2,8 @@
 
 A member's own name never becomes a path: it is only compared with the names that are wanted, and
 what is written gets its name from here. Links and devices are not looked at. Files arrive in a
-folder ``<name>.partial``, which no loader lists and which is removed whatever goes wrong; the
-finished folder gets its name in one step.
+folder ``<name>.partial``, which no loader lists and which is removed whatever goes wrong, unless
+it was somebody else's before; the finished folder gets its name in one step.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import contextlib
 import gzip
 import json
 import lzma
+import os
 import shutil
 import tarfile
 import zipfile
@@ -21,8 +22,12 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from .checkpoint import AGAIN, CheckpointError, read_json
+from .safe import Busy, locked
 
 SUFFIXES = (".tar.gz", ".tgz", ".tar", ".zip")
+MAKING = ".prior-art-making"
+"""In a folder that is being made: it is ours, and unfinished."""
+
 MARK = "prior-art.json"
 """Tells, inside an unpacked folder, which archive it is the content of."""
 
@@ -73,23 +78,52 @@ def unpacked(path: Path, wanted: Sequence[str], progress: Progress | None = None
 def made(target: Path) -> Iterator[Path]:
     """A folder to write into, ``<target>.partial``, that becomes ``target`` if all goes well.
 
+    While it is written it holds the file :data:`MAKING`: only a folder with that file, which a
+    killed run left behind, is ever removed.
+
     Raises:
-        CheckpointError: instead of an OSError within: the disk is full or cannot be written.
+        CheckpointError: a folder of that name that is not ours, or another process at work; or
+            instead of an OSError within: the disk is full or cannot be written.
     """
     partial = target.with_name(f"{target.name}.partial")
     try:
-        if partial.exists():  # of a run that was killed
-            shutil.rmtree(partial)
-        partial.mkdir(parents=True)
-        yield partial
-        partial.rename(target)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with locked(target):
+            _clear(partial)
+            partial.mkdir()
+            try:
+                (partial / MAKING).touch()
+                yield partial
+                partial.rename(target)
+                (target / MAKING).unlink(missing_ok=True)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
+    except Busy as error:
+        raise CheckpointError(str(error)) from error
     except OSError as error:
         raise CheckpointError(
             f"'{target}' cannot be written ({error.strerror or error}). Free some space or make its"
             " folder writable, and run it again"
         ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _clear(partial: Path) -> None:
+    """Remove what a killed run of :func:`made` left behind.
+
+    Raises:
+        CheckpointError: something else has that name.
+    """
+    if not os.path.lexists(partial):
+        return
+    if not partial.is_symlink() and (partial / MAKING).is_file():
+        shutil.rmtree(partial)
+    elif partial.is_symlink() or not partial.is_dir() or any(partial.iterdir()):
+        raise CheckpointError(
+            f"'{partial}' is in the way and was not made by this command, so it is left as it is."
+            " Rename it, and run it again"
+        )
+    else:  # empty: killed before the mark was made, or nothing lost
+        partial.rmdir()
 
 
 def unpack(

@@ -18,11 +18,15 @@ from typing import Any, Literal
 
 from ...edges import EmbeddingSpace, Role
 from .checkpoint import STEMS, inside
+from .safe import read_bytes
 
 EMBEDDED_ROOT = Path(__file__).resolve().parents[2] / "shapes" / "weights"
 SHARED = "shared.json"
 """In an embedded member's folder: component to the folder where it lies, relative to the member's.
 Weights that members share are stored once; other sources have no such file, or it is not read."""
+
+SMALL = 1_000_000
+"""Bytes of a JSON file that may say what a folder is."""
 
 DEPTH = 4
 """How deep below a model folder sources are looked for (a hub cache needs 3)."""
@@ -495,9 +499,7 @@ def _class_name(path: Path) -> str | None:
 def _read(path: Path) -> dict[str, Any]:
     """A small JSON object; empty where there is none."""
     try:
-        if path.stat().st_size > 1_000_000:
-            return {}
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(read_bytes(path, SMALL).decode())
     except (OSError, ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}

@@ -17,7 +17,6 @@ import io
 import json
 import math
 import mmap
-import os
 import pickle
 import pickletools
 import zipfile
@@ -28,6 +27,8 @@ from typing import IO, Any
 
 import torch
 from torch import nn
+
+from .safe import CONFIG_BYTES, Unreadable, read_bytes
 
 AGAIN = "Download or copy it again"
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
@@ -57,17 +58,19 @@ def check_inside(path: Path, folders: Sequence[Path]) -> None:
         )
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
+def read_json(path: Path, most: int = CONFIG_BYTES) -> dict[str, Any]:
+    """Read a JSON object of at most ``most`` bytes.
 
     Raises:
-        CheckpointError: the file is missing, no JSON, or no object.
+        CheckpointError: the file is missing, too large, no regular file, no JSON, or no object.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(read_bytes(path, most).decode())
     except FileNotFoundError:
         raise CheckpointError(f"'{path}' is missing. {AGAIN}") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except Unreadable as error:
+        raise CheckpointError(f"'{path}' is not read: {error}. {AGAIN}") from error
+    except (OSError, ValueError, RecursionError) as error:  # a number of 5,000 digits too
         raise CheckpointError(f"'{path}' is not JSON ({error}){_guise(path)}. {AGAIN}") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"'{path}' holds no JSON object. {AGAIN}")
@@ -344,20 +347,6 @@ def _compute_buffers(network: nn.Module, source_name: str) -> None:
                     " version of the pack does not know. Update the pack"
                 )
             setattr(module, name, BUFFERS[name](buffer, dtype))
-
-
-def write_whole(file: Path, data: bytes) -> None:
-    """Writes a file so that a reader sees the old one or the new one, and no half stays behind.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-    scratch = file.with_name(f"{file.name}.{os.getpid()}.part")
-    try:
-        scratch.write_bytes(data)
-        scratch.replace(file)
-    finally:
-        scratch.unlink(missing_ok=True)
 
 
 # -- pickles that hold more than tensors -------------------------------------------------------

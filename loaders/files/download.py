@@ -19,6 +19,7 @@ import errno
 import hashlib
 import http.client
 import json
+import os
 import re
 import shutil
 import sys
@@ -31,7 +32,9 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from .catalogue import SYSTEMS, Published
+from .checkpoint import inside
 from .libraries import LibraryError, require
+from .safe import CONFIG_BYTES, Busy, locked, read_bytes, write_whole
 
 MANIFEST = "prior-art.json"
 PART = ".part"
@@ -112,34 +115,32 @@ def download(
     tell = progress or (lambda name, done, total: None)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        known: list[File] | None = None
-        if target.exists():
-            known = _read_manifest(target)
-            if known is None:
-                raise DownloadError(
-                    f"'{target}' exists and was not made by this command. Move it away, or use it"
-                    " as it is"
-                )
-            if _same_revision(known, revision) and not _damaged(target, known, tell):
-                return target
-            if partial.exists():
-                raise DownloadError(
-                    f"'{target}' is damaged or of another revision, and '{partial}' is in the way"
-                    " of mending it. Remove one of the two"
-                )
-        elif partial.exists():
-            known = _read_manifest(partial)
-        files = known
-        if files is None or not _same_revision(files, revision):
-            files = _published_files(wanted, revision, api)
-        if target.exists():
-            target.rename(partial)
-        partial.mkdir(exist_ok=True)
-        _forget(partial, known or [], files)
-        _write_manifest(partial, system, files)
-        _fetch_all(partial, files, tell, fetch or _hub_fetch(api))
-        _clean(partial, files)
-        partial.rename(target)
+        with locked(target):
+            known: list[File] | None = None
+            if target.exists():
+                known = _known(target, wanted)
+                if known and _same_revision(known, revision) and not _damaged(target, known, tell):
+                    return target
+                if os.path.lexists(partial):
+                    raise DownloadError(
+                        f"'{target}' is damaged or of another revision, and '{partial}' is in the"
+                        " way of mending it. Remove one of the two"
+                    )
+            elif os.path.lexists(partial):
+                known = _known(partial, wanted)
+            files = known
+            if not files or not _same_revision(files, revision):
+                files = _published_files(wanted, revision, api)
+            if target.exists():
+                target.rename(partial)
+            partial.mkdir(exist_ok=True)
+            _forget(partial, known or [], files)
+            _write_manifest(partial, system, files)
+            _fetch_all(partial, files, tell, fetch or _hub_fetch(api))
+            _clean(partial, files)
+            partial.rename(target)
+    except Busy as error:
+        raise DownloadError(str(error)) from error
     except OSError as error:
         if _is_disk_full(error):
             raise DownloadError(
@@ -151,6 +152,49 @@ def download(
             f" it resumes from '{partial}'"
         ) from error
     return target
+
+
+def _known(folder: Path, wanted: Published) -> list[File] | None:
+    """What an earlier run of this command wanted to be in ``folder``; ``None`` where its manifest
+    lacks files, or an unfinished folder's is damaged, so that the hub is to be asked again.
+
+    Raises:
+        DownloadError: somebody else's folder, or a link.
+    """
+    if folder.is_symlink():
+        raise DownloadError(
+            f"'{folder}' is a link to '{folder.resolve()}'. Nothing is written through it: name the"
+            " folder that it leads into with --models"
+        )
+    files = _read_manifest(folder)
+    begun = folder.name.endswith(".partial") and (
+        folder.is_dir()
+        and (
+            (folder / MANIFEST).is_file()
+            or all(p.name.startswith(MANIFEST) for p in folder.iterdir())
+        )
+    )
+    if files is None and not begun:
+        raise DownloadError(
+            f"'{folder}' exists and was not made by this command. Move it away, or use it as it is"
+        )
+    return files if files and _is_whole(files, wanted) else None
+
+
+def _is_whole(files: list[File], wanted: Published) -> bool:
+    """Whether a list of files has every component that is published, and a network's weights."""
+    networks = {name for system in SYSTEMS.values() for name, _ in system.components.values()}
+    for repository, components in wanted.repositories.items():
+        for component in filter(None, components):
+            own = [
+                file.path
+                for file in files
+                if file.repository == repository and file.path.rpartition("/")[0] == component
+            ]
+            weights = [path for path in own if path.endswith((".safetensors", ".bin"))]
+            if not own or (component in networks and not weights):
+                return False
+    return True
 
 
 def console_progress(out: TextIO | None = None) -> Progress:
@@ -278,9 +322,9 @@ def _fetch_all(partial: Path, files: list[File], tell: Progress, fetch: Fetch) -
     for file in pending:
         tell(file.path, done, total)
         path = partial / file.path
-        if path.is_file():
-            path.unlink()
         path.parent.mkdir(parents=True, exist_ok=True)
+        _refuse_links(path, partial)
+        path.unlink(missing_ok=True)
         try:
             fetch(file, path, _counted(tell, file.path, done, total))
         except LibraryError:
@@ -301,6 +345,18 @@ def _fetch_all(partial: Path, files: list[File], tell: Progress, fetch: Fetch) -
             )
         done += file.size
     tell("", done, total)
+
+
+def _refuse_links(path: Path, partial: Path) -> None:
+    """Write nothing through a link that somebody put into the folder."""
+    if not inside(path.parent, [partial]):
+        raise DownloadError(
+            f"'{path.parent}' is a link to '{path.parent.resolve()}'. Remove it and run the command"
+            " again"
+        )
+    part = path.with_name(path.name + PART)
+    if part.is_symlink() or (part.exists() and not part.is_file()):
+        part.unlink()
 
 
 def _broken_off(file: File, partial: Path, error: BaseException) -> DownloadError:
@@ -375,7 +431,7 @@ def _forget(folder: Path, known: list[File], files: list[File]) -> None:
     """Remove files of an earlier revision that the new one does not have."""
     kept = {file.path for file in files}
     for file in known:
-        if file.path not in kept:
+        if file.path not in kept and inside((folder / file.path).parent, [folder]):
             (folder / file.path).unlink(missing_ok=True)
 
 
@@ -434,18 +490,30 @@ def _same_revision(files: list[File], revision: str | None) -> bool:
 
 def _write_manifest(folder: Path, system: str, files: list[File]) -> None:
     text = json.dumps({"system": system, "files": [asdict(file) for file in files]}, indent=1)
-    temporary = folder / f"{MANIFEST}.tmp"
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(folder / MANIFEST)
+    write_whole(folder / MANIFEST, text.encode())
 
 
 def _read_manifest(folder: Path) -> list[File] | None:
     try:
-        value = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        value = json.loads(read_bytes(folder / MANIFEST, CONFIG_BYTES).decode())
         files = [File(**entry) for entry in value["files"]]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
-    return files if files and all(is_safe(file.path) for file in files) else None
+    return files if files and all(_is_sound(file) for file in files) else None
+
+
+def _is_sound(file: File) -> bool:
+    """Whether an entry of a manifest, which anybody may have written, is one of ours."""
+    texts = (file.path, file.repository, file.commit)
+    if not all(isinstance(text, str) for text in texts) or not is_safe(file.path):
+        return False
+    if type(file.size) is not int or file.size < 0:
+        return False
+    sums = [(file.sha256, 64), (file.git, 40)]
+    return any(found for found, _ in sums) and all(
+        found is None or (isinstance(found, str) and re.fullmatch(f"[0-9a-f]{{{length}}}", found))
+        for found, length in sums
+    )
 
 
 def _field(lfs: Any, name: str) -> Any:

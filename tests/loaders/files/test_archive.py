@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from prior_art.loaders.files import archive
-from prior_art.loaders.files.archive import unpack, unpacked
+from prior_art.loaders.files.archive import MAKING, unpack, unpacked
 from prior_art.loaders.files.checkpoint import CheckpointError
 
 WANTED = ("config.yaml", "tokenizer/vocab.json", "stage1_last.ckpt")
@@ -140,6 +140,7 @@ def test_an_interrupt_leaves_nothing(tmp_path: Path) -> None:
     path = pack(tmp_path / "1.3B.zip")
     (tmp_path / "1.3B.partial").mkdir()  # of a run that was killed
     (tmp_path / "1.3B.partial" / "old").touch()
+    (tmp_path / "1.3B.partial" / MAKING).touch()
 
     def stop(name: str, done: int, total: int) -> None:
         assert not (tmp_path / "1.3B.partial" / "old").exists()
@@ -175,3 +176,33 @@ def test_unwritable_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(Path, "mkdir", refuse)
     with pytest.raises(CheckpointError, match=r"1\.3B' cannot be written \(Permission denied\)"):
         unpacked(path, WANTED)
+
+
+@pytest.mark.parametrize("what", ["folder", "file", "link"])
+def test_what_somebody_else_called_partial_stays(tmp_path: Path, what: str) -> None:
+    path = pack(tmp_path / "1.3B.zip")
+    partial = tmp_path / "1.3B.partial"
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "precious").touch()
+    if what == "folder":
+        (tmp_path / "elsewhere").rename(partial)
+    elif what == "file":
+        partial.touch()
+    else:
+        partial.symlink_to(tmp_path / "elsewhere")
+    before = sorted(p.as_posix() for p in tmp_path.rglob("*"))
+    with pytest.raises(CheckpointError, match=r"partial' is in the way.*left as it is. Rename it"):
+        unpacked(path, WANTED)
+    assert sorted(p.as_posix() for p in tmp_path.rglob("*")) == before
+
+
+def test_two_at_once(tmp_path: Path) -> None:
+    path = pack(tmp_path / "1.3B.zip")
+
+    def tell(name: str, done: int, total: int) -> None:
+        if done:
+            with pytest.raises(CheckpointError, match="another process is at work"):
+                unpacked(path, WANTED)
+
+    assert unpacked(path, WANTED, tell).is_dir()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["1.3B", "1.3B.zip"]

@@ -238,6 +238,7 @@ def test_server_without_ranges(published: Hub, tmp_path: Path) -> None:
     part = tmp_path / "karlo-v1-alpha.partial" / f"{name}.part"
     part.parent.mkdir(parents=True)
     part.write_bytes(b"old")
+    (tmp_path / "karlo-v1-alpha.partial" / module.MANIFEST).write_text("{")  # killed then
     target = download("karlo", tmp_path, api=real_api(published))
     assert (target / name).read_bytes() == published.files[MAIN][name]
 
@@ -423,3 +424,70 @@ def test_console_progress() -> None:
     lines = out.getvalue().split("\r")[1:]
     assert len(lines) == 2 and "prior/config.json" in lines[0]
     assert lines[1].strip() == "2.00 of 2.00 GB"
+
+
+def test_a_damaged_manifest_asks_the_hub_again(state: Hub, tmp_path: Path) -> None:
+    target = download("karlo", tmp_path, api=FakeApi(state), fetch=putter(state))
+    manifest = target / module.MANIFEST
+    whole = json.loads(manifest.read_text())
+    partial = target.with_name(f"{target.name}.partial")
+    one = {**whole, "files": whole["files"][:1]}
+    (target / whole["files"][-1]["path"]).unlink()
+    manifest.write_text(json.dumps(one))  # what it lists is there, and is not everything
+    api = FakeApi(state)
+    assert download("karlo", tmp_path, api=api, fetch=putter(state)) == target and api.revisions
+    assert (target / whole["files"][-1]["path"]).is_file()
+    for wrong in (
+        {"files": [{**whole["files"][0], "size": "1"}]},
+        {"files": [{**whole["files"][0], "path": 5}]},
+        {"files": [{**whole["files"][0], "path": "../../a"}]},
+        {"files": [{**whole["files"][0], "sha256": None, "git": None}]},
+        {"files": [{**whole["files"][0], "sha256": 7}]},
+        {"files": 5},
+        [],
+        None,
+    ):
+        manifest.write_text(json.dumps(wrong))
+        with pytest.raises(DownloadError, match="was not made by this command"):
+            download("karlo", tmp_path, api=FakeApi(state), fetch=putter(state))
+        target.rename(partial)  # an unfinished one is gone on with
+        assert download("karlo", tmp_path, api=FakeApi(state), fetch=putter(state)) == target
+
+
+def test_somebody_elses_partial_stays(state: Hub, tmp_path: Path) -> None:
+    partial = tmp_path / "karlo-v1-alpha.partial"
+    partial.mkdir()
+    (partial / "precious.part").touch()
+    with pytest.raises(DownloadError, match="was not made by this command"):
+        download("karlo", tmp_path, api=FakeApi(state), fetch=putter(state))
+    assert (partial / "precious.part").is_file()
+
+
+def test_no_link_is_followed_out(published: Hub, tmp_path: Path) -> None:
+    models, theirs = tmp_path / "models", tmp_path / "theirs"
+    theirs.mkdir()
+    (theirs / "file").write_bytes(b"theirs")
+    partial = models / "karlo-v1-alpha.partial"
+    (partial / "prior").mkdir(parents=True)
+    (partial / module.MANIFEST).write_text("{}")
+    (partial / "prior" / "config.json.part").symlink_to(theirs / "file")
+    (partial / "prior" / "scheduler_config.json").symlink_to(theirs / "file")
+    (partial / "decoder").symlink_to(theirs)
+    with pytest.raises(DownloadError, match=r"decoder' is a link to .*Remove it"):
+        download("karlo", models, api=real_api(published))
+    (partial / "decoder").unlink()
+    download("karlo", models, api=real_api(published))
+    assert [p.name for p in theirs.iterdir()] == ["file"]
+    assert (theirs / "file").read_bytes() == b"theirs"
+
+
+def test_two_at_once(state: Hub, tmp_path: Path) -> None:
+    good = putter(state)
+
+    def put(file: File, path: Path, arrived) -> None:
+        with pytest.raises(DownloadError, match="another process is at work"):
+            download("karlo", tmp_path, api=FakeApi(state), fetch=good)
+        good(file, path, arrived)
+
+    target = download("karlo", tmp_path, api=FakeApi(state), fetch=put)
+    assert [p.name for p in tmp_path.iterdir()] == [target.name]
