@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from types import SimpleNamespace
 
@@ -13,7 +14,13 @@ from PIL.PngImagePlugin import PngInfo
 
 from prior_art.headless.core_images import ImageBatch, ImageCompositeMasked
 from prior_art.headless.core_latents import LatentBatch, LatentBlend, LatentComposite
-from prior_art.headless.core_nodes import LoadImage, LoadImageMask, PreviewAny, SaveImage
+from prior_art.headless.core_nodes import (
+    LoadImage,
+    LoadImageMask,
+    PreviewAny,
+    PreviewImage,
+    SaveImage,
+)
 from prior_art.headless.core_prompts import ConditioningAverage, UnCLIPConditioning
 from prior_art.headless.core_sampling import _drawing, euler
 from prior_art.headless.errors import Unsupported
@@ -315,3 +322,45 @@ def test_samplers_without_noise_take_the_largest_seed():
     draw = _drawing(x, 2**64 - 1)
     euler(lambda x, sigma: x * 0, x, [1.0, 0.0], draw, lambda step, x0: None)
     assert torch.equal(_drawing(x, 6)(), torch.randn(x.shape, generator=torch.manual_seed(7)))
+
+
+@pytest.mark.parametrize("prefix", ["", ".", "a/..", "./", "a/../"])
+def test_a_prefix_without_a_name_stays_in_the_folder(folder, prefix):
+    [path] = SaveImage.execute(torch.zeros(1, 2, 4, 3), prefix).ui["images"]
+    # ComfyUI calls the file so.
+    assert path.name == "._00001_.png" and path.parent == folder.resolve()
+    with pytest.raises(WorkflowError, match="leads out of the output folder"):
+        SaveImage.execute(torch.zeros(1, 2, 4, 3), "..")
+
+
+def test_nothing_is_saved_through_a_linked_folder(folder, tmp_path_factory):
+    theirs = tmp_path_factory.mktemp("theirs")
+    for name in ("previews", "mine"):
+        (folder / name).symlink_to(theirs)
+    with pytest.raises(WorkflowError, match="leads out of the output folder"):
+        PreviewImage.execute(torch.zeros(1, 2, 4, 3))
+    with pytest.raises(WorkflowError, match="leads out of the output folder"):
+        SaveImage.execute(torch.zeros(1, 2, 4, 3), "mine/x")
+    assert not list(theirs.iterdir())
+
+
+def test_a_picture_is_saved_whole_or_not_at_all(folder, monkeypatch):
+    def half(self, file, *args, **kwargs):
+        file.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", half)
+    with pytest.raises(OSError, match="No space"):
+        SaveImage.execute(torch.zeros(1, 2, 4, 3), "x")
+    assert not list(folder.glob("*x*"))
+
+
+def test_what_is_called_a_picture_starts_no_program(folder, monkeypatch):
+    (folder / "cute.png").write_bytes(
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\nshowpage\n"
+    )
+    monkeypatch.setattr("subprocess.check_call", lambda *_, **__: pytest.fail("it ran"))
+    assert "'cute.png', which is no picture" in LoadImage.validate_inputs("cute.png")
+    os.mkfifo(folder / "pipe.png")
+    with pytest.raises(WorkflowError, match="no such file"):
+        LoadImage.execute("pipe.png")

@@ -213,3 +213,18 @@ def test_written_files_equal_the_library_s(tmp_path: Path) -> None:
         assert (tmp_path / "n.safetensors").stat().st_size % 8 == 4
     with pytest.raises(CheckpointError, match=r"'c' is torch\.complex64, which is not converted"):
         write_safetensors({"c": torch.zeros(1, dtype=torch.complex64)}, tmp_path / "v.safetensors")
+
+
+def test_what_is_called_partial_is_neither_removed_nor_a_source(
+    original: Path, tmp_path: Path
+) -> None:
+    partial = tmp_path / "models" / "mine.partial"
+    original.rename(partial)
+    before = listing(partial)
+    for source in (partial, partial / "stage1_last.ckpt"):
+        with pytest.raises(CheckpointError, match=r"lies where .* is written first"):
+            convert(source, tmp_path / "models" / "mine")
+    write_original(original)
+    with pytest.raises(CheckpointError, match=r"mine\.partial' is in the way"):
+        convert(original, tmp_path / "models" / "mine")
+    assert listing(partial) == before

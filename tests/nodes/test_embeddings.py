@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -225,3 +227,29 @@ def test_names_stay_in_their_folder(name, tmp_path):
 def test_refused_in_words(call, said):
     with pytest.raises(EdgeError, match=said):
         call()
+
+
+def test_no_link_is_followed_out(tmp_path):
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    SaveEmbeddings.execute(embeds(rows()), "a", "")
+    (tmp_path / "output" / "image_embeds").rename(theirs / "kept")
+    (tmp_path / "output" / "image_embeds").symlink_to(theirs)
+    with pytest.raises(EdgeError, match=r"image_embeds' is a link to .*out of the output folder"):
+        SaveEmbeddings.execute(embeds(rows()), "a", "")
+    (tmp_path / "output" / "image_embeds").unlink()
+    (tmp_path / "input").mkdir()
+    (tmp_path / "input" / "a.safetensors").symlink_to(theirs / "kept" / "a.safetensors")
+    with pytest.raises(EdgeError, match="lies outside the folders of image embeddings"):
+        LoadEmbeddings.execute("a.safetensors")
+    assert [p.name for p in theirs.iterdir()] == ["kept"]
+
+
+def test_a_pipe_and_a_large_file_are_refused(tmp_path, monkeypatch):
+    SaveEmbeddings.execute(embeds(rows()), "a", "")
+    os.mkfifo(tmp_path / "output" / "image_embeds" / "pipe.safetensors")
+    with pytest.raises(CheckpointError, match="is not read: it is a pipe"):
+        LoadEmbeddings.execute("pipe.safetensors")
+    monkeypatch.setattr("prior_art.loaders.embeddings.LARGEST", 10)
+    with pytest.raises(CheckpointError, match=r"is not read: it has 0\.0 MB"):
+        LoadEmbeddings.execute("a.safetensors")

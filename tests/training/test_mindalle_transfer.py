@@ -336,6 +336,8 @@ def test_a_broken_picture_is_named_and_left_out(tmp_path, source) -> None:
         ({"rate": math.nan}, "--lr nan"),
         ({"val": 1.0}, r"--val 1\.0"),
         ({"seed": -1}, "--seed -1"),
+        ({"seed": 2**70}, "--seed 1180591620717411303424: give 0 to"),
+        ({"lora": 1_000_000}, "--lora 1000000 is more than the .* wide"),
         ({"batch": 19}, "leaves 18 pictures.*fewer than a batch of 19.*smaller --batch"),
         ({"rate": 1e30}, "loss is .* at step .*lower --lr"),
     ],
@@ -481,3 +483,49 @@ def test_help_says_what_starts_anew(capsys) -> None:
         cli.main(["train", "mindalle-transfer", "--help"])
     said = " ".join(capsys.readouterr().out.split())
     assert "'sos' (the classes, or the one start) and 'head' start anew" in said
+
+
+def test_each_folder_of_pictures_once(tmp_path) -> None:
+    images = draw(tmp_path / "images", "a", "b", each=2)
+    before = find_pictures(images)
+    (images / "a" / "up").symlink_to(images)
+    (images / "b" / "l").symlink_to(".")
+    (images / "0").symlink_to(images / "b")  # sorts before it, and is not its own name
+    assert find_pictures(images) == before == ["a/0.png", "a/1.png", "b/0.png", "b/1.png"]
+    draw(tmp_path / "elsewhere", "c", each=1)
+    (images / "c").symlink_to(tmp_path / "elsewhere" / "c")
+    assert find_pictures(images) == [*before, "c/0.png"]
+
+
+def test_what_is_no_file_is_named_and_left_out(tmp_path, source) -> None:
+    images = draw(tmp_path / "images", "a", "b")
+    (images / "a" / "gone.png").symlink_to(tmp_path / "gone")
+    os.mkfifo(images / "b" / "pipe.png")
+    (images / "b" / "zz.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n")
+    warnings: list[str] = []
+    recipe = dataclasses.replace(SMALL, epochs=1)
+    transfer(source, images, tmp_path / "out", recipe, warn=warnings.append)
+    assert sorted(w.split("'")[1].rpartition("/")[2] for w in warnings) == [
+        "gone.png",
+        "pipe.png",
+        "zz.jpg",
+    ]
+
+
+def test_what_a_killed_training_left_is_removed(tmp_path, source, images) -> None:
+    work = tmp_path / "out" / ".training"
+    work.mkdir(parents=True)
+    (work / "state.pt.4194999.part").write_bytes(b"15 GB")
+    with pytest.raises(Unfinished):
+        transfer(source, images, tmp_path / "out", SMALL, stopped=after(9))
+    assert sorted(p.name for p in work.iterdir()) == ["codes.pt", "state.pt"]
+
+
+def test_two_trainings_at_once(tmp_path, source, images) -> None:
+    def twice() -> bool:
+        with pytest.raises(TrainingError, match="another process is at work"):
+            transfer(source, images, tmp_path / "out", SMALL)
+        return True
+
+    with pytest.raises(Unfinished):
+        transfer(source, images, tmp_path / "out", SMALL, stopped=twice)
