@@ -22,7 +22,9 @@ from PIL import Image
 from ..edges import EdgeError
 from ..samplers.parts.resize import resize_and_crop
 from .files.checkpoint import AGAIN, CheckpointError, check_inside, read_json
+from .files.configs import check_config, check_sides, check_tokens
 from .files.libraries import require
+from .files.safe import WORDS_BYTES, open_regular
 
 logger = logging.getLogger("prior_art")
 
@@ -54,12 +56,31 @@ def load_tokenizer(folder: Path, folders: Sequence[Path] = (), **overrides: Any)
     for file in sorted(folder.iterdir()):
         check_inside(file, folders)
         if file.suffix == ".json":
-            read_json(file)
+            read_json(file, WORDS_BYTES)
+        elif not file.is_dir():
+            _check_bytes(file)
     tokenizer_class = require("transformers", "CLIPTokenizer")
     try:
         return tokenizer_class.from_pretrained(str(folder), local_files_only=True, **overrides)
     except Exception as error:
         raise CheckpointError(f"'{folder}' is no CLIP tokenizer ({error}). {AGAIN}") from error
+
+
+def _check_bytes(file: Path) -> None:
+    try:
+        open_regular(file, WORDS_BYTES).close()
+    except OSError as error:
+        raise CheckpointError(f"'{file}' is not read: {error}. {AGAIN}") from error
+
+
+def check_tokenizer(tokenizer: Any, network: Any, name: str) -> None:
+    """Refuse a tokenizer whose tokens a CLIP's text tower does not have, or longer prompts.
+
+    Raises:
+        CheckpointError: names what does not fit.
+    """
+    config = network.config
+    check_tokens(tokenizer, config.vocab_size, config.max_position_embeddings, name)
 
 
 def find_tokenizer(beside: Path, vocabulary: int, folders: Sequence[Path]) -> Path:
@@ -98,7 +119,7 @@ def _vocabulary_size(folder: Path, folders: Sequence[Path]) -> int:
         for name in VOCABULARY:
             if (folder / name).is_file():
                 check_inside(folder / name, folders)
-                value = read_json(folder / name)
+                value = read_json(folder / name, WORDS_BYTES)
                 return len(value) if name == "vocab.json" else len(value["model"]["vocab"])
     except (CheckpointError, KeyError, TypeError):
         pass
@@ -291,6 +312,8 @@ def preprocess_from_config(config: Mapping[str, Any], image_size: int) -> Prepro
     Raises:
         CheckpointError: the tower sees another size than the preparation makes.
     """
+    check_config("preprocessor", config, "preprocessor_config.json", None)
+    check_sides(config, "preprocessor_config.json")
     size = config.get("size", image_size)
     crop = config.get("crop_size", image_size)
     squash = False

@@ -27,9 +27,9 @@ from .files.checkpoint import (
     AGAIN,
     CheckpointError,
     check_inside,
-    read_json,
     read_state_dict,
 )
+from .files.configs import check_config, check_tokens, read_schedule_config
 from .files.hub import build, build_diffusers, fill, part, read_hub
 from .files.libraries import require
 from .files.safe import write_whole
@@ -214,7 +214,7 @@ def load_movq(source: Source, dtype: torch.dtype = torch.float32) -> MoVQ:
         config, tensors = kandinsky_original.convert_movq(read_state_dict(source.path), name)
     else:
         config, tensors, name = read_hub(source, "movq", dtype)
-    network = build_diffusers("VQModel", config, name)
+    network = build_diffusers("VQModel", config, name, tensors)
     if network.config.norm_type != "spatial":
         raise CheckpointError(
             f"'{name}' is a VQModel without spatial norms, so no MoVQ. Choose the folder of a"
@@ -253,7 +253,7 @@ def load_latent_decoder(
     else:
         config, tensors, name = read_hub(source, "unet", dtype)
         published = _read_schedule(source)
-    network = build_diffusers("UNet2DConditionModel", config, name)
+    network = build_diffusers("UNet2DConditionModel", config, name, tensors)
     kind = network.config.encoder_hid_dim_type
     if kind == "image_proj":
         dim, text_space = network.config.encoder_hid_dim, None
@@ -299,6 +299,7 @@ def load_mclip(source: Source, dtype: torch.dtype = torch.float32) -> TextEncode
     model, config_class = require("transformers", "XLMRobertaModel", "XLMRobertaConfig")
     own = {k: v for k, v in config.items() if k not in ("architectures", "torch_dtype", "dtype")}
     own = _xlmr_sizes(tensors) | own
+    check_config("XLMRobertaConfig", config, name, len(tensors))
     # The pooler answers a question that this tower is not asked; some files lack it.
     tensors = {k: v for k, v in tensors.items() if not k.startswith("transformer.pooler.")}
     projection = tensors.get("LinearTransformation.weight")
@@ -315,7 +316,11 @@ def load_mclip(source: Source, dtype: torch.dtype = torch.float32) -> TextEncode
 
     network = build(make, name)
     fill(network, tensors, dtype, name)
-    return TextEncoder(network, _xlmr_tokenizer(source), _mclip_space(dim))
+    tokenizer, sizes = _xlmr_tokenizer(source), network.config
+    # Positions are counted from behind the padding's.
+    places = sizes.max_position_embeddings - (sizes.pad_token_id or 0) - 1
+    check_tokens(tokenizer, sizes.vocab_size, places, f"{name}'s tokenizer")
+    return TextEncoder(network, tokenizer, _mclip_space(dim))
 
 
 def _xlmr_tokenizer(source: Source) -> Any:
@@ -417,6 +422,6 @@ def _read_schedule(source: Source) -> LatentSchedule:
     file = part(source, "scheduler") / "scheduler_config.json"
     check_inside(file, source.folders)
     try:
-        return LatentSchedule.from_config(read_json(file))
+        return LatentSchedule.from_config(read_schedule_config(file))
     except (EdgeError, ValueError, TypeError) as error:
         raise CheckpointError(f"'{file}': {error}. {AGAIN}") from error

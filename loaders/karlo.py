@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +17,8 @@ from ..networks.karlo import TextProjection, UnCLIPDecoder, UnCLIPUpscaler
 from ..samplers.parts.schedule import UnCLIPSchedule
 from . import karlo_keys as karlo_original
 from .files.catalogue import Published, Source, Stage, System
-from .files.checkpoint import read_json, read_state_dict
+from .files.checkpoint import check_inside, read_json, read_state_dict
+from .files.configs import check_config
 from .files.hub import build, build_diffusers, expect, fill, read_hub
 from .unclip import original_schedule, read_schedule, space_of
 
@@ -123,7 +125,7 @@ def load_decoder(
         config, tensors, name = read_hub(source, "decoder", dtype)
         projection_config, projection, projection_name = read_hub(source, "text_proj", dtype)
         schedule = read_schedule(source, "decoder_scheduler")
-    unet = build_diffusers("UNet2DConditionModel", config, name)
+    unet = build_diffusers("UNet2DConditionModel", config, name, tensors)
     fill(unet, tensors, dtype, name)
     text_proj = _build_projection(projection_config, projection_name)
     fill(text_proj, projection, dtype, projection_name)
@@ -154,11 +156,11 @@ def load_upscaler(source: Source, dtype: torch.dtype = torch.float32) -> LoadedU
     for config, tensors, name in zip(
         (first_config, last_config), (first, last), names, strict=True
     ):
-        networks.append(build_diffusers("UNet2DModel", config, name))
+        networks.append(build_diffusers("UNet2DModel", config, name, tensors))
         fill(networks[-1], tensors, dtype, name)
     high = _edge(first_config) or 256
     decoder = source.path / "decoder" / "config.json"
-    low = _edge(read_json(decoder)) if decoder.is_file() else None
+    low = _low_size(decoder, source) if decoder.is_file() else None
     network = UnCLIPUpscaler(*networks).eval().requires_grad_(False)
     return LoadedUpscaler(network, schedule, low or high // 4, high)
 
@@ -171,8 +173,16 @@ def _edge(config: dict[str, Any]) -> int | None:
     return int(size[0] if isinstance(size, list) else size) if size else None
 
 
+def _low_size(decoder: Path, source: Source) -> int | None:
+    check_inside(decoder, source.folders)
+    config = read_json(decoder)
+    check_config("UNet2DConditionModel", config, str(decoder), None)
+    return _edge(config)
+
+
 def _build_projection(config: dict[str, Any], name: str) -> TextProjection:
     expect(config.get("_class_name", "UnCLIPTextProjModel"), "UnCLIPTextProjModel", name)
     own = {k: v for k, v in config.items() if not k.startswith("_")}
     own.setdefault("clip_embeddings_dim", 768)
+    check_config("UnCLIPTextProjModel", own, name, None)
     return build(lambda: TextProjection(**own), name)

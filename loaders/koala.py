@@ -20,7 +20,8 @@ from ..networks.memory import SDXL_PLACE
 from ..samplers.koala import FACTOR, LATENT_SCALE, EulerSchedule
 from . import clip
 from .files.catalogue import Published, Source, Stage, System
-from .files.checkpoint import AGAIN, CheckpointError, check_inside, read_json, read_state_dict
+from .files.checkpoint import AGAIN, CheckpointError, check_inside, read_state_dict
+from .files.configs import read_schedule_config
 from .files.hub import build_diffusers, build_transformers, fill, part, read_hub
 
 HEAD_DIM = 64
@@ -189,10 +190,10 @@ def load_unet(
         schedule = EulerSchedule()
         try:
             if file.is_file():
-                schedule = EulerSchedule.from_config(read_json(file))
+                schedule = EulerSchedule.from_config(read_schedule_config(file))
         except EdgeError as error:
             raise CheckpointError(f"'{file}': {error}") from error
-    network = build_diffusers("UNet2DConditionModel", config, name)
+    network = build_diffusers("UNet2DConditionModel", config, name, tensors)
     if network.config.addition_embed_type != "text_time":
         raise CheckpointError(
             f"'{name}' is no U-Net of SDXL's kind (addition_embed_type is"
@@ -338,11 +339,12 @@ def load_text_encoders(source: Source, dtype: torch.dtype = torch.float32) -> Te
             # The same encoder as unCLIP has it; the pooled embedding is the second encoder's.
             config = config | {"architectures": [class_name]}
             tensors.pop("text_projection.weight", None)
-        network = build_transformers(class_name, "CLIPTextConfig", config, name)
+        network = build_transformers(class_name, "CLIPTextConfig", config, name, tensors)
         fill(network, tensors, dtype, name, "text_model.")
         towers.append(network)
         folder = part(source, f"tokenizer{suffix}")
         tokenizers.append(clip.load_tokenizer(folder, source.folders))
+        clip.check_tokenizer(tokenizers[-1], network, str(folder))
     return TextEncoderPair(
         towers[0], towers[1], tokenizers[0], tokenizers[1], name=str(source.path)
     )
@@ -361,7 +363,7 @@ def load_vae(source: Source, dtype: torch.dtype = torch.float32) -> SDXLVAE:
         LibraryError: diffusers cannot be imported.
     """
     config, tensors, name = read_hub(source, "vae", dtype)
-    network = build_diffusers("AutoencoderKL", config, name)
+    network = build_diffusers("AutoencoderKL", config, name, tensors)
     channels, scale = network.config.latent_channels, network.config.scaling_factor
     if channels != 4 or abs(scale - LATENT_SCALE) > 1e-4:
         raise CheckpointError(

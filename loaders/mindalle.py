@@ -49,6 +49,9 @@ VOCABULARY, MERGES = "tokenizer/bpe-16k-vocab.json", "tokenizer/bpe-16k-merges.t
 FILES = (CONFIG, ORIGINAL_CONFIG, VOCABULARY, MERGES, *VQGAN_FILES, *TRANSFORMER_FILES)
 """Everything that is ever read out of a folder or an archive."""
 
+LARGEST = 4096
+"""A picture's edge, heads or groups; the published ones are 256, 24 and 32."""
+
 YAML_BYTES = 2**18
 """Of a config.yaml; the published one has 2 kB."""
 
@@ -317,9 +320,12 @@ def _part(values: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 
 
 def _positive(value: Any, path: Path) -> int | None:
-    if value is None or (type(value) is int and value > 0):
+    if value is None or (type(value) is int and 0 < value <= LARGEST):
         return value
-    raise CheckpointError(f"'{path}' says {value!r} where a positive whole number belongs. {AGAIN}")
+    raise CheckpointError(
+        f"'{path}' says {repr(value)[:60]} where a positive whole number belongs, up to {LARGEST}."
+        f" {AGAIN}"
+    )
 
 
 # -- weights -----------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from .files.checkpoint import (
     read_component,
     read_json,
 )
+from .files.configs import check_config
 from .files.libraries import require
 
 SYSTEMS = (
@@ -140,9 +141,11 @@ def _load_folder(source: Source, dtype: torch.dtype) -> Reranker:
         read_json(preparation) if preparation.is_file() else {},
         network["vision"].config.image_size,
     )
+    tokenizer = clip.load_tokenizer(folder, folders)
+    clip.check_tokenizer(tokenizer, network["text"], f"{name}'s tokenizer")
     return Reranker(
         network,
-        clip.load_tokenizer(folder, folders),
+        tokenizer,
         prepare.size,
         prepare.mean,
         prepare.std,
@@ -160,6 +163,7 @@ def _tower(
     # Where the projection's width is said once, it is said outside.
     own = dict(own) if isinstance(own, dict) else {}
     own["projection_dim"] = config.get("projection_dim", own.get("projection_dim", 512))
+    check_config(config_name, own, name, len(tensors))
     try:
         with torch.device("meta"):
             network = tower_class(config_class.from_dict(own))

@@ -20,6 +20,7 @@ from .clip import Preprocess
 from .files import catalogue
 from .files.catalogue import Source, Stage, System
 from .files.checkpoint import AGAIN, CheckpointError, check_inside, read_json, read_state_dict
+from .files.configs import nested, read_schedule_config
 from .files.hub import build_diffusers, build_transformers, fill, part, read_hub
 
 SYSTEMS = (
@@ -92,10 +93,13 @@ def load_text_encoder(
         tokenizer = clip.load_tokenizer(found, source.folders, pad_token="<|endoftext|>")
     else:
         config, tensors, name = read_hub(source, "text_encoder", dtype)
-        config = config.get("text_config", config)
+        config = nested(config, "text_config", name)
         tokenizer = clip.load_tokenizer(part(source, "tokenizer"), source.folders)
-    network = build_transformers("CLIPTextModelWithProjection", "CLIPTextConfig", config, name)
+    network = build_transformers(
+        "CLIPTextModelWithProjection", "CLIPTextConfig", config, name, tensors
+    )
     fill(network, tensors, dtype, name, "text_model.")
+    clip.check_tokenizer(tokenizer, network, f"{name}'s tokenizer")
     return TextEncoder(network, tokenizer, space_of(source, network.config.projection_dim))
 
 
@@ -119,12 +123,14 @@ def load_image_encoder(
         preparation: dict[str, Any] | None = None
     else:
         config, tensors, name = read_hub(source, "image_encoder", dtype)
-        config = config.get("vision_config", config)
+        config = nested(config, "vision_config", name)
         file = source.folder(_place(source, "preprocessor")) / "preprocessor_config.json"
         if file.is_file():
             check_inside(file, source.folders)
         preparation = read_json(file) if file.is_file() else {}
-    network = build_transformers("CLIPVisionModelWithProjection", "CLIPVisionConfig", config, name)
+    network = build_transformers(
+        "CLIPVisionModelWithProjection", "CLIPVisionConfig", config, name, tensors
+    )
     fill(network, tensors, dtype, name, "vision_model.")
     size = network.config.image_size
     if preparation is None:
@@ -157,7 +163,7 @@ def load_prior(
     else:
         config, tensors, name = read_hub(source, "prior", dtype)
         schedule = read_schedule(source, _place(source, "prior_schedule"))
-    network = build_diffusers("PriorTransformer", config, name)
+    network = build_diffusers("PriorTransformer", config, name, tensors)
     fill(network, tensors, dtype, name)
     return LoadedPrior(network, schedule, space_of(source, network.config.embedding_dim))
 
@@ -216,7 +222,7 @@ def read_schedule(source: Source, component: str) -> UnCLIPSchedule:
     """
     file = part(source, component) / "scheduler_config.json"
     check_inside(file, source.folders)
-    config = read_json(file)
+    config = read_schedule_config(file)
     name = config.get("_class_name", "UnCLIPScheduler")
     if name != "UnCLIPScheduler":
         raise CheckpointError(f"'{file}' is a {name}; this stage needs an UnCLIPScheduler")

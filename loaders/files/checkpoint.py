@@ -20,7 +20,7 @@ import mmap
 import pickle
 import pickletools
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -125,7 +125,12 @@ def read_object(path: Path) -> Any:
     if not zipped and _head(path)[:2] == b"PK":
         raise CheckpointError(f"'{path}' is truncated: its end is missing. {AGAIN}")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped or None)
+        _check_pickles(path, zipped)
+        value = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped or None)
+        _check_sizes(value, path.stat().st_size)
+        return value
+    except _Bomb as error:
+        raise CheckpointError(f"'{path}' is damaged ({_reason(error)}). {AGAIN}") from error
     except pickle.UnpicklingError as error:
         if guise := _guise(path):
             raise CheckpointError(f"'{path}' is no checkpoint{guise}. {AGAIN}") from error
@@ -137,7 +142,7 @@ def read_object(path: Path) -> Any:
             " `prior-art download karlo`, or convert the file to safetensors on a machine where"
             " you trust it"
         ) from error
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError, IndexError) as error:
+    except Exception as error:  # a hostile file may fail in any way, none of them runs code
         raise CheckpointError(
             f"'{path}' is truncated or damaged{_guise(path)} ({_reason(error)}). {AGAIN}"
         ) from error
@@ -222,6 +227,16 @@ def load_strict(
             f"'{source_name}' does not fit its config: {_some(wrong)}. Weights and config.json"
             " come from different models; download both again"
         )
+    strange = [
+        f"{key} in {str(state_dict[key].dtype).removeprefix('torch.')}"
+        for key in wanted
+        if wanted[key].is_floating_point() and not state_dict[key].is_floating_point()
+    ]
+    if strange:
+        raise CheckpointError(
+            f"'{source_name}' holds weights that are no plain numbers: {_some(strange)}. Quantised"
+            " files are not read; use the fp32, fp16 or bf16 ones"
+        )
     network.load_state_dict(dict(state_dict), strict=True, assign=True)
     _compute_buffers(network, source_name)
 
@@ -249,9 +264,9 @@ def _read_shards(index: Path, folders: Sequence[Path]) -> dict[str, torch.Tensor
         raise CheckpointError(f"'{index}' has no weight_map. {AGAIN}")
     state: dict[str, torch.Tensor] = {}
     for name in sorted(set(table.values())):
-        if Path(name).name != name or "\\" in name or name in ("", ".", ".."):
+        if Path(name).name != name or "\\" in name or not name.isprintable() or name in ("", ".."):
             raise CheckpointError(
-                f"'{index}' names the shard '{name}', which is no plain file name"
+                f"'{index}' names the shard {name!r}, which is no plain file name. {AGAIN}"
             )
         shard = index.parent / name
         check_inside(shard, folders)
@@ -538,9 +553,7 @@ def _unpickled(
         with zipfile.ZipFile(path) as archive, path.open("rb") as file:
             records = {info.filename.partition("/")[2]: info for info in archive.infolist()}
             read = {name: r for name, r in records.items() if name.startswith("data")}
-            packed = [r.filename for r in read.values() if r.compress_type != zipfile.ZIP_STORED]
-            if packed:  # torch never does; a small file could claim to be a huge one
-                raise pickle.UnpicklingError(f"'{packed[0]}' is compressed")
+            _refuse_packed(read.values())
             if "data.pkl" not in records:
                 raise pickle.UnpicklingError("it holds no data.pkl")
             pickled = archive.read(records["data.pkl"])
@@ -557,7 +570,9 @@ def _mapped(
     path: Path, views: Mapping[str, _View], tensor: Callable[[_View], torch.Tensor], what: str
 ) -> dict[str, torch.Tensor]:
     try:
-        return {key: tensor(view) for key, view in views.items()}
+        state = {key: tensor(view) for key, view in views.items()}
+        _check_sizes(state, path.stat().st_size)
+        return state
     except Exception as error:  # whatever numbers a hostile file holds
         raise _damaged(path, what, error) from error
 
@@ -588,11 +603,69 @@ def _tensor(view: _View, data: mmap.mmap, records: Mapping[str, zipfile.ZipInfo]
     return torch.as_strided(flat, tuple(view.size), tuple(view.stride), view.offset)
 
 
+class _Bomb(pickle.UnpicklingError):
+    """What would cost more than its size to read."""
+
+
+def _refuse_packed(records: Iterable[zipfile.ZipInfo]) -> None:
+    """Torch never packs; a small file could claim to be a huge one."""
+    packed = [r.filename for r in records if r.compress_type != zipfile.ZIP_STORED]
+    if packed:
+        raise _Bomb(f"'{packed[0]}' is compressed")
+
+
+def _check_pickles(path: Path, zipped: bool) -> None:
+    """:func:`check_pickle` for what torch itself is to read: an archive, or torch's old format of
+    several pickles in a row."""
+    if zipped:
+        with zipfile.ZipFile(path) as archive:
+            _refuse_packed(archive.infolist())
+            for info in archive.infolist():
+                if info.filename.endswith(".pkl"):
+                    check_pickle(archive.read(info))
+    elif _head(path).startswith(b"\x80"):
+        with path.open("rb") as file:
+            for _ in range(4):  # a magic number, a version, the system, what was saved
+                check_pickle(file)
+    # Another beginning is no checkpoint, which torch says.
+
+
+REPEATED = 16
+"""How many times the bytes of a file its tensors may have: weights that are tied lie there once."""
+
+
+def _check_sizes(value: Any, size: int) -> None:
+    """Refuse tensors larger than their storage, which repeat it, and many of one storage.
+
+    Args:
+        value: tensors in plain containers.
+        size: bytes of the file.
+
+    Raises:
+        _Bomb: such tensors.
+    """
+    total, waiting, seen = 0, [value], set()
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, torch.Tensor):
+            if item.layout != torch.strided or item.is_quantized or item.is_meta:
+                raise _Bomb("a tensor of another kind than weights")
+            needed = item.numel() * item.element_size()
+            if needed > item.untyped_storage().nbytes():
+                raise _Bomb("a tensor larger than its storage")
+            total += needed
+            if total > REPEATED * max(size, 2**20):
+                raise _Bomb("tensors that are far larger than the file")
+        elif isinstance(item, (Mapping, list, tuple, set)) and id(item) not in seen:
+            seen.add(id(item))
+            waiting += item.values() if isinstance(item, Mapping) else item
+
+
 DEEPEST = 10_000
 """Leaves of a tuple that a checkpoint may hold; torch's have a handful."""
 
 
-def check_pickle(pickled: bytes) -> None:
+def check_pickle(pickled: bytes | IO[bytes]) -> None:
     """Refuse what would cost more than its size to unpickle.
 
     A tuple of tuples of tuples is hashed leaf by leaf wherever it is a key, in time that doubles
@@ -613,7 +686,7 @@ def check_pickle(pickled: bytes) -> None:
         elif name in ("PUT", "BINPUT", "LONG_BINPUT"):
             put += 1
             if int(argument) > put:
-                raise pickle.UnpicklingError(f"memo place {argument} after {put} items")
+                raise _Bomb(f"memo place {argument} after {put} items")
         if name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
             memo[int(argument)] = stack[-1] or 1 if stack else 1
             continue
@@ -628,7 +701,7 @@ def check_pickle(pickled: bytes) -> None:
         if name in ("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "FROZENSET"):
             leaves = 1 + sum(taken)
             if leaves > DEEPEST:
-                raise pickle.UnpicklingError("tuples in tuples that no checkpoint has")
+                raise _Bomb("tuples in tuples that no checkpoint has")
         elif name == "DUP":
             stack.append(taken[0] if taken else 1)
             leaves = taken[0] if taken else 1

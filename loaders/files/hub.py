@@ -8,7 +8,7 @@ file's. Nothing here touches the internet.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from .checkpoint import (
     read_component,
     read_json,
 )
+from .configs import check_config
 from .libraries import require
 
 
@@ -76,8 +77,10 @@ def build(make: Callable[[], nn.Module], name: str) -> nn.Module:
         ) from error
 
 
-def build_diffusers(class_name: str, config: dict[str, Any], name: str) -> nn.Module:
-    """A network of a diffusers class, on the meta device.
+def build_diffusers(
+    class_name: str, config: dict[str, Any], name: str, tensors: Sized
+) -> nn.Module:
+    """A network of a diffusers class, on the meta device; ``tensors`` are its weights'.
 
     Raises:
         CheckpointError: the config describes another class, or no network.
@@ -85,22 +88,24 @@ def build_diffusers(class_name: str, config: dict[str, Any], name: str) -> nn.Mo
     """
     cls = require("diffusers", class_name)
     expect(config.get("_class_name", class_name), class_name, name)
+    check_config(class_name, config, name, len(tensors))
     with _quiet("diffusers"):
         return build(lambda: cls.from_config(dict(config)), name)
 
 
 def build_transformers(
-    class_name: str, config_name: str, config: dict[str, Any], name: str
+    class_name: str, config_name: str, config: dict[str, Any], name: str, tensors: Sized
 ) -> nn.Module:
-    """A network of a transformers class, on the meta device.
+    """A network of a transformers class, on the meta device; ``tensors`` are its weights'.
 
     Raises:
         CheckpointError: the config describes another class, or no network.
         LibraryError: transformers cannot be imported.
     """
     cls, config_class = require("transformers", class_name, config_name)
-    found = config.get("architectures") or [class_name]
-    expect(found[0], class_name, name)
+    check_config(config_name, config, name, len(tensors))
+    found = config.get("architectures") or class_name
+    expect(found if isinstance(found, str) else found[0], class_name, name)
     own = {k: v for k, v in config.items() if k not in ("architectures", "torch_dtype", "dtype")}
     return build(lambda: cls(config_class.from_dict(own)), name)
 

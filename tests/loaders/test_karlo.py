@@ -277,7 +277,11 @@ def test_image_encoder_without_feature_extractor(hub: Path, copy: Path) -> None:
     [
         ("prior/config.json", "{", "not JSON"),
         ("prior/config.json", '{"_class_name": "UNet2DModel"}', "is a UNet2DModel, but"),
-        ("prior/config.json", '{"num_layers": "many"}', "no network that can be built"),
+        (
+            "prior/config.json",
+            '{"num_layers": "many"}',
+            "num_layers 'many', but it must be a whole number",
+        ),
         (
             "prior/config.json",
             '{"num_layers": 1, "embedding_dim": 8}',
