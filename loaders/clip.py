@@ -20,8 +20,9 @@ import torch
 from PIL import Image
 
 from ..edges import EdgeError
-from .checkpoint import AGAIN, CheckpointError, check_inside, read_json
-from .libraries import require
+from ..samplers.parts.resize import resize_and_crop
+from .files.checkpoint import AGAIN, CheckpointError, check_inside, read_json
+from .files.libraries import require
 
 logger = logging.getLogger("prior_art")
 
@@ -219,6 +220,8 @@ class Preprocess:
         size: edge of the picture that the tower sees.
         resize: the short edge goes to this before the crop; equal to ``size`` in published CLIPs.
         squash: resize both edges to ``size`` instead, as Karlo's original repository does.
+        openai: resize and crop as OpenAI's own preparation does, which rounds half a place
+            otherwise; ``resize`` is then ``size``.
         mean: subtracted per channel.
         std: divided by per channel.
         resample: Pillow's filter; 3 is bicubic.
@@ -228,6 +231,7 @@ class Preprocess:
     size: int = 224
     resize: int = 224
     squash: bool = False
+    openai: bool = False
     mean: tuple[float, ...] = MEAN
     std: tuple[float, ...] = STD
     resample: int = 3
@@ -255,20 +259,25 @@ class Preprocess:
 
     def _one(self, pixels: np.ndarray) -> np.ndarray:
         picture = Image.fromarray(pixels)
-        width, height = picture.size
         if self.squash:
-            target = (self.size, self.size)
+            array = np.asarray(picture.resize((self.size, self.size), resample=self.resample))
+        elif self.openai:
+            array = resize_and_crop(picture, self.size)
         else:
-            short, long = min(width, height), max(width, height)
-            edge = int(self.resize * long / short)
-            target = (self.resize, edge) if width <= height else (edge, self.resize)
-        array = np.asarray(picture.resize(target, resample=self.resample))
-        top = (array.shape[0] - self.size) // 2
-        left = (array.shape[1] - self.size) // 2
-        array = array[top : top + self.size, left : left + self.size]
+            array = self._cropped(picture)
         scaled = (array.astype(np.float64) * self.scale).astype(np.float32)
         mean, std = (np.array(numbers, dtype=np.float32) for numbers in (self.mean, self.std))
         return ((scaled - mean) / std).transpose(2, 0, 1)
+
+    def _cropped(self, picture: Image.Image) -> np.ndarray:
+        width, height = picture.size
+        short, long = min(width, height), max(width, height)
+        edge = int(self.resize * long / short)
+        target = (self.resize, edge) if width <= height else (edge, self.resize)
+        array = np.asarray(picture.resize(target, resample=self.resample))
+        top = (array.shape[0] - self.size) // 2
+        left = (array.shape[1] - self.size) // 2
+        return array[top : top + self.size, left : left + self.size]
 
 
 def preprocess_from_config(config: Mapping[str, Any], image_size: int) -> Preprocess:

@@ -8,19 +8,22 @@ encoder and prior are loaded by ``unclip.py``.
 from __future__ import annotations
 
 import contextlib
+import re
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from ..edges import SPACES, EdgeError, EmbeddingSpace
-from ..networks.mclip import MultilingualCLIP
-from ..networks.movq import at_latent_size, colours_of
+from ..edges import EdgeError, EmbeddingSpace
+from ..networks.kandinsky_mclip import MultilingualCLIP
+from ..networks.kandinsky_movq import at_latent_size, colours_of
 from ..samplers.clip import encode_zero_image
-from ..samplers.schedule import LatentSchedule, p_sampler
-from . import clip, kandinsky_original
-from .checkpoint import (
+from ..samplers.parts.schedule import LatentSchedule, last_part_apart
+from . import clip, sentencepiece
+from . import kandinsky_keys as kandinsky_original
+from .files.catalogue import Published, Source, Stage, System
+from .files.checkpoint import (
     AGAIN,
     CheckpointError,
     check_inside,
@@ -28,10 +31,10 @@ from .checkpoint import (
     read_state_dict,
     write_whole,
 )
-from .hub import build, build_diffusers, fill, part, read_hub
-from .karlo_original import HEAD_DIM
-from .libraries import require
-from .sources import Source
+from .files.hub import build, build_diffusers, fill, part, read_hub
+from .files.libraries import require
+from .karlo import OPENAI_VIT_L
+from .karlo_keys import HEAD_DIM
 from .unclip import TextEncoder, load_image_encoder, space_of
 
 if TYPE_CHECKING:
@@ -40,10 +43,122 @@ if TYPE_CHECKING:
 ZERO_IMAGE = "zero_image_embeds.safetensors"
 """Our own file in a prior's folder: what the image encoder makes of a picture of zeros."""
 
+MCLIP_SPACE = EmbeddingSpace("mclip-vit-l-14", 768, "mCLIP XLM-R (Kandinsky 2.1's text encoder)")
+
+
+def _folders(parts: tuple[str, ...], *names: str) -> dict[str, Published]:
+    """Repositories of the same components, each a folder of its own."""
+    whole = ("", *parts, "scheduler")
+    return {name: Published(name, {f"kandinsky-community/{name}": whole}) for name in names}
+
+
+_COMBINED = frozenset(
+    f"Kandinsky{version}{mode}CombinedPipeline"
+    for version in ("", "V22")
+    for mode in ("", "Img2Img", "Inpaint")
+)
+
+SYSTEMS = (
+    System(
+        name="kandinsky-prior",
+        title="Kandinsky",
+        stages={
+            "text_encoder": Stage("encoder", ("text_encoder", "CLIPTextModelWithProjection")),
+            "image_encoder": Stage("encoder", ("image_encoder", "CLIPVisionModelWithProjection")),
+            "prior": Stage("prior", ("prior", "PriorTransformer")),
+        },
+        pipelines=frozenset(
+            {
+                "KandinskyV22PriorPipeline",
+                "KandinskyV22PriorEmb2EmbPipeline",
+                "KandinskyPriorPipeline",
+            }
+        ),
+        combined=_COMBINED,
+        prefix="prior_",
+        checkpoints=(
+            OPENAI_VIT_L,
+            (re.compile(r"prior_fp16\.(ckpt|safetensors)"), frozenset({"prior"})),
+        ),
+        beside=re.compile(r"(prior|decoder|inpainting)_fp16\..*|movq_final\..*"),
+        label="Kandinsky 2.1",
+        indexed=True,
+        places={"preprocessor": "image_processor", "prior_schedule": "scheduler"},
+        embedded=(
+            ("shapes-kandinsky-prior", "kandinsky/prior"),
+            ("shapes-kandinsky-2-1-prior", "kandinsky/2-1-prior"),
+        ),
+        spaces=(
+            EmbeddingSpace("laion-vit-bigg-14", 1280, "OpenCLIP ViT-bigG/14 (Kandinsky 2.2)", 1664),
+            EmbeddingSpace(
+                "shapes-vit-g", 96, "the embedded family's wider CLIP (shapes-kandinsky)"
+            ),
+        ),
+        published=_folders(
+            ("tokenizer", "text_encoder", "image_encoder", "image_processor", "prior"),
+            "kandinsky-2-2-prior",
+            "kandinsky-2-1-prior",
+        ),
+        together={"kandinsky-2-2": ("kandinsky-2-2-prior", "kandinsky-2-2-decoder")},
+        download="prior-art download kandinsky-2-2-prior",
+    ),
+    System(
+        name="kandinsky",
+        title="Kandinsky",
+        stages={
+            "latent_decoder": Stage("sampled", ("unet", "UNet2DConditionModel")),
+            "movq": Stage("autoencoder", ("movq", "VQModel"), full=True),
+            # The original reads it as whatever AutoConfig makes of it.
+            "mclip": Stage("encoder", ("text_encoder", "MultilingualCLIP"), types=("xlm-roberta",)),
+        },
+        pipelines=frozenset(
+            {
+                "KandinskyV22Pipeline",
+                "KandinskyV22Img2ImgPipeline",
+                "KandinskyV22InpaintPipeline",
+                "KandinskyV22ControlnetPipeline",
+                "KandinskyV22ControlnetImg2ImgPipeline",
+                "KandinskyPipeline",
+                "KandinskyImg2ImgPipeline",
+                "KandinskyInpaintPipeline",
+            }
+            | _COMBINED
+        ),
+        checkpoints=(
+            (
+                re.compile(r"(decoder|inpainting)_fp16\.(ckpt|safetensors)"),
+                frozenset({"latent_decoder"}),
+            ),
+            (re.compile(r"movq_final\.(ckpt|safetensors)"), frozenset({"movq"})),
+        ),
+        embedded=(
+            ("shapes-kandinsky", "kandinsky/decoder"),
+            ("shapes-kandinsky-inpaint", "kandinsky/inpaint"),
+            ("shapes-kandinsky-depth", "kandinsky/depth"),
+            ("shapes-kandinsky-2-1", "kandinsky/2-1"),
+        ),
+        spaces=(MCLIP_SPACE,),
+        published={
+            **_folders(
+                ("unet", "movq"),
+                "kandinsky-2-2-decoder",
+                "kandinsky-2-2-decoder-inpaint",
+                "kandinsky-2-2-controlnet-depth",
+            ),
+            **_folders(
+                ("tokenizer", "text_encoder", "unet", "movq"),
+                "kandinsky-2-1",
+                "kandinsky-2-1-inpaint",
+            ),
+        },
+        download="prior-art download kandinsky-2-2-decoder",
+    ),
+)
+
 
 @dataclass(frozen=True)
 class MoVQ:
-    """A MoVQ ready to use; its functions are in ``networks/movq.py``.
+    """A MoVQ ready to use; its functions are in ``networks/kandinsky_movq.py``.
 
     Attributes:
         network: diffusers' ``VQModel``, its spatial norms evaluated at latent size.
@@ -70,6 +185,8 @@ class LatentDecoder:
         colours: of its latents, for previews: see ``networks.movq.colours_of``; ``None`` where no
             MoVQ lies beside it.
         name: where it came from, for messages.
+        exact: a picture has the size that was asked for, as the original repository cuts it; else
+            the next multiple of 64, as diffusers leaves it.
     """
 
     network: nn.Module
@@ -78,6 +195,7 @@ class LatentDecoder:
     text_space: EmbeddingSpace | None
     colours: torch.Tensor | None
     name: str
+    exact: bool = False
 
 
 def load_movq(source: Source, dtype: torch.dtype = torch.float32) -> MoVQ:
@@ -118,7 +236,8 @@ def load_latent_decoder(
     Args:
         source: from :func:`~.sources.find_source` for the stage ``latent_decoder``.
         dtype: storage dtype.
-        sampler: "published", the folder's own, or "p_sampler", the original repository's.
+        sampler: "published", the source's own, or one of the original repository's:
+            ``kandinsky_original.SAMPLERS``.
         head_dim: width of an attention head; only original checkpoints need it.
 
     Raises:
@@ -130,28 +249,36 @@ def load_latent_decoder(
         config, tensors = kandinsky_original.convert_decoder(
             read_state_dict(source.path), name, head_dim
         )
-        schedule = LatentSchedule.from_config(kandinsky_original.SCHEDULER)
+        published = None
     else:
         config, tensors, name = read_hub(source, "unet", dtype)
-        schedule = _read_schedule(source)
-    if sampler == "p_sampler":
-        schedule = p_sampler(schedule)
+        published = _read_schedule(source)
     network = build_diffusers("UNet2DConditionModel", config, name)
     kind = network.config.encoder_hid_dim_type
     if kind == "image_proj":
         dim, text_space = network.config.encoder_hid_dim, None
     elif kind == "text_image_proj":
         dim = network.config.cross_attention_dim
-        text_space, schedule = _mclip_space(dim), replace(schedule, original_start=True)
+        text_space = _mclip_space(dim)
+        if published is not None:
+            # diffusers' pipeline has it from the original repository, no config says it.
+            published = replace(
+                published, begin=last_part_apart, start_betas=kandinsky_original.START_BETAS
+            )
     else:
         raise CheckpointError(
             f"'{name}' does not read image embeddings (encoder_hid_dim_type is {kind!r}), so it is"
             " no decoder of Kandinsky. Choose the folder of one"
         )
+    if sampler != "published":
+        schedule = kandinsky_original.schedule_of(sampler, published)
+    else:
+        schedule = published or kandinsky_original.DDIM_SAMPLER
     fill(network, tensors, dtype, name)
     colours = colours_of(load_movq(source).network) if "movq" in source.stages else None
     space = space_of(source, dim)
-    return LatentDecoder(network, schedule, space, text_space, colours, name)
+    exact = source.kind == "checkpoint"
+    return LatentDecoder(network, schedule, space, text_space, colours, name, exact)
 
 
 def load_mclip(source: Source, dtype: torch.dtype = torch.float32) -> TextEncoder:
@@ -169,30 +296,53 @@ def load_mclip(source: Source, dtype: torch.dtype = torch.float32) -> TextEncode
         LibraryError: transformers cannot be imported.
     """
     config, tensors, name = read_hub(source, "text_encoder", dtype)
-    model, config_class, tokenizer_class = require(
-        "transformers", "XLMRobertaModel", "XLMRobertaConfig", "XLMRobertaTokenizer"
-    )
+    model, config_class = require("transformers", "XLMRobertaModel", "XLMRobertaConfig")
     own = {k: v for k, v in config.items() if k not in ("architectures", "torch_dtype", "dtype")}
     own = _xlmr_sizes(tensors) | own
-    width = config.get("transformerDimensions", config.get("transformerDimSize", 1024))
-    dim = config.get("numDims", config.get("imageDimSize", 768))
+    # The pooler answers a question that this tower is not asked; some files lack it.
+    tensors = {k: v for k, v in tensors.items() if not k.startswith("transformer.pooler.")}
+    projection = tensors.get("LinearTransformation.weight")
+    if projection is None or projection.ndim != 2:
+        raise CheckpointError(
+            f"'{name}' has no projection into CLIP's space (LinearTransformation.weight), so it is"
+            f" no mCLIP. {AGAIN}"
+        )
+    dim, width = projection.shape
 
     def make() -> nn.Module:
         settings = config_class.from_dict(own)
-        return MultilingualCLIP(model(settings), width, dim, settings)
+        return MultilingualCLIP(model(settings, add_pooling_layer=False), width, dim, settings)
 
     network = build(make, name)
     fill(network, tensors, dtype, name)
-    beside = (source.path / "tokenizer").is_dir()
+    return TextEncoder(network, _xlmr_tokenizer(source), _mclip_space(dim))
+
+
+def _xlmr_tokenizer(source: Source) -> Any:
+    """XLM-R's tokenizer beside the tower, or in its folder as in the original's.
+
+    Raises:
+        CheckpointError: none there, or a damaged one.
+    """
+    beside = source.folder("tokenizer").is_dir()
     folder = part(source, "tokenizer" if beside else "text_encoder")
     for file in sorted(folder.iterdir()):
         check_inside(file, source.folders)
-    try:
-        tokenizer = tokenizer_class.from_pretrained(str(folder), local_files_only=True)
-    except Exception as error:
-        raise CheckpointError(f"'{folder}' is no XLM-R tokenizer ({error}). {AGAIN}") from error
+    pieces = folder / sentencepiece.FILE
+    if (folder / "tokenizer.json").is_file():
+        tokenizer_class = require("transformers", "XLMRobertaTokenizer")
+        try:
+            tokenizer = tokenizer_class.from_pretrained(str(folder), local_files_only=True)
+        except Exception as error:
+            raise CheckpointError(f"'{folder}' is no XLM-R tokenizer ({error}). {AGAIN}") from error
+    elif pieces.is_file():
+        tokenizer = sentencepiece.read_xlmr_tokenizer(pieces)
+    else:
+        raise CheckpointError(
+            f"'{folder}' holds neither tokenizer.json nor {sentencepiece.FILE}. {AGAIN}"
+        )
     tokenizer.model_max_length = clip.CONTEXT
-    return TextEncoder(network, tokenizer, _mclip_space(dim))
+    return tokenizer
 
 
 def _xlmr_sizes(tensors: dict[str, torch.Tensor]) -> dict[str, int]:
@@ -218,7 +368,7 @@ def _xlmr_sizes(tensors: dict[str, torch.Tensor]) -> dict[str, int]:
 
 def _mclip_space(dim: int) -> EmbeddingSpace:
     """The space of an mCLIP of this width: the published one's, or a name of its own."""
-    published = SPACES["mclip-vit-l-14"]
+    published = MCLIP_SPACE
     if dim == published.dim:
         return published
     return replace(published, name=f"mclip-{dim}d", dim=dim)
@@ -242,7 +392,7 @@ def zero_image(source: Source) -> torch.Tensor | None:
         if set(tensors) != {"zero_image_embeds"} or tensors["zero_image_embeds"].ndim != 2:
             raise CheckpointError(f"'{file}' is none of PriorArt's; delete it, it is made again")
         return tensors["zero_image_embeds"].float()
-    if not (source.path / "image_encoder").is_dir():
+    if not source.folder("image_encoder").is_dir():
         return None
     embeds = encode_zero_image(load_image_encoder(source, torch.float32).network, "cpu")
     # A folder that cannot be written only means that this is done again.

@@ -192,8 +192,8 @@ class Headless:
     """The runner of the embedded host, which notes what each output node shows."""
 
     def __init__(self, pictures: Path, scratch: Path) -> None:
-        from prior_art.host import embedded
-        from prior_art.host.runner import node_classes
+        from prior_art.headless.runner import node_classes
+        from prior_art.host.embedded import door as embedded
 
         self.pictures, self.scratch = pictures, scratch
         self.now, self.shown = "", {}
@@ -225,8 +225,8 @@ class Headless:
             workflow: of either format.
             api: what the editor queues of it, to know its nodes by.
         """
-        from prior_art.host.runner import NodeError, Runner
-        from prior_art.host.workflow import WorkflowError
+        from prior_art.headless.runner import NodeError, Runner
+        from prior_art.headless.workflow import WorkflowError
 
         out = self.scratch / "out"
         shutil.rmtree(out, ignore_errors=True)
