@@ -123,8 +123,8 @@ def _add_transfer(recipes: Any) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from .host.runner import node_classes
-    from .host.workflow import read_workflow, to_api
+    from .headless.runner import node_classes
+    from .headless.workflow import read_workflow, to_api
 
     workflow = read_workflow(options.workflow)
     nodes = node_classes()
@@ -141,8 +141,8 @@ def _run(options: argparse.Namespace) -> int:
 
 def _runner(nodes: Mapping[str, Any], out: Path, pictures: Path) -> Any:
     """A runner that shows a bar per stage and stops at Ctrl-C within one step."""
-    from .host.embedded import session
-    from .host.runner import Runner, interrupt
+    from .headless.runner import Runner, interrupt
+    from .host.embedded.door import session
 
     bars = Bars()
     session.on_warning = bars.warn
@@ -183,17 +183,17 @@ class Bars:
 
 def _download(options: argparse.Namespace) -> int:
     from .host import host
-    from .loaders.download import TOGETHER, console_progress, download
+    from .loaders.files.download import console_progress, download, together
 
     folder = host.model_folders()[0]
     show = console_progress()
-    for system in TOGETHER.get(options.system, (options.system,)):
+    for system in together().get(options.system, (options.system,)):
         print(download(system, folder, progress=show, revision=options.revision))
     return 0
 
 
 def _convert(options: argparse.Namespace) -> int:
-    from .loaders.download import console_progress
+    from .loaders.files.download import console_progress
     from .loaders.mindalle_convert import convert
 
     made = convert(options.source, options.target, console_progress())
@@ -259,7 +259,7 @@ def _transfer(options: argparse.Namespace) -> int:
 
 
 def _nodes(options: argparse.Namespace) -> int:
-    from .host.runner import node_classes
+    from .headless.runner import node_classes
 
     for name, node in node_classes().items():
         print(f"{name:28} {node.define_schema().display_name}")
@@ -279,8 +279,8 @@ def _demo(options: argparse.Namespace) -> int:
     image, native sampling, a picture and a text mixed. KOALA: both U-Nets, native sampling.
     minDALL-E: the best of sixteen candidates, a class. Across systems: the prior of one with the
     decoder of another, a walk between two prompts."""
-    from .host.runner import node_classes
-    from .host.workflow import read_workflow, to_api
+    from .headless.runner import node_classes
+    from .headless.workflow import read_workflow, to_api
 
     nodes = node_classes()
     runner = _runner(nodes, options.out, options.out)

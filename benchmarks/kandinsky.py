@@ -25,10 +25,10 @@ from measure import alternate, machine, matmul_rate, print_table, summed, write
 from torch import Tensor, nn
 
 from prior_art.edges import SPACES
-from prior_art.networks.movq import at_latent_size, decode
-from prior_art.samplers.latent import keep_mask, latent_size, sample_latents
-from prior_art.samplers.schedule import LatentSchedule
-from prior_art.shapes import recipe
+from prior_art.networks.kandinsky_movq import at_latent_size, decode
+from prior_art.samplers.kandinsky import keep_mask, latent_size, sample_latents
+from prior_art.samplers.parts.schedule import LatentSchedule
+from prior_art.shapes.train import recipe
 
 PUBLISHED: dict[str, dict[str, Any]] = {
     "prior": {"embedding_dim": 1280},

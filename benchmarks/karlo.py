@@ -25,10 +25,11 @@ from measure import alternate, machine, matmul_rate, print_table, summed, write
 from torch import Tensor, nn
 
 from prior_art.edges import SPACES, EmbeddingSpace, TextEncoding
-from prior_art.networks.unclip import TextProjection, UnCLIPDecoder, UnCLIPUpscaler
-from prior_art.samplers import prior, unclip
-from prior_art.samplers.schedule import UnCLIPSchedule
-from prior_art.shapes import recipe
+from prior_art.networks.karlo import TextProjection, UnCLIPDecoder, UnCLIPUpscaler
+from prior_art.samplers import karlo as unclip
+from prior_art.samplers import prior
+from prior_art.samplers.parts.schedule import UnCLIPSchedule
+from prior_art.shapes.train import recipe
 
 WIDTHS = (320, 640, 960, 1280)
 PUBLISHED: dict[str, dict[str, Any]] = {

@@ -43,9 +43,9 @@ from measure import MIB, alternate, machine, measure, print_table, write
 from torch import Tensor, nn
 
 from prior_art.networks.mindalle import ARConfig, ARTransformer, Block
-from prior_art.networks.vqgan import decode
-from prior_art.samplers.autoregressive import sample_tokens
-from prior_art.samplers.noise import generators
+from prior_art.networks.mindalle_vqgan import decode
+from prior_art.samplers.mindalle import sample_tokens
+from prior_art.samplers.parts.noise import generators
 
 # Layers, width, heads.
 SIZES = {"true": (42, 1536, 24), "small": (12, 512, 8)}

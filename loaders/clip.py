@@ -20,9 +20,9 @@ import torch
 from PIL import Image
 
 from ..edges import EdgeError
-from ..samplers.resize import resize_and_crop
-from .checkpoint import AGAIN, CheckpointError, check_inside, read_json
-from .libraries import require
+from ..samplers.parts.resize import resize_and_crop
+from .files.checkpoint import AGAIN, CheckpointError, check_inside, read_json
+from .files.libraries import require
 
 logger = logging.getLogger("prior_art")
 

@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .checkpoint import AGAIN, CheckpointError
-from .libraries import require
+from .files.checkpoint import AGAIN, CheckpointError
+from .files.libraries import require
 
 FILE = "sentencepiece.bpe.model"
 LARGEST = 2**26

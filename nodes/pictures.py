@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from ..host import host
-from ..samplers.resize import resize_and_crop
+from ..samplers.parts.resize import resize_and_crop
 
 if TYPE_CHECKING:
     from PIL.Image import Image

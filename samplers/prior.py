@@ -10,9 +10,9 @@ from torch import nn
 
 from ..edges import EdgeError, TextEncoding
 from ..networks import prior as cached
-from .guidance import guide, is_guided, refuse_nan, spread, spread_text
-from .noise import randn
-from .schedule import UnCLIPSchedule, predict_x0, previous_sample
+from .parts.guidance import guide, is_guided, refuse_nan, spread, spread_text
+from .parts.noise import randn
+from .parts.schedule import UnCLIPSchedule, predict_x0, previous_sample
 
 
 def numbers_drawn(dim: int, num_inference_steps: int) -> int:
@@ -65,7 +65,7 @@ def sample_prior(
     steps, add_noise = schedule.noised(num_inference_steps, 1.0 if start is None else strength)
     count = len(generators)
     branches = [("positive", text)]
-    if is_guided(guidance_scale, negative):
+    if is_guided(guidance_scale, negative) and negative is not None:
         branches.insert(0, ("negative", negative))
     for name, branch in branches:
         spread(branch.mask, count, name)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from ..edges import EdgeError
-from .resize import resize_and_crop
+from .parts.resize import resize_and_crop
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)

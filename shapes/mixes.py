@@ -28,7 +28,7 @@ class PriorToDecoder:
 
     def paint(self, scenes: Sequence[Scene], seed: int) -> np.ndarray:
         """One picture a scene's prompt."""
-        from ..samplers.noise import generators
+        from ..samplers.parts.noise import generators
 
         streams, prompts = generators(seed, len(scenes)), [scene.prompt for scene in scenes]
         return self.decoder.decode(self.prior.embeds(prompts, streams), prompts, streams)
@@ -44,7 +44,7 @@ class PriorToKoala:
 
     def paint(self, scenes: Sequence[Scene], seed: int) -> np.ndarray:
         """One picture a scene's prompt."""
-        from ..samplers.noise import generators
+        from ..samplers.parts.noise import generators
 
         prompts = [scene.prompt for scene in scenes]
         embeds = self.prior.embeds(prompts, generators(seed, len(scenes)))
@@ -60,8 +60,8 @@ class PictureToPicture:
 
     def paint(self, scenes: Sequence[Scene], seed: int) -> np.ndarray:
         """One picture a scene's prompt."""
-        from ..networks.movq import encode
-        from ..samplers.noise import generators
+        from ..networks.kandinsky_movq import encode
+        from ..samplers.parts.noise import generators
 
         streams, prompts = generators(seed, len(scenes)), [scene.prompt for scene in scenes]
         start = encode(self.second.movq.network, _as_pictures(self.first.paint(scenes, seed)))
@@ -79,10 +79,10 @@ class BestToVariation:
 
     def paint(self, scenes: Sequence[Scene], seed: int) -> np.ndarray:
         """One picture a scene's prompt."""
-        from ..loaders.sources import find_source
+        from ..loaders.files.catalogue import find_source
         from ..loaders.unclip import load_image_encoder
         from ..samplers.clip import encode_image
-        from ..samplers.noise import generators
+        from ..samplers.parts.noise import generators
 
         seen = load_image_encoder(find_source("shapes-karlo", "image_encoder", []))
         shown = torch.from_numpy(self.first.paint(scenes, seed)).float() / 255

@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..loaders.checkpoint import CheckpointError, read_object
-from ..loaders.vqgan import VQGAN
-from ..networks.vqgan import encode
+from ..loaders.files.checkpoint import CheckpointError, read_object
+from ..loaders.mindalle_vqgan import VQGAN
+from ..networks.mindalle_vqgan import encode
 from .state import Unfinished, save_atomically
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
@@ -68,7 +68,7 @@ def read_picture(path: Path, size: int) -> np.ndarray:
     """
     from PIL import Image, ImageOps
 
-    from ..samplers.resize import resize_and_crop
+    from ..samplers.parts.resize import resize_and_crop
 
     with Image.open(path) as opened:
         picture = ImageOps.exif_transpose(opened).convert("RGB")

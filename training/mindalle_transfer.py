@@ -30,7 +30,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ..loaders.checkpoint import CheckpointError
+from ..loaders.files.catalogue import Source, find_source
+from ..loaders.files.checkpoint import CheckpointError
 from ..loaders.mindalle import (
     CONFIG,
     TRANSFORMER_FILES,
@@ -42,8 +43,7 @@ from ..loaders.mindalle import (
     write_settings,
 )
 from ..loaders.mindalle_convert import write_safetensors
-from ..loaders.sources import Source, find_source
-from ..loaders.vqgan import VQGAN
+from ..loaders.mindalle_vqgan import VQGAN
 from ..networks.mindalle import ARTransformer
 from .codes import TrainingError, coded, digest, find_pictures
 from .lora import add_lora, merge_lora

@@ -12,10 +12,14 @@ from typing import Any
 from in_process import COMFY, FOLDER, close, comfy, core, host, nodes, report, tiny, torch
 
 from prior_art.edges import EdgeError
-from prior_art.loaders.checkpoint import CheckpointError
-from prior_art.nodes.load import LoadImageNormalizer, LoadPrior, LoadTextEncoder
-from prior_art.nodes.prior import PriorSample
-from prior_art.nodes.text import TextEncode
+from prior_art.loaders.files.checkpoint import CheckpointError
+from prior_art.nodes.unclip import (
+    LoadImageNormalizer,
+    LoadPrior,
+    LoadTextEncoder,
+    PriorSample,
+    TextEncode,
+)
 
 PROMPT, SEED, LEVEL, STEPS, CFG = "the red cat", 5, 0.3, 5, 3.0
 NORMAL = "normalizer"
@@ -171,7 +175,7 @@ def write_normalizer(normalizer: Any) -> None:
 
 
 def headless_latent_nodes_are_the_hosts() -> None:
-    from prior_art.host import core_latents
+    from prior_art.headless import core_latents
 
     torch.manual_seed(0)
     one, two = ({"samples": torch.randn(2, 4, 8, 10)} for _ in range(2))

@@ -171,7 +171,7 @@ def test_a_blueprint_is_a_node_that_makes_its_picture(page: Any, comfy: Any, nam
 def test_a_png_of_the_headless_runner_dropped_into_the_editor_restores_the_graph(
     page: Any, tmp_path: Path
 ) -> None:
-    from prior_art.host.runner import Runner, node_classes
+    from prior_art.headless.runner import Runner, node_classes
 
     graph = json.loads((PACK / "example_workflows" / "karlo_text_to_image.json").read_text())
     for node in graph["nodes"]:

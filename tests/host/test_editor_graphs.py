@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from prior_art.host.runner import node_classes
-from prior_art.host.workflow import to_api
+from prior_art.headless.runner import node_classes
+from prior_art.headless.workflow import to_api
 
-from ..runner.graphs import FLAT, SUBGRAPHS
+from ..headless.graphs import FLAT, SUBGRAPHS
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 QUIET = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from prior_art.host.core_nodes import CORE_NODES
-from prior_art.host.headless_table import FOLDER_INPUTS, HOST
+from prior_art.headless.core_nodes import CORE_NODES
+from prior_art.headless.table import FOLDER_INPUTS, HOST
 
 pytestmark = [pytest.mark.host, pytest.mark.slow]
 

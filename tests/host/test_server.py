@@ -433,8 +433,8 @@ FEWER_STEPS = {"PriorArtPrior": 8, "PriorArtKarloDecoder": 8, "PriorArtKarloUpsc
 def test_template_gives_the_headless_runners_picture(
     comfy: Any, template: str, tmp_path: Path
 ) -> None:
-    from prior_art.host.runner import Runner, node_classes
-    from prior_art.host.workflow import to_api
+    from prior_art.headless.runner import Runner, node_classes
+    from prior_art.headless.workflow import to_api
 
     workflow = json.loads((PACK / "example_workflows" / f"{template}.json").read_text())
     graph = to_api(workflow, node_classes())
@@ -525,7 +525,7 @@ def shown(run: Any, name: str) -> list[str]:
 
 
 def test_mindalle_gives_the_headless_runners_tokens_and_ranking(comfy: Any, tmp_path: Path) -> None:
-    from prior_art.host.runner import Runner, node_classes
+    from prior_art.headless.runner import Runner, node_classes
 
     graph = mindalle()
     wires = {"codes": ["decode", 1], "scores": ["best", 1], "places": ["best", 2]}

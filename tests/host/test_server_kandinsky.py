@@ -155,7 +155,7 @@ def native(sampler: bool = False) -> Graph:
 
 @pytest.mark.parametrize("name", [*GRAPHS, "KSampler", "SamplerCustom"])
 def test_a_graph_paints_the_same_here_and_headless(comfy: Any, name: str, monkeypatch) -> None:
-    from prior_art.host.runner import Runner, node_classes
+    from prior_art.headless.runner import Runner, node_classes
 
     graph = GRAPHS.get(name) or native(name == "SamplerCustom")
     run = comfy.run(graph)

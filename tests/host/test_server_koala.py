@@ -88,7 +88,7 @@ GRAPHS = {
 
 @pytest.mark.parametrize("name", GRAPHS)
 def test_a_graph_paints_the_same_here_and_headless(comfy: Any, name: str, monkeypatch) -> None:
-    from prior_art.host.runner import Runner, node_classes
+    from prior_art.headless.runner import Runner, node_classes
 
     graph = GRAPHS[name]
     run = comfy.run(graph)

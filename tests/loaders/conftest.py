@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from prior_art.loaders import sources
+from prior_art.loaders.files import catalogue as sources
 
 from ..tiny import tiny_karlo
 

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from .draw import random
-from .originals import scramble
+from .karlo_originals import scramble
 
 SIZE = 16
 CODES, WIDTH, GRID, TEXT = 24, 32, 4, 6

@@ -15,11 +15,11 @@ import torch
 from PIL import Image
 
 from prior_art.loaders import clip, kandinsky, koala, sentencepiece, unclip
-from prior_art.loaders.checkpoint import CheckpointError
-from prior_art.loaders.sources import SourceError, find_source, list_sources
+from prior_art.loaders.files.catalogue import SourceError, find_source, list_sources
+from prior_art.loaders.files.checkpoint import CheckpointError
 
 from .. import tiny
-from . import originals
+from . import karlo_originals as originals
 
 pytestmark = pytest.mark.usefixtures("alone")
 
@@ -141,7 +141,7 @@ def test_a_damaged_sentencepiece_model_is_named(tmp_path: Path, data: bytes) -> 
 def test_the_text_encoder_loads_with_a_sentencepiece_model_alone(tmp_path: Path) -> None:
     from transformers import XLMRobertaConfig, XLMRobertaModel
 
-    from prior_art.networks.mclip import MultilingualCLIP
+    from prior_art.networks.kandinsky_mclip import MultilingualCLIP
 
     torch.manual_seed(0)
     folder = tmp_path / "2_1" / "text_encoder"

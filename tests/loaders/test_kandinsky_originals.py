@@ -10,13 +10,14 @@ import torch
 from diffusers import VQModel
 from torch import nn
 
-from prior_art.loaders import kandinsky, kandinsky_original
-from prior_art.loaders.checkpoint import CheckpointError
-from prior_art.loaders.sources import find_source
-from prior_art.networks.movq import decode, encode
+from prior_art.loaders import kandinsky
+from prior_art.loaders import kandinsky_keys as kandinsky_original
+from prior_art.loaders.files.catalogue import find_source
+from prior_art.loaders.files.checkpoint import CheckpointError
+from prior_art.networks.kandinsky_movq import decode, encode
 
 from ..tiny import MOVQ, randomise
-from . import originals
+from . import karlo_originals as originals
 from .draw import near
 
 DIM, CONTEXT, HIDDEN, TOKENS, HEAD = 24, 24, 20, 10, 16

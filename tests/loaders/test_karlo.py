@@ -13,9 +13,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from prior_art.edges import SPACES, EdgeError
-from prior_art.loaders import clip, karlo, sources, unclip
-from prior_art.loaders.checkpoint import CheckpointError
-from prior_art.loaders.sources import Source, find_source
+from prior_art.loaders import clip, karlo, unclip
+from prior_art.loaders.files import catalogue as sources
+from prior_art.loaders.files.catalogue import Source, find_source
+from prior_art.loaders.files.checkpoint import CheckpointError
 
 from ..tiny import DIM
 from .draw import random
@@ -161,7 +162,7 @@ def test_fp16_files_are_cast_up(hub: Path, copy: Path) -> None:
 def test_embedded_family() -> None:
     """The shipped weights load and speak their own space."""
     root = Path(karlo.__file__).parent.parent / "shapes" / "weights" / "karlo"
-    stages = sources._stages_of(root, "karlo")
+    stages = sources._stages_of(root, sources.SYSTEMS["karlo"], sources._Listing(()))
     assert stages == set(LOADERS)
     source = Source("shapes-karlo", "embedded", root, "karlo", stages)
     for stage, loader in LOADERS.items():

@@ -12,8 +12,9 @@ import torch
 from safetensors.torch import save_file
 
 from prior_art.edges import EdgeError
-from prior_art.loaders import sources
-from prior_art.loaders.checkpoint import CheckpointError
+from prior_art.loaders.files import catalogue as sources
+from prior_art.loaders.files.catalogue import Source, SourceError, find_source, list_sources
+from prior_art.loaders.files.checkpoint import CheckpointError
 from prior_art.loaders.mindalle import (
     Settings,
     load_tokenizer,
@@ -23,8 +24,7 @@ from prior_art.loaders.mindalle import (
     tokenize,
     write_settings,
 )
-from prior_art.loaders.sources import Source, SourceError, find_source, list_sources
-from prior_art.networks.vqgan import encode
+from prior_art.networks.mindalle_vqgan import encode
 
 from .draw import random
 from .mindalle_originals import (

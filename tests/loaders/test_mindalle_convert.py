@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 
 from prior_art.cli import main
 from prior_art.edges import EdgeError
-from prior_art.loaders.checkpoint import CheckpointError
+from prior_art.loaders.files.catalogue import find_source
+from prior_art.loaders.files.checkpoint import CheckpointError
 from prior_art.loaders.mindalle import load_transformer, load_vqgan
 from prior_art.loaders.mindalle_convert import convert, write_safetensors
-from prior_art.loaders.sources import find_source
 
 from .draw import random
 from .mindalle_originals import SIZE, YAML, transformer, vqgan, write_original, write_tokenizer

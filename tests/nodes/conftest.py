@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from prior_art.host.runner import Runner, node_classes
-from prior_art.host.workflow import to_api
+from prior_art.headless.runner import Runner, node_classes
+from prior_art.headless.workflow import to_api
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = "tiny-karlo"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from prior_art.host.runner import node_classes
+from prior_art.headless.runner import node_classes
 
 FOLDER = Path(__file__).resolve().parents[2] / "subgraphs"
 INPUT, OUTPUT = -10, -20

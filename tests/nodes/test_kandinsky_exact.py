@@ -12,44 +12,37 @@ import torch.nn.functional as F
 from PIL import Image
 
 from prior_art.edges import EdgeError
+from prior_art.headless.core_nodes import VAEDecode
 from prior_art.host import host
-from prior_art.host.core_nodes import VAEDecode
 from prior_art.loaders import kandinsky
-from prior_art.networks.movq import encode
-from prior_art.nodes import latent as nodes
-from prior_art.nodes.prior import NEGATIVE, KandinskyPrior, KandinskyPriorImage
-from prior_art.samplers.latent import keep_mask
+from prior_art.networks.kandinsky_movq import encode
+from prior_art.nodes import kandinsky as nodes
+from prior_art.nodes.kandinsky import KandinskyPrior, KandinskyPriorImage
+from prior_art.nodes.koala import NEGATIVE
+from prior_art.samplers.kandinsky import keep_mask
 
-from .test_latent import (
-    DIM,
-    decode,
-    picture,
-    prompt,
-    repaint,
-    sample_prior,
-    stages,  # noqa: F401
-    vary,
-)
+from .test_kandinsky import DIM, decode, picture, prompt, repaint, sample_prior, vary
 
 
 @pytest.fixture
-def exact(stages):  # noqa: F811
+def exact(stages):
     """The same stages, as if their decoders had come from original files."""
 
     def original(model):
-        return host.wrap_latent_decoder(replace(host.open_latent_decoder(model)[1], exact=True))
+        _, loaded = host.open("latent_decoder", model)
+        return host.wrap("latent_decoder", replace(loaded, exact=True))
 
     return SimpleNamespace(
         **vars(stages) | {"decoder": original(stages.decoder), "inpaint": original(stages.inpaint)}
     )
 
 
-def decoded(stages, latent):  # noqa: F811
+def decoded(stages, latent):
     return VAEDecode.execute(latent, stages.vae).args[0]
 
 
 @pytest.mark.parametrize(("width", "height"), [(100, 40), (64, 64), (65, 128), (1, 130)])
-def test_an_originals_picture_has_the_size_that_was_asked_for(stages, exact, width, height):  # noqa: F811
+def test_an_originals_picture_has_the_size_that_was_asked_for(stages, exact, width, height):
     whole, _ = decode(stages, width=width, height=height)
     cut, _ = decode(exact, width=width, height=height)
     torch.testing.assert_close(cut["samples"], whole["samples"])
@@ -81,11 +74,11 @@ def test_an_originals_image_to_image_keeps_proportions_and_size(exact, asked):
         pixels = torch.from_numpy(np.array(small)).movedim(-1, 0)[None].float() / 127.5 - 1
     right, below = -size[1] % 64, -size[0] % 64
     pixels = F.pad(pixels, (0, right, 0, below), mode="replicate")
-    wanted = encode(host.open_movq(exact.vae)[0].network, pixels)
+    wanted = encode(host.open("movq", exact.vae)[0].network, pixels)
     torch.testing.assert_close(latent["samples"], wanted, atol=1e-4, rtol=1e-4)
 
 
-def test_an_originals_mask_is_taken_by_its_nearest_places(exact, stages):  # noqa: F811
+def test_an_originals_mask_is_taken_by_its_nearest_places(exact, stages):
     """diffusers resizes it to the picture with a smooth filter first."""
     mask = torch.zeros(1, 13, 13)
     mask[:, 4:9, 4:9] = 1
@@ -116,9 +109,9 @@ def test_pictures_shrink_with_pillows_reducing_gap(size):
 
 
 def test_the_originals_samplers_are_offered(tmp_path, tiny):
-    from prior_art.loaders.kandinsky_original import SAMPLERS
-    from prior_art.loaders.sources import find_source
-    from prior_art.nodes.load import LoadLatentDecoder
+    from prior_art.loaders.files.catalogue import find_source
+    from prior_art.loaders.kandinsky_keys import SAMPLERS
+    from prior_art.nodes.kandinsky import LoadLatentDecoder
 
     options = LoadLatentDecoder.define_schema().inputs[-1].options["options"]
     assert options[0] == "published" and set(options[1:]) < set(SAMPLERS)
@@ -133,7 +126,7 @@ def test_the_originals_samplers_are_offered(tmp_path, tiny):
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_the_decoder_steers_away_from_what_the_prior_makes_of_a_prompt(stages, count):  # noqa: F811
+def test_the_decoder_steers_away_from_what_the_prior_makes_of_a_prompt(stages, count):
     """The prior's negative guides both; the decoder's is sampled like the prompt, from the seeds
     behind the batch's."""
     bad, away = prompt(stages, "blurry"), prompt(stages, "a dog")
@@ -146,7 +139,7 @@ def test_the_decoder_steers_away_from_what_the_prior_makes_of_a_prompt(stages, c
     assert offset == 3 * DIM
 
 
-def test_image_to_image_makes_it_from_noise(stages):  # noqa: F811
+def test_image_to_image_makes_it_from_noise(stages):
     away = prompt(stages, "a dog")
     given, _, _ = sample_prior(stages, seed=9)
     image = {"image_embeds": given, "strength": 0.5}
@@ -155,12 +148,12 @@ def test_image_to_image_makes_it_from_noise(stages):  # noqa: F811
     torch.testing.assert_close(found.image_embeds, wanted.image_embeds)
 
 
-def test_it_needs_no_image_encoder(stages):  # noqa: F811
+def test_it_needs_no_image_encoder(stages):
     bare = replace(stages.prior, zero_image=None)
     sample_prior(stages, prior=bare, negative_decoder_prompt=prompt(stages, "a dog"))
 
 
-def test_a_negative_decoder_prompt_that_cannot_be_is_refused(stages):  # noqa: F811
+def test_a_negative_decoder_prompt_that_cannot_be_is_refused(stages):
     away = prompt(stages, "a dog")
     with pytest.raises(EdgeError, match=r"negative_decoder_prompt.*negative_embeds"):
         sample_prior(stages, negative_decoder_prompt=away, negative_embeds=NEGATIVE)

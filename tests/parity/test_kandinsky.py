@@ -12,15 +12,17 @@ from PIL import Image
 
 from prior_art.loaders import kandinsky, unclip
 from prior_art.loaders.clip import tokenize
-from prior_art.loaders.sources import find_source
-from prior_art.networks.movq import decode, encode
+from prior_art.loaders.files.catalogue import find_source
+from prior_art.networks.kandinsky_movq import decode, encode
 from prior_art.samplers.clip import encode_text
-from prior_art.samplers.latent import Kept, keep_mask, latent_size, sample_latents
-from prior_art.samplers.noise import generators
+from prior_art.samplers.kandinsky import Kept, keep_mask, latent_size, sample_latents
+from prior_art.samplers.parts.noise import generators
+from prior_art.samplers.parts.schedule import LatentSchedule
 from prior_art.samplers.prior import sample_prior
-from prior_art.samplers.schedule import LatentSchedule
 
 from ..tiny import DIM, kandinsky_pipeline, tiny_kandinsky
+
+pytestmark = pytest.mark.slow
 
 SEED, STEPS, CLOSE = 1234, 6, 1e-4
 PLACE = {"device": torch.device("cpu"), "dtype": torch.float32}

@@ -16,15 +16,17 @@ import torch
 from prior_art.edges import EdgeError
 from prior_art.loaders import kandinsky
 from prior_art.loaders.clip import tokenize
-from prior_art.loaders.sources import find_source
-from prior_art.networks.movq import encode
+from prior_art.loaders.files.catalogue import find_source
+from prior_art.networks.kandinsky_movq import encode
 from prior_art.samplers.clip import encode_text
-from prior_art.samplers.latent import Kept, keep_mask, sample_latents
-from prior_art.samplers.noise import generators
+from prior_art.samplers.kandinsky import Kept, keep_mask, sample_latents
+from prior_art.samplers.parts.noise import generators
 
 from ..tiny import kandinsky_21_pipeline, tiny_kandinsky_21
 from .test_kandinsky import SEED, STEPS, close, embeds, picture, pixels, region, streams
 from .test_karlo import computing_in_double
+
+pytestmark = pytest.mark.slow
 
 PROMPT, NEGATIVE = "a red cat", "bad dog"
 PLACE = {"device": torch.device("cpu"), "dtype": torch.float64}

@@ -21,12 +21,14 @@ from PIL import Image
 from torch.utils._pytree import tree_map
 
 from prior_art.loaders.clip import tokenize
-from prior_art.samplers.noise import generators
+from prior_art.samplers.karlo import decoder_numbers_drawn
+from prior_art.samplers.parts.noise import generators
 from prior_art.samplers.prior import numbers_drawn
-from prior_art.samplers.unclip import decoder_numbers_drawn
 
 from ..samplers.stages import Stages
 from ..tiny import DIM, LOW, pipeline, variation_pipeline
+
+pytestmark = pytest.mark.slow
 
 PROMPTS = ["a red cat!", "", "the bird and the cat, a photo of a very long story " * 5, "é 日本 🐈"]
 PRIOR_STEPS, DECODER_STEPS, UPSCALER_STEPS = 5, 6, 4

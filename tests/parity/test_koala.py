@@ -12,8 +12,8 @@ import torch
 from prior_art.edges import SDXLText
 from prior_art.loaders import koala
 from prior_art.loaders.clip import tokenize
-from prior_art.loaders.sources import find_source
-from prior_art.networks.kl import LatentKL
+from prior_art.loaders.files.catalogue import find_source
+from prior_art.networks.koala_vae import LatentKL
 from prior_art.networks.unet import prepare_sdxl
 from prior_art.samplers.koala import (
     LATENT_SCALE,
@@ -23,6 +23,8 @@ from prior_art.samplers.koala import (
 )
 
 from ..tiny import koala_pipeline, tiny_koala
+
+pytestmark = pytest.mark.slow
 
 SEED, CLOSE = 1234, 1e-4
 PROMPT, NEGATIVE = "the red cat", "worst quality, low quality"

@@ -12,10 +12,10 @@ import torch
 from prior_art.edges import TextEncoding
 from prior_art.loaders import karlo, unclip
 from prior_art.loaders.clip import tokenize
-from prior_art.loaders.sources import find_source
+from prior_art.loaders.files.catalogue import find_source
 from prior_art.samplers.clip import encode_image, encode_text
+from prior_art.samplers.karlo import sample_decoder, upscale
 from prior_art.samplers.prior import sample_prior
-from prior_art.samplers.unclip import sample_decoder, upscale
 
 CPU = torch.device("cpu")
 

@@ -16,11 +16,11 @@ import torch
 from torch import nn
 
 from prior_art.edges import EdgeError
-from prior_art.loaders.kandinsky_original import SAMPLERS, schedule_of
+from prior_art.loaders.kandinsky_keys import SAMPLERS, schedule_of
 from prior_art.loaders.unclip import original_schedule
-from prior_art.samplers.latent import Kept, sample_latents
-from prior_art.samplers.noise import generators, randn
-from prior_art.samplers.schedule import LatentSchedule, UnCLIPSchedule, last_part_apart
+from prior_art.samplers.kandinsky import Kept, sample_latents
+from prior_art.samplers.parts.noise import generators, randn
+from prior_art.samplers.parts.schedule import LatentSchedule, UnCLIPSchedule, last_part_apart
 
 SHAPE, SCALE = (4, 6, 6), 3.0
 EMBEDS = torch.tensor([[0.5]]), torch.tensor([[-0.4]])

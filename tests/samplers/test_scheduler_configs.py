@@ -13,8 +13,8 @@ import torch
 
 from prior_art.edges import EdgeError
 from prior_art.samplers.koala import EulerSchedule
-from prior_art.samplers.noise import generators, randn
-from prior_art.samplers.schedule import (
+from prior_art.samplers.parts.noise import generators, randn
+from prior_art.samplers.parts.schedule import (
     LatentSchedule,
     UnCLIPSchedule,
     predict_latent,

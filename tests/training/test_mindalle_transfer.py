@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from PIL import Image
 
 from prior_art import cli
+from prior_art.loaders.files.catalogue import SourceError, find_source
 from prior_art.loaders.mindalle import load_transformer, load_vqgan
-from prior_art.loaders.sources import SourceError, find_source
 from prior_art.training import codes as codes_module
 from prior_art.training import mindalle_transfer as transfer_module
 from prior_art.training.codes import TrainingError, coded, find_pictures, read_picture
@@ -26,6 +26,8 @@ from prior_art.training.mindalle_transfer import Recipe, source_of, start, trans
 from prior_art.training.state import Unfinished
 
 from ..loaders.mindalle_originals import CODES, GRID, SIZE, vqgan, write_original
+
+pytestmark = pytest.mark.slow
 
 torch.set_num_threads(1)
 CPU = torch.device("cpu")

@@ -1,0 +1,1 @@
+"""Headless running: workflows without ComfyUI."""

@@ -1,0 +1,1 @@
+"""The door into the embedded host, where there is no ComfyUI."""

@@ -1,0 +1,1 @@
+"""Reading files: checkpoints, archives, the hub's folders, downloads, the catalogue."""

@@ -1,0 +1,325 @@
+"""Image embeddings mixed, walked between, compared, kept in files."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..edges import (
+    EdgeError,
+    EmbeddingSpace,
+    any_image_embeds,
+    conditioning_to_text,
+    image_embeds_of,
+    space_named,
+    space_of_output,
+)
+from ..host import host, io
+from ..loaders.embeddings import Embedding, read_embedding, write_embedding
+from ..samplers.embeddings import MODES, cosines, interpolate, mix, move_by_texts
+
+CATEGORY = "PriorArt/mix"
+WEIGHT = {"min": -10.0, "max": 10.0, "step": 0.01}
+NAME = re.compile(r"[\w .()-]{1,120}")
+
+
+def _output(tooltip: str) -> Any:
+    return io.ClipVisionOutput.Output(display_name="image_embeds", tooltip=tooltip)
+
+
+def _made(embeds: torch.Tensor, space: EmbeddingSpace, node: str) -> io.NodeOutput:
+    return io.NodeOutput(
+        host.clip_vision_output(host.offload(embeds), embedding_space=space.name, made_by=node)
+    )
+
+
+def _both(a: Any, b: Any) -> tuple[torch.Tensor, torch.Tensor, EmbeddingSpace]:
+    """Two wires' embeddings, which must be of the first one's space."""
+    space = _space_of(a, "image_embeds_a")
+    first = image_embeds_of(a, space, "image_embeds_a")
+    return first, image_embeds_of(b, space, "image_embeds_b"), space
+
+
+def _space_of(output: Any, name: str) -> EmbeddingSpace:
+    embeds = any_image_embeds(output, name)
+    return space_named(space_of_output(output), embeds.shape[-1])
+
+
+def _finite(**numbers: float) -> None:
+    for name, number in numbers.items():
+        if not math.isfinite(number):
+            raise EdgeError(f"'{name}' is {number}; give a finite number")
+
+
+class MixEmbeddings(io.ComfyNode):
+    """Two image embeddings as one; chains mix any number."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PriorArtMixEmbeddings",
+            display_name="Mix Image Embeddings",
+            category=CATEGORY,
+            description="Mixes two image embeddings of one space: as a weighted sum, as Kandinsky's"
+            " interpolation of texts and pictures, or another way. For more than two wire one mix"
+            " into the next, with weight 1.",
+            inputs=[
+                io.ClipVisionOutput.Input(
+                    "image_embeds_a", tooltip="From a prior, an image encoder or another mix."
+                ),
+                io.ClipVisionOutput.Input(
+                    "image_embeds_b", tooltip="Of the same space; one row, or as many."
+                ),
+                io.Float.Input("weight_a", default=0.5, tooltip="How much of the first.", **WEIGHT),
+                io.Float.Input(
+                    "weight_b", default=0.5, tooltip="How much of the second.", **WEIGHT
+                ),
+                io.Combo.Input(
+                    "mode",
+                    options=list(MODES),
+                    default=MODES[0],
+                    tooltip="weighted sum, as published; average divides by the weights' sum, with"
+                    " the average of the lengths if kept; add and subtract leave the first whole;"
+                    " slerp goes from the first to the second on the sphere.",
+                ),
+            ],
+            outputs=[_output("For a decoder or another mix.")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        image_embeds_a: Any,
+        image_embeds_b: Any,
+        weight_a: float,
+        weight_b: float,
+        mode: str = MODES[0],
+    ) -> io.NodeOutput:
+        _finite(weight_a=weight_a, weight_b=weight_b)
+        a, b, space = _both(image_embeds_a, image_embeds_b)
+        return _made(mix(a, b, weight_a, weight_b, mode), space, "Mix Image Embeddings")
+
+
+class InterpolateEmbeddings(io.ComfyNode):
+    """A walk from one embedding to another, as a batch."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PriorArtInterpolateEmbeddings",
+            display_name="Interpolate Image Embeddings",
+            category=CATEGORY,
+            description="A batch of embeddings on the way from the first to the second, both ends"
+            " exact, for a decoder to paint as one batch. Inputs of several rows are points on the"
+            " way, in their order.",
+            inputs=[
+                io.ClipVisionOutput.Input("image_embeds_a", tooltip="Where the walk begins."),
+                io.ClipVisionOutput.Input("image_embeds_b", tooltip="Where it ends."),
+                io.Int.Input(
+                    "count", default=9, min=2, max=64, tooltip="Embeddings, both ends counted."
+                ),
+                io.Combo.Input(
+                    "mode",
+                    options=["slerp", "lerp"],
+                    default="slerp",
+                    tooltip="On the sphere, or straight.",
+                ),
+            ],
+            outputs=[_output("As many rows as asked, for a decoder.")],
+        )
+
+    @classmethod
+    def execute(
+        cls, image_embeds_a: Any, image_embeds_b: Any, count: int, mode: str
+    ) -> io.NodeOutput:
+        a, b, space = _both(image_embeds_a, image_embeds_b)
+        points = torch.cat([a.float(), b.float().to(a.device)])
+        return _made(interpolate(points, count, mode), space, "Interpolate Image Embeddings")
+
+
+class TextDifference(io.ComfyNode):
+    """A picture's embedding moved by the difference of two texts."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PriorArtTextDifference",
+            display_name="Add Text Difference",
+            category=CATEGORY,
+            description="Moves an image embedding by strength × (text − from_text) in CLIP's joint"
+            " space, unCLIP's text diffs: a photo of a cat, plus 'an old cat', minus 'a cat'.",
+            inputs=[
+                io.ClipVisionOutput.Input("image_embeds", tooltip="What is moved."),
+                io.Conditioning.Input("text", tooltip="Where to, from Text Encode (unCLIP)."),
+                io.Conditioning.Input("from_text", tooltip="Where from, of the same encoder."),
+                io.Float.Input(
+                    "strength",
+                    default=0.5,
+                    tooltip="How far. The difference is given the embedding's own length first.",
+                    **WEIGHT,
+                ),
+            ],
+            outputs=[_output("For a decoder or another mix.")],
+        )
+
+    @classmethod
+    def execute(
+        cls, image_embeds: Any, text: list, from_text: list, strength: float
+    ) -> io.NodeOutput:
+        _finite(strength=strength)
+        space = _space_of(image_embeds, "image_embeds")
+        embeds = image_embeds_of(image_embeds, space, "image_embeds")
+        to, away = (
+            conditioning_to_text(part, space, name).pooled
+            for part, name in ((text, "text"), (from_text, "from_text"))
+        )
+        moved = move_by_texts(embeds, to, away, strength)
+        return _made(moved, space, "Add Text Difference")
+
+
+class CompareEmbeddings(io.ComfyNode):
+    """How alike embeddings are."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PriorArtCompareEmbeddings",
+            display_name="Compare Image Embeddings",
+            category=CATEGORY,
+            description="The cosine of every embedding with every other, as text and as a picture:"
+            " black is -1 or opposite, white 1 or equal.",
+            inputs=[
+                io.ClipVisionOutput.Input("image_embeds_a", tooltip="The rows."),
+                io.ClipVisionOutput.Input("image_embeds_b", tooltip="The columns."),
+            ],
+            outputs=[
+                io.String.Output(display_name="cosines", tooltip="For Preview as Text."),
+                io.Image.Output(display_name="image", tooltip="A cell of 32 pixels for each."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, image_embeds_a: Any, image_embeds_b: Any) -> io.NodeOutput:
+        a, b, _ = _both(image_embeds_a, image_embeds_b)
+        table = cosines(a, b).cpu()
+        said = "\n".join(" ".join(f"{value:6.3f}" for value in row) for row in table.tolist())
+        cells = (table * 0.5 + 0.5).repeat_interleave(32, 0).repeat_interleave(32, 1)
+        picture = cells[None, :, :, None].expand(-1, -1, -1, 3).contiguous()
+        return io.NodeOutput(said, host.offload(picture))
+
+
+class SaveEmbeddings(io.ComfyNode):
+    """Image embeddings into a file."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PriorArtSaveEmbeddings",
+            display_name="Save Image Embeddings",
+            category=CATEGORY,
+            description="Writes image embeddings to a safetensors file in the output folder"
+            " 'image_embeds', with their space and who made them, to keep or to send.",
+            inputs=[
+                io.ClipVisionOutput.Input("image_embeds", tooltip="One or more rows."),
+                io.String.Input(
+                    "name",
+                    default="embedding",
+                    tooltip="Of the file. One of that name is replaced.",
+                ),
+                io.String.Input(
+                    "note", default="", multiline=True, tooltip="Kept in the file: the prompt, say."
+                ),
+                io.Boolean.Input(
+                    "normalise",
+                    default=False,
+                    optional=True,
+                    tooltip="Write rows of length 1, as search indexes keep them, their lengths"
+                    " beside. Loading makes them what they were.",
+                ),
+            ],
+            outputs=[_output("The same embeddings.")],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(
+        cls, image_embeds: Any, name: str, note: str, normalise: bool = False
+    ) -> io.NodeOutput:
+        if NAME.fullmatch(name) is None or name.strip(". ") != name:
+            raise EdgeError(
+                f"'name' is '{name}'; use letters, digits, spaces, dots, brackets and dashes, up to"
+                " 120 of them, and no folder"
+            )
+        space = _space_of(image_embeds, "image_embeds")
+        embeds = image_embeds_of(image_embeds, space, "image_embeds")
+        made_by = getattr(image_embeds, "made_by", None) or "native CLIP Vision Encode"
+        file = host.embedding_folders()[0] / f"{name}.safetensors"
+        write_embedding(file, Embedding(embeds, space.name, made_by, note), normalise)
+        return io.NodeOutput(image_embeds)
+
+
+class LoadEmbeddings(io.ComfyNode):
+    """Image embeddings out of a file."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PriorArtLoadEmbeddings",
+            display_name="Load Image Embeddings",
+            category=CATEGORY,
+            description="Reads image embeddings that Save Image Embeddings wrote: from the output"
+            " folder 'image_embeds', or from the input folder.",
+            inputs=[
+                io.Combo.Input(
+                    "file",
+                    options=sorted(_files()),
+                    tooltip="A file in the output folder image_embeds, or in the input folder.",
+                )
+            ],
+            outputs=[
+                _output("For a decoder or a mix."),
+                io.String.Output(display_name="note", tooltip="What was noted when it was saved."),
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, file: str) -> tuple:
+        path = _files().get(file)
+        return (0, 0) if path is None else (path.stat().st_size, path.stat().st_mtime_ns)
+
+    @classmethod
+    def execute(cls, file: str) -> io.NodeOutput:
+        files = _files()
+        if file not in files:
+            there = ", ".join(sorted(files)) or "none"
+            raise EdgeError(f"no file of image embeddings called '{file}'; there are: {there}")
+        kept = read_embedding(files[file])
+        output = host.clip_vision_output(
+            host.offload(kept.image_embeds),
+            embedding_space=kept.space,
+            made_by=f"{kept.made_by} (from {file})",
+        )
+        return io.NodeOutput(output, kept.note)
+
+
+def _files() -> dict[str, Path]:
+    """Files by name; of equal names the saved one. Names are compared, never joined to a path."""
+    found: dict[str, Path] = {}
+    for folder in host.embedding_folders():
+        for file in sorted(folder.glob("*.safetensors")) if folder.is_dir() else ():
+            found.setdefault(file.name, file)
+    return found
+
+
+NODES = [
+    MixEmbeddings,
+    InterpolateEmbeddings,
+    TextDifference,
+    CompareEmbeddings,
+    SaveEmbeddings,
+    LoadEmbeddings,
+]

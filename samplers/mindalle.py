@@ -1,0 +1,390 @@
+"""minDALL-E's sampler: image tokens one after another, each candidate from its own random stream.
+
+Source: minDALL-E (Kim et al. 2021). Tokens equal the published loop's on the same stream: drawing
+from ``p`` is ``argmax(p / noise)`` with Exponential(1) noise, which is how ``torch.multinomial``
+draws one sample on the CPU.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from ..edges import EdgeError
+from ..networks.graphs import Steps
+from ..networks.mindalle import ARConfig, ARTransformer, Cache, Prefix, lay_out, prefill
+from .parts.chunks import in_chunks
+from .parts.guidance import refuse_nan
+from .parts.noise import ExponentialNoise
+
+Callback = Callable[[int, int, Tensor], None]
+Choose = Callable[[Tensor, Callable[[], Tensor]], Tensor]
+
+_STAGE = "autoregressive transformer"
+# Positions whose logits are held at a time where all are known: 16 MB of them as published.
+_SCORED = 256
+
+
+@torch.no_grad()
+def sample_tokens(
+    network: ARTransformer,
+    context: Tensor | None,
+    *,
+    generators: list[torch.Generator],
+    top_k: int = 256,
+    top_p: float = 1.0,
+    temperature: float = 1.0,
+    kept: Tensor | None = None,
+    device: torch.device,
+    dtype: torch.dtype,
+    callback: Callback | None = None,
+    chunk: int | None = None,
+    compiled: bool = False,
+) -> Tensor:
+    """Sample the image tokens of candidates for one context.
+
+    A candidate depends on its own generator only, not on how many are sampled beside it.
+
+    Args:
+        context: the prompt's tokens ``[1, text_tokens]``, a class ``[1, 1]``, or None for an
+            unconditional model.
+        generators: one CPU generator per candidate, B in all.
+        top_k: draw from the k likeliest tokens, and those that tie with the k-th; 0 for all.
+        top_p: then from the likeliest that together reach p, with the one that crosses it;
+            0 < p ≤ 1, and 1 for all.
+        temperature: divides the logits; 0 takes the likeliest token and draws nothing.
+        kept: the first n image tokens, ``[1, n]`` or ``[B, n]``: exact completion.
+        device, dtype: where the network is and what it computes in. Probabilities are fp32.
+        callback: called with (tokens done, tokens in all, tokens so far ``[b, done]`` on
+            ``device``) after each token of a chunk of b candidates; counts anew for each chunk;
+            may raise.
+        chunk: candidates at once, all of them by default. Halved where memory runs out.
+        compiled: run the blocks by torch.compile, which needs a compiler and a minute at first.
+
+    Returns:
+        ``[B, image_tokens]`` on the CPU.
+
+    Raises:
+        EdgeError: options out of range, context or kept tokens of another model, no finite logits.
+        torch.cuda.OutOfMemoryError: memory does not even suffice for one candidate.
+    """
+    choose = _chooser(top_k, top_p, temperature)
+    count, total = len(generators), network.config.image_tokens
+    context = _check_context(network, context, device)
+    lead = 0
+    given = torch.zeros(1, total, dtype=torch.long)
+    if kept is not None:
+        _check_tokens(network, kept, "image")
+        if len(kept) not in (1, count):
+            raise EdgeError(
+                f"'image' holds {len(kept)} pictures for {count} candidates; wire one picture, or"
+                " one for each candidate"
+            )
+        lead = kept.shape[1]
+        given = torch.cat([kept.cpu(), given.expand(len(kept), -1)[:, lead:]], dim=1)
+    given = given.to(device)
+    shared = given[:, :lead] if lead and len(given) == 1 else None
+    known = [i < lead for i in range(total)]
+    _check_chunk(chunk, count)
+    if lead == total:
+        return given.expand(count, -1).cpu()
+    prefix = prefill(network, context, shared, dtype)
+
+    def work(rows: slice) -> Tensor:
+        part = given.expand(count, -1)[rows]
+        tokens, _ = _sample_rows(
+            network, prefix, part, known, generators[rows], choose, dtype, callback, compiled
+        )
+        return tokens
+
+    return torch.cat(in_chunks(work, count, chunk, generators)).cpu()
+
+
+@torch.no_grad()
+def complete_by_likelihood(
+    network: ARTransformer,
+    context: Tensor | None,
+    tokens: Tensor,
+    known: Tensor,
+    *,
+    generators: list[torch.Generator],
+    top_k: int = 256,
+    top_p: float = 1.0,
+    temperature: float = 1.0,
+    device: torch.device,
+    dtype: torch.dtype,
+    callback: Callback | None = None,
+    chunk: int | None = None,
+    compiled: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Candidates for any set of unknown tokens, weighted by how well they explain the known ones.
+
+    An approximation. A transformer that writes from left to right cannot draw a token given those
+    after it, so each candidate is drawn left to right with the known tokens clamped, and weighed
+    by the probability of the known tokens that followed: importance sampling, of which the best of
+    N candidates is taken or one is drawn by weight. With ``top_k`` 0, ``top_p`` 1 and
+    ``temperature`` 1 it becomes exact as N grows; cut or tempered draws are biased towards likely
+    tokens. Where no known token stands after an unknown one, all weights are 0 and the completion
+    is exact, as :func:`sample_tokens` with ``kept``.
+
+    Args:
+        tokens: ``[image_tokens]``; what stands at unknown places does not matter.
+        known: ``[image_tokens]`` bool.
+        Others: as in :func:`sample_tokens`.
+
+    Returns:
+        Tokens ``[B, image_tokens]`` and log weights ``[B]``, fp32, on the CPU: the sum of
+        log p(known token | all before it), of the untempered network, over the known tokens after
+        the first unknown one.
+
+    Raises:
+        EdgeError: as :func:`sample_tokens`; tokens or mask of another length.
+        torch.cuda.OutOfMemoryError: memory does not even suffice for one candidate.
+    """
+    choose = _chooser(top_k, top_p, temperature)
+    count, total = len(generators), network.config.image_tokens
+    context = _check_context(network, context, device)
+    if tokens.shape != (total,) or known.shape != (total,):
+        raise EdgeError(
+            f"the picture has {tokens.numel()} tokens and its mask {known.numel()}, but this"
+            f" transformer writes {total}; encode a picture of the size it was made for"
+        )
+    _check_chunk(chunk, count)
+    mask = known.bool().tolist()
+    given = torch.where(known.cpu().bool(), tokens.cpu(), 0)[None]
+    _check_tokens(network, given, "tokens")
+    given = given.to(device)
+    if all(mask):
+        return given.expand(count, -1).cpu(), torch.zeros(count)
+    lead = mask.index(False)
+    prefix = prefill(network, context, given[:, :lead] if lead else None, dtype)
+
+    def work(rows: slice) -> tuple[Tensor, Tensor]:
+        part = given.expand(count, -1)[rows]
+        return _sample_rows(
+            network, prefix, part, mask, generators[rows], choose, dtype, callback, compiled
+        )
+
+    found, weights = zip(*in_chunks(work, count, chunk, generators), strict=True)
+    return torch.cat(found).cpu(), torch.cat(weights).cpu()
+
+
+@torch.no_grad()
+def log_likelihood(
+    network: ARTransformer,
+    context: Tensor | None,
+    tokens: Tensor,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    chunk: int | None = None,
+) -> Tensor:
+    """Log-likelihood log p(image tokens | context), exact: one pass with the tokens given.
+
+    Args:
+        context: as in :func:`sample_tokens`.
+        tokens: ``[B, T]``, T at most ``image_tokens``.
+        chunk: pictures at once, all of them by default. Halved where memory runs out.
+
+    Returns:
+        ``[B]``, fp32, on the CPU: natural logarithms, summed over the T tokens.
+
+    Raises:
+        EdgeError: context or tokens of another model, no finite result.
+        torch.cuda.OutOfMemoryError: memory does not even suffice for one picture.
+    """
+    context = _check_context(network, context, device)
+    _check_tokens(network, tokens, "tokens")
+    _check_chunk(chunk, len(tokens))
+    tokens = tokens.to(device)
+    prefix = prefill(network, context, None, dtype)
+
+    def work(rows: slice) -> Tensor:
+        part = tokens[rows]
+        hidden = prefix.hidden.expand(len(part), 1, -1)
+        if part.shape[1] > 1:
+            cache = Cache(network, prefix, len(part), part.shape[1] - 1)
+            hidden = torch.cat([hidden, cache.extend(network, part[:, :-1])], dim=1)
+        return _log_prob(network, hidden, part)
+
+    result = torch.cat(in_chunks(work, len(tokens), chunk)).cpu()
+    return refuse_nan(result, _STAGE, dtype)
+
+
+def bytes_per_candidate(config: ARConfig, dtype: torch.dtype) -> int:
+    """Memory that one more candidate takes while it is sampled or scored, an upper estimate.
+
+    Keys and values of its tokens, the widest layer, and some copies of its logits.
+    """
+    positions = config.context + config.image_tokens
+    cached = 2 * config.layers * config.width * positions * dtype.itemsize
+    widest = 8 * config.width * positions * dtype.itemsize
+    return cached + widest + 8 * 4 * config.image_vocab
+
+
+def _sample_rows(
+    network: ARTransformer,
+    prefix: Prefix,
+    given: Tensor,
+    known: list[bool],
+    generators: list[torch.Generator],
+    choose: Choose,
+    dtype: torch.dtype,
+    callback: Callback | None,
+    compiled: bool,
+) -> tuple[Tensor, Tensor]:
+    """Some candidates at once: tokens ``[b, T]`` and log weights ``[b]`` of known tokens.
+
+    ``given`` ``[b, T]`` counts where ``known``; the leading known tokens that are not in the prefix
+    are fed first and do not weigh.
+    """
+    rows, total = given.shape
+    tokens = given.clone()
+    lay_out(network, rows, known.count(False))
+    cache = Cache(network, prefix, rows, total - prefix.images)
+    step = Steps(network, cache, compiled=compiled)
+    noise = ExponentialNoise(generators, network.config.image_vocab, given.device)
+    hidden = prefix.hidden.expand(rows, -1)
+    start = known.index(False)
+    if start > prefix.images:
+        hidden = cache.extend(network, tokens[:, prefix.images : start])[:, -1]
+    weights = torch.zeros(rows, device=given.device)
+    # Looked at here, where damaged weights show, and then only at the end: looking at a number
+    # makes the processor wait for the device.
+    refuse_nan(hidden, _STAGE, dtype)
+    largest = torch.zeros((), device=given.device)
+    while start < total:
+        stop = start + 1
+        if known[start]:
+            while stop < total and known[stop]:
+                stop += 1
+        else:
+            logits = network.logits(hidden).float()
+            largest = torch.maximum(largest, logits.abs().amax())  # NaN stays NaN
+            tokens[:, start] = choose(logits, noise)
+        run = tokens[:, start:stop]
+        # Nothing reads what the very last token predicts.
+        fed = run if stop < total else run[:, :-1]
+        if fed.shape[1] == 1:
+            states = step(fed)
+        else:
+            states = cache.extend(network, fed) if fed.shape[1] else hidden[:, None]
+        if known[start]:
+            before = torch.cat([hidden[:, None], states], dim=1)[:, : stop - start]
+            weights += _log_prob(network, before, run)
+        hidden = states[:, -1]
+        if callback is not None:
+            callback(stop, total, tokens[:, :stop])
+        start = stop
+    refuse_nan(largest + weights.sum(), _STAGE, dtype)
+    return tokens, weights
+
+
+def _chooser(top_k: int, top_p: float, temperature: float) -> Choose:
+    """How a token is chosen from logits, checked."""
+    if top_k < 0:
+        raise EdgeError(f"'top_k' is {top_k}; use 1 or more, or 0 to draw from all tokens")
+    if not 0 < top_p <= 1:
+        raise EdgeError(
+            f"'top_p' is {top_p}; it must be above 0 and at most 1, and 1 draws from all tokens"
+        )
+    if not (temperature == 0 or 1e-4 <= temperature < math.inf):
+        raise EdgeError(
+            f"'temperature' is {temperature}; use 0.0001 or more, or 0 for the likeliest token"
+        )
+    return partial(_choose, top_k=top_k, top_p=top_p, temperature=temperature)
+
+
+def _choose(
+    logits: Tensor,
+    noise: Callable[[], Tensor],
+    *,
+    top_k: int,
+    top_p: float,
+    temperature: float,
+) -> Tensor:
+    """A token ``[B]`` for each row of fp32 ``logits`` ``[B, V]``; ``noise`` is Exponential(1)."""
+    if temperature == 0:
+        return logits.argmax(dim=-1)
+    logits = logits / temperature
+    if 0 < top_k < logits.shape[-1]:
+        least = logits.topk(top_k, sorted=False).values.amin(dim=-1, keepdim=True)
+        logits = logits.masked_fill(logits < least, -math.inf)
+    p = logits.softmax(dim=-1)
+    if top_p < 1:
+        ordered, order = p.sort(dim=-1, descending=True)
+        before = ordered.cumsum(dim=-1)[:, :-1]  # of a token: the sum down to its predecessor
+        out = torch.cat([torch.zeros_like(before[:, :1], dtype=torch.bool), before >= top_p], 1)
+        p = p.masked_fill(out.scatter(-1, order, out), 0.0)
+        p = p / p.sum(dim=-1, keepdim=True)
+    return (p / noise()).argmax(dim=-1)
+
+
+def _log_prob(network: ARTransformer, hidden: Tensor, tokens: Tensor) -> Tensor:
+    """Sum over T of log p(token), fp32 ``[B]``; hidden ``[B, T, W]`` predicts tokens ``[B, T]``."""
+    parts = [
+        network.logits(states).float().log_softmax(dim=-1).gather(1, chosen[:, None])
+        for states, chosen in zip(
+            hidden.flatten(0, 1).split(_SCORED), tokens.flatten().split(_SCORED), strict=True
+        )
+    ]
+    return torch.cat(parts).view(tokens.shape).sum(dim=1)
+
+
+def _check_chunk(chunk: int | None, count: int) -> None:
+    if count < 1:
+        raise EdgeError("asked for no candidates; their number must be at least 1")
+    if chunk is not None and chunk < 1:
+        raise EdgeError(f"'chunk' is {chunk}; at least 1 candidate must be sampled at a time")
+
+
+def _check_context(
+    network: ARTransformer, context: Tensor | None, device: torch.device
+) -> Tensor | None:
+    """The context on ``device``, if it is one that this network reads."""
+    config = network.config
+    if config.text_vocab is None and config.classes is None:
+        if context is not None:
+            raise EdgeError(
+                "this transformer is unconditional and reads neither prompt nor class; wire none,"
+                " or load the text-to-image or the class-conditional model"
+            )
+        return None
+    kind = "a class" if config.text_vocab is None else f"a prompt of {config.context} tokens"
+    size = config.text_vocab or config.classes or 0
+    if context is None or tuple(context.shape) != (1, config.context):
+        got = "nothing" if context is None else f"ids of shape {list(context.shape)}"
+        raise EdgeError(
+            f"this transformer reads {kind}, but got {got}; wire what belongs to this model"
+        )
+    low, high = int(context.min()), int(context.max())
+    if low < 0 or high >= size:
+        cure = (
+            f"use a class from 0 to {size - 1}"
+            if config.text_vocab is None
+            else "load the tokenizer that belongs to this checkpoint"
+        )
+        raise EdgeError(
+            f"the context holds id {high if high >= size else low}, but this transformer knows"
+            f" {size}; {cure}"
+        )
+    return context.to(device)
+
+
+def _check_tokens(network: ARTransformer, tokens: Tensor, name: str) -> None:
+    total, size = network.config.image_tokens, network.config.image_vocab
+    if tokens.dim() != 2 or len(tokens) == 0 or not 0 < tokens.shape[1] <= total:
+        raise EdgeError(
+            f"'{name}' has the shape {list(tokens.shape)}, but must be pictures of 1 to {total}"
+            " tokens; encode a picture of the size this transformer was made for"
+        )
+    low, high = int(tokens.min()), int(tokens.max())
+    if low < 0 or high >= size:
+        raise EdgeError(
+            f"'{name}' holds code {high if high >= size else low}, but this transformer knows"
+            f" {size}; encode the picture with the VQGAN that belongs to it"
+        )

@@ -1,0 +1,599 @@
+"""Diffusion schedules, respaced, as numbers known before the loop starts.
+
+unCLIP's (cosine betas) for Karlo and every prior, and the one of Kandinsky's latent decoders
+(linear betas; DDPM, DDIM or PLMS).
+
+Source: diffusers' ``UnCLIPScheduler``, ``DDPMScheduler`` and ``DDIMScheduler``; the respacing of
+guided-diffusion and the DDIM sampler of latent-diffusion, which ai-forever/Kandinsky-2 runs; DDPM
+(Ho et al. 2020) equations 6, 7 and 15; improved DDPM (Nichol & Dhariwal 2021) for the learned
+variance range; DDIM (Song et al. 2020) equation 12; PNDM (Liu et al. 2022) equation 12.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from ...edges import EdgeError
+
+
+@dataclass(frozen=True)
+class Step:
+    """Everything one denoising step needs, as Python floats: no host sync, no table look-up.
+
+    ``x0 = (x - sqrt_beta * eps) / sqrt_alpha`` (prediction "epsilon") and
+    ``mean = x0_weight * x0 + sample_weight * x``. The noise added afterwards has deviation
+    ``deviation``, or ``exp(0.5 * (f * max_log + (1 - f) * min_log))`` with the predicted
+    ``f = (v + 1) / 2`` where the variance is learned. ``last`` steps add none.
+    """
+
+    timestep: int
+    last: bool
+    sqrt_alpha: float
+    sqrt_beta: float
+    x0_weight: float
+    sample_weight: float
+    deviation: float
+    min_log: float
+    max_log: float
+
+
+def check_constants(
+    config: Mapping[str, Any], fixed: Mapping[str, tuple[Any, Any]], system: str
+) -> None:
+    """Refuse a scheduler's configuration that says what our schedule does not do.
+
+    Args:
+        config: of ``scheduler_config.json``.
+        fixed: key to diffusers' default and the one value that is right.
+        system: for messages.
+
+    Raises:
+        EdgeError: another value; names the key.
+    """
+    for key, (default, wanted) in fixed.items():
+        value = config.get(key, default)
+        # null stands for what is switched off
+        if value != wanted and not (value is None and wanted is False):
+            raise EdgeError(
+                f"the scheduler's {key} is {value!r}, which no {system} was published with"
+                f" ({wanted!r} was), and pictures would not be its own"
+            )
+
+
+Spacing = Callable[[int, int], list[int]]
+Begin = Callable[[list[int], int, float], tuple[int, int]]
+
+
+def multiples(total: int, count: int) -> list[int]:
+    """First to last timestep in even parts, each rounded by itself (diffusers' unCLIP)."""
+    ratio = (total - 1) / (count - 1)
+    return [round(k * ratio) for k in range(count)]
+
+
+def sums(total: int, count: int) -> list[int]:
+    """First to last timestep in even parts, one added to the other: guided-diffusion's respacing.
+    Its rounding errors add up too, so 278 of the counts to 1000 hold another timestep than
+    :func:`multiples`."""
+    stride = (total - 1) / (count - 1) if count > 1 else 1
+    chosen, place = [], 0.0
+    for _ in range(count):
+        chosen.append(round(place))
+        place += stride
+    return chosen
+
+
+def linspace(total: int, count: int) -> list[int]:
+    """First to last timestep in even parts (diffusers' "linspace")."""
+    return [int(t) for t in np.linspace(0, total - 1, count).round()]
+
+
+def leading(total: int, count: int) -> list[int]:
+    """So many whole strides from the first timestep on (diffusers' "leading")."""
+    return [t * (total // count) for t in range(count)]
+
+
+def trailing(total: int, count: int) -> list[int]:
+    """Even parts down from the last timestep (diffusers' "trailing")."""
+    return [int(t) - 1 for t in np.round(np.arange(total, 0, -total / count))][::-1]
+
+
+def whole_strides(total: int, count: int) -> list[int]:
+    """Every whole stride of the schedule (CompVis's DDIM): more than ``count`` where that does not
+    divide it."""
+    return list(range(0, total, total // count))
+
+
+SPACINGS: dict[str, Spacing] = {"leading": leading, "trailing": trailing, "linspace": linspace}
+"""diffusers' names."""
+
+
+def last_part(times: list[int], total: int, strength: float) -> tuple[int, int]:
+    """The last ``strength`` of the steps, the picture noised for the first of them."""
+    first = len(times) - int(len(times) * strength)
+    return first, times[min(first, len(times) - 1)]
+
+
+def last_part_apart(times: list[int], total: int, strength: float) -> tuple[int, int]:
+    """The same steps, but the picture noised for a timestep of its own (diffusers' Kandinsky 2.1,
+    after the original's)."""
+    return last_part(times, total, strength)[0], max(0, int(total * strength) - 2)
+
+
+def last_sums(times: list[int], total: int, strength: float) -> tuple[int, int]:
+    """:func:`last_part` with the original's "strength", which says how much is kept; what both
+    round down differs in a digit."""
+    first = len(times) - _share(len(times), strength)
+    return first, times[min(first, len(times) - 1)]
+
+
+def up_to_share(times: list[int], total: int, strength: float) -> tuple[int, int]:
+    """The original's DDIM: timesteps up to that share of the whole schedule, the picture noised for
+    the one below it, whatever the steps are."""
+    share = _share(total, strength)
+    first = sum(t > share for t in times) if share else len(times)
+    return first, max(0, share - 1)
+
+
+def _share(count: int, strength: float) -> int:
+    # The original multiplies by 1 - what is kept, and 1 - 0.43 is not the number 0.57.
+    return int(count * (1 - round(1 - strength, 9)))
+
+
+@dataclass(frozen=True)
+class UnCLIPSchedule:
+    """The published constants of one stage's diffusion.
+
+    Attributes:
+        prediction: what the network predicts, "sample" (x0) or "epsilon".
+        variance: "fixed_small_log", or "learned_range" where the network's second half of
+            channels interpolates between the bounds.
+        clip_range: x0 is clamped to ± this; ``None`` leaves it alone.
+        double_tables: compute the tables in float64, as the original repositories do; diffusers
+            keeps them in float32, which moves the last step by 5e-4.
+        spacing: the timesteps that so many steps take of so many, ascending.
+        num_train_timesteps: length of the training schedule.
+    """
+
+    prediction: str = "epsilon"
+    variance: str = "fixed_small_log"
+    clip_range: float | None = 1.0
+    double_tables: bool = False
+    spacing: Spacing = multiples
+    num_train_timesteps: int = 1000
+
+    def __post_init__(self) -> None:
+        """Raise :class:`EdgeError` for constants that no unCLIP stage was published with."""
+        if self.prediction not in ("sample", "epsilon"):
+            raise EdgeError(f"the scheduler's prediction_type '{self.prediction}' is not unCLIP's")
+        if self.variance not in ("fixed_small_log", "learned_range"):
+            raise EdgeError(f"the scheduler's variance_type '{self.variance}' is not unCLIP's")
+        if self.clip_range is not None and not 0 < self.clip_range < math.inf:
+            raise EdgeError(f"the scheduler's clip_sample_range {self.clip_range} is not positive")
+        if not isinstance(self.num_train_timesteps, int) or self.num_train_timesteps < 2:
+            raise EdgeError(
+                f"the scheduler's num_train_timesteps {self.num_train_timesteps} is no number of"
+                " steps from 2 on"
+            )
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> UnCLIPSchedule:
+        """Read a hub folder's ``scheduler_config.json``.
+
+        Raises:
+            EdgeError: constants that no unCLIP stage was published with.
+        """
+        betas = config.get("beta_schedule", "squaredcos_cap_v2")
+        if betas != "squaredcos_cap_v2":
+            raise EdgeError(f"the scheduler's beta_schedule '{betas}' is not unCLIP's")
+        return cls(
+            prediction=config.get("prediction_type", "epsilon"),
+            variance=config.get("variance_type", "fixed_small_log"),
+            clip_range=config.get("clip_sample_range", 1.0)
+            if config.get("clip_sample", True)
+            else None,
+            num_train_timesteps=config.get("num_train_timesteps", 1000),
+        )
+
+    def timesteps(self, num_inference_steps: int) -> list[int]:
+        """The respaced timesteps, descending, first T-1 and last 0.
+
+        Raises:
+            EdgeError: fewer than 2 steps (the published spacing divides by N - 1) or more than
+                the training schedule has.
+        """
+        if not 2 <= num_inference_steps <= self.num_train_timesteps:
+            raise EdgeError(
+                f"'steps' is {num_inference_steps}; this schedule takes 2 to"
+                f" {self.num_train_timesteps} steps"
+            )
+        return self.spacing(self.num_train_timesteps, num_inference_steps)[::-1]
+
+    def betas(self) -> torch.Tensor:
+        """``[T]`` betas of the squared-cosine schedule, capped at 0.999."""
+
+        def alpha_bar(u: float) -> float:
+            return math.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
+
+        count = self.num_train_timesteps
+        values = [
+            min(1 - alpha_bar((i + 1) / count) / alpha_bar(i / count), 0.999) for i in range(count)
+        ]
+        return torch.tensor(values, dtype=torch.float64 if self.double_tables else torch.float32)
+
+    def sigmas(self) -> torch.Tensor:
+        """Noise over signal ``[T]`` at every training timestep, in float64."""
+        products = torch.cumprod(1 - replace(self, double_tables=True).betas(), dim=0)
+        return ((1 - products) / products).sqrt()
+
+    def steps(self, num_inference_steps: int) -> list[Step]:
+        """The coefficients of every step, equal to the published scheduler's bit for bit."""
+        timesteps = self.timesteps(num_inference_steps)
+        betas = self.betas()
+        alphas_cumprod = torch.cumprod(1.0 - betas, dim=0)
+        steps = []
+        for t, following in zip(timesteps, [*timesteps[1:], -1], strict=True):
+            beta = betas[t] if following == t - 1 else None
+            steps.append(_step(alphas_cumprod, t, following, beta))
+        return steps
+
+    def noised(
+        self, num_inference_steps: int, strength: float
+    ) -> tuple[list[Step], Callable[[torch.Tensor, torch.Tensor], torch.Tensor]]:
+        """The last ``strength`` of the steps, and what noises a clean sample for the first."""
+        steps = part_of(self.steps(num_inference_steps), strength)
+        if not steps:
+            return [], lambda clean, noise: clean
+        table = torch.cumprod(1.0 - self.betas(), dim=0)
+        return steps, noising(table, steps[0].timestep)
+
+
+FIXED: dict[str, tuple[Any, Any]] = {
+    "prediction_type": ("epsilon", "epsilon"),
+    "trained_betas": (None, None),
+    "rescale_betas_zero_snr": (False, False),
+}
+"""What :class:`LatentSchedule` takes for granted of DDPMScheduler and DDIMScheduler."""
+
+
+@dataclass(frozen=True)
+class LatentSchedule:
+    """The published constants of a Kandinsky decoder's diffusion.
+
+    diffusers and the original repository differ in them, so the loader fills them in: see
+    :meth:`from_config`, and ``kandinsky_original.SAMPLERS``.
+
+    Attributes:
+        ancestral: DDPM, with noise in every step but the last; else DDIM without (eta 0).
+        multistep: DDIM's steps with the noise extrapolated from earlier ones (PLMS).
+        learned_range: the network's second half of channels interpolates between the bounds of
+            the variance.
+        beta_start, beta_end, beta_schedule: "linear" or "scaled_linear" betas.
+        double_tables: compute them in float64, as the original repository does.
+        spacing: the timesteps that so many steps take of so many, ascending; ``offset`` is added
+            where they leave room for it.
+        strided: DDIM steps back by a whole stride, wherever that leads, as diffusers does; else to
+            the next timestep.
+        clip_range: x0 is clamped to ± this; ``None`` leaves it alone.
+        clip_first: clamp so also before thresholding, as the original repository does.
+        thresholding: instead, x0 is clamped to ± its quantile ``ratio`` and divided by that, where
+            it is between 1 and ``largest`` (Imagen's dynamic thresholding).
+        keeps_x0: inpainting puts what is kept into x0, before thresholding.
+        begin: of descending timesteps, the length of the training schedule and a strength in 0..1,
+            the place of the first step to run and the timestep that a picture is noised for.
+        start_betas: the ends of the linear betas that noise a picture to begin with, where they
+            are not the schedule's own (Kandinsky 2.1).
+        final_one: DDIM ends at alphas_cumprod 1, else at the first of the table.
+        num_train_timesteps: length of the training schedule.
+    """
+
+    ancestral: bool = True
+    multistep: bool = False
+    learned_range: bool = True
+    beta_start: float = 0.00085
+    beta_end: float = 0.012
+    beta_schedule: str = "linear"
+    double_tables: bool = False
+    spacing: Spacing = leading
+    offset: int = 0
+    strided: bool = True
+    clip_range: float | None = None
+    clip_first: bool = False
+    thresholding: bool = True
+    ratio: float = 0.995
+    largest: float = 2.0
+    keeps_x0: bool = False
+    begin: Begin = last_part
+    start_betas: tuple[float, float] | None = None
+    final_one: bool = True
+    num_train_timesteps: int = 1000
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> LatentSchedule:
+        """Read a hub folder's ``scheduler_config.json``, of diffusers' DDPM or DDIM.
+
+        Raises:
+            EdgeError: another scheduler, or constants that no Kandinsky decoder has.
+        """
+        name = config.get("_class_name", "DDPMScheduler")
+        if name not in ("DDPMScheduler", "DDIMScheduler"):
+            raise EdgeError(f"the scheduler is a {name}, but Kandinsky's decoders use DDPM or DDIM")
+        check_constants(config, FIXED, "Kandinsky")
+        betas = config.get("beta_schedule", "linear")
+        spacing = config.get("timestep_spacing", "leading")
+        if betas not in ("linear", "scaled_linear"):
+            raise EdgeError(f"the scheduler's beta_schedule '{betas}' is not Kandinsky's")
+        if spacing not in SPACINGS:
+            raise EdgeError(f"the scheduler's timestep_spacing '{spacing}' is not known")
+        ddim = name == "DDIMScheduler"
+        variance = config.get("variance_type", "fixed_small")
+        if not ddim and variance not in ("fixed_small", "fixed_small_log", "learned_range"):
+            raise EdgeError(f"the scheduler's variance_type '{variance}' is not Kandinsky's")
+        clip = config.get("clip_sample_range", 1.0) if config.get("clip_sample", True) else None
+        return cls(
+            ancestral=not ddim,
+            learned_range=not ddim and variance == "learned_range",
+            beta_start=float(config.get("beta_start", 0.0001)),
+            beta_end=float(config.get("beta_end", 0.02)),
+            beta_schedule=betas,
+            spacing=SPACINGS[spacing],
+            # The library adds it to this spacing only.
+            offset=int(config.get("steps_offset", 0)) if spacing == "leading" else 0,
+            clip_range=clip,
+            thresholding=bool(config.get("thresholding", False)),
+            ratio=float(config.get("dynamic_thresholding_ratio", 0.995)),
+            largest=float(config.get("sample_max_value", 1.0)),
+            final_one=bool(config.get("set_alpha_to_one", True)),
+            num_train_timesteps=int(config.get("num_train_timesteps", 1000)),
+        )
+
+    def timesteps(self, num_inference_steps: int) -> list[int]:
+        """The respaced timesteps, descending.
+
+        Raises:
+            EdgeError: fewer steps than 1, or more than the training schedule has.
+        """
+        total, count = self.num_train_timesteps, num_inference_steps
+        if not 1 <= count <= total:
+            raise EdgeError(f"'steps' is {count}; this schedule takes 1 to {total} steps")
+        chosen = [t + self.offset for t in self.spacing(total, count)]
+        # Where both published codes would look behind the end of their tables and fail (1000
+        # steps of diffusers; 3, 9, 27, 36, 1000 and others of the original), the end is taken.
+        return sorted({min(t, total - 1) for t in chosen}, reverse=True)
+
+    def alphas_cumprod(self) -> torch.Tensor:
+        """``[T]``, in the published precision."""
+        return self._products(self.beta_start, self.beta_end, self.beta_schedule)
+
+    def _products(self, first: float, last: float, kind: str = "linear") -> torch.Tensor:
+        total = self.num_train_timesteps
+        dtype = torch.float64 if self.double_tables else torch.float32
+        if kind == "scaled_linear":
+            betas = torch.linspace(first**0.5, last**0.5, total, dtype=dtype) ** 2
+        else:
+            betas = torch.linspace(first, last, total, dtype=dtype)
+        return torch.cumprod(1.0 - betas, dim=0)
+
+    def steps(self, num_inference_steps: int) -> list[Step]:
+        """The coefficients of every step, equal to the published scheduler's bit for bit."""
+        timesteps, table = self.timesteps(num_inference_steps), self.alphas_cumprod()
+        following = [*timesteps[1:], -1]
+        if self.ancestral:
+            return [_step(table, t, after) for t, after in zip(timesteps, following, strict=True)]
+        if self.strided:
+            stride = self.num_train_timesteps // num_inference_steps
+            following = [t - stride for t in timesteps]
+        final = torch.ones((), dtype=table.dtype) if self.final_one else table[0]
+        return [
+            _ddim_step(table, t, after, final)
+            for t, after in zip(timesteps, following, strict=True)
+        ]
+
+    def noised(
+        self, num_inference_steps: int, strength: float
+    ) -> tuple[list[Step], Callable[[torch.Tensor, torch.Tensor], torch.Tensor]]:
+        """The last ``strength`` of the steps, and what noises a clean sample for the first.
+
+        Raises:
+            EdgeError: steps or strength out of range.
+        """
+        check_share(strength, "strength")
+        steps = self.steps(num_inference_steps)
+        times = [step.timestep for step in steps]
+        first, place = self.begin(times, self.num_train_timesteps, strength)
+        steps = steps[first:]
+        if not steps:
+            return [], lambda clean, noise: clean
+        ends = self.start_betas
+        return steps, noising(
+            self.alphas_cumprod() if ends is None else self._products(*ends), place
+        )
+
+
+def published_sigmas(schedule: LatentSchedule, steps: int, denoise: float) -> torch.Tensor:
+    """Noise over signal at the last ``denoise`` of the published timesteps, and 0; empty at 0.
+
+    Raises:
+        EdgeError: steps or denoise out of range.
+    """
+    check_share(denoise, "denoise")
+    chosen, _ = schedule.noised(steps, denoise)
+    levels = [step.sqrt_beta / step.sqrt_alpha for step in chosen]
+    return torch.tensor([*levels, 0.0] if levels else [])
+
+
+def ancestral_steps(sigmas: list[float]) -> list[Step]:
+    """The same steps for a host's noise levels, descending to 0: each is noise over signal."""
+    alphas = 1 / (1 + torch.tensor(sigmas, dtype=torch.float64).square())
+    steps = [_step(alphas, i, i + 1) for i in range(len(sigmas) - 1)]
+    return [replace(step, last=sigma == 0) for step, sigma in zip(steps, sigmas[1:], strict=True)]
+
+
+def draws(steps: list[Step]) -> int:
+    """How often a sampler over these steps draws noise: for its start, and where a step adds it."""
+    return sum(not step.last for step in steps) + bool(steps)
+
+
+def check_share(share: float, name: str) -> None:
+    """Refuse what is no share of the steps.
+
+    Raises:
+        EdgeError: ``share`` outside 0..1; ``name`` is the input's.
+    """
+    if not 0 <= share <= 1:
+        raise EdgeError(f"'{name}' is {share}; it goes from 0 (as it was) to 1 (all anew)")
+
+
+def part_of(steps: list[Step], strength: float) -> list[Step]:
+    """The last ``strength`` (0..1) of the steps, rounded down as published; none at 0.
+
+    Raises:
+        EdgeError: ``strength`` outside 0..1.
+    """
+    check_share(strength, "strength")
+    return steps[len(steps) - int(len(steps) * strength) :]
+
+
+def noising(
+    alphas_cumprod: torch.Tensor, timestep: int
+) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """``add(clean, noise)``, the noisy sample at this timestep."""
+    alpha = alphas_cumprod[timestep]
+    signal, rest = float(alpha**0.5), float((1 - alpha) ** 0.5)
+    return lambda clean, noise: signal * clean + rest * noise
+
+
+def _step(
+    alphas_cumprod: torch.Tensor, t: int, following: int, beta: torch.Tensor | None = None
+) -> Step:
+    """An ancestral step from ``t`` to ``following`` (-1: to the end). ``beta`` is what the
+    schedule itself has between the two, where they are neighbours."""
+    alpha_bar = alphas_cumprod[t]
+    one = torch.ones((), dtype=alphas_cumprod.dtype)
+    alpha_bar_prev = alphas_cumprod[following] if following >= 0 else one
+    if beta is None:
+        beta = 1 - alpha_bar / alpha_bar_prev
+    alpha = 1 - beta
+    rest, rest_prev = 1 - alpha_bar, 1 - alpha_bar_prev
+    variance = rest_prev / rest * beta
+    return Step(
+        timestep=t,
+        last=t == 0,
+        sqrt_alpha=float(alpha_bar**0.5),
+        sqrt_beta=float(rest**0.5),
+        x0_weight=float((alpha_bar_prev**0.5 * beta) / rest),
+        sample_weight=float(alpha**0.5 * rest_prev / rest),
+        deviation=float(torch.exp(0.5 * torch.log(variance.clamp(min=1e-20)))),
+        min_log=float(variance.clamp(min=1e-20).log()),
+        max_log=float(beta.log()),
+    )
+
+
+def _ddim_step(alphas_cumprod: torch.Tensor, t: int, following: int, final: torch.Tensor) -> Step:
+    """A step without noise; its weights are x0's and the predicted noise's."""
+    alpha_bar = alphas_cumprod[t]
+    alpha_bar_prev = alphas_cumprod[following] if following >= 0 else final
+    return Step(
+        timestep=t,
+        last=True,
+        sqrt_alpha=float(alpha_bar**0.5),
+        sqrt_beta=float((1 - alpha_bar) ** 0.5),
+        x0_weight=float(alpha_bar_prev**0.5),
+        sample_weight=float((1 - alpha_bar_prev) ** 0.5),
+        deviation=0.0,
+        min_log=0.0,
+        max_log=0.0,
+    )
+
+
+def predict_latent(
+    schedule: LatentSchedule,
+    step: Step,
+    x: torch.Tensor,
+    eps: torch.Tensor,
+    known: tuple[torch.Tensor, torch.Tensor] | None = None,
+) -> torch.Tensor:
+    """The clean latent ``[B, ...]`` that the predicted noise implies at ``x``, pressed into its
+    range as published; ``known``: see :func:`press`."""
+    return press(schedule, (x - step.sqrt_beta * eps) / step.sqrt_alpha, known)
+
+
+def press(
+    schedule: LatentSchedule,
+    x0: torch.Tensor,
+    known: tuple[torch.Tensor, torch.Tensor] | None = None,
+) -> torch.Tensor:
+    """Clean latents ``[B, ...]`` in their range: thresholded, or clamped.
+
+    Args:
+        known: latents of the same shape, and where they stay: 1, or 0 where ``x0`` does. They are
+            put in where the schedule says so.
+    """
+    if schedule.clip_first and schedule.clip_range is not None:
+        x0 = x0.clamp(-schedule.clip_range, schedule.clip_range)
+    if known is not None and schedule.keeps_x0:
+        clean, keep = known
+        x0 = x0 * (1 - keep) + clean * keep
+    if schedule.thresholding:
+        limit = torch.quantile(x0.flatten(1).abs(), schedule.ratio, dim=1)
+        limit = limit.clamp(1, schedule.largest).view(-1, *[1] * (x0.ndim - 1))
+        return x0.clamp(-limit, limit) / limit
+    if schedule.clip_range is None:
+        return x0
+    return x0.clamp(-schedule.clip_range, schedule.clip_range)
+
+
+def predict_x0(
+    schedule: UnCLIPSchedule, step: Step, x: torch.Tensor, prediction: torch.Tensor
+) -> torch.Tensor:
+    """The clean sample that ``prediction`` implies at ``x``, clamped as published."""
+    if schedule.prediction == "epsilon":
+        prediction = (x - step.sqrt_beta * prediction) / step.sqrt_alpha
+    if schedule.clip_range is None:
+        return prediction
+    return prediction.clamp(-schedule.clip_range, schedule.clip_range)
+
+
+def previous_sample(
+    step: Step,
+    x: torch.Tensor,
+    x0: torch.Tensor,
+    noise: torch.Tensor | None,
+    predicted_variance: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """One ancestral step from ``x`` towards ``x0``; ``noise`` is ``None`` at the last step."""
+    mean = step.x0_weight * x0 + step.sample_weight * x
+    if noise is None:
+        return mean
+    if predicted_variance is None:
+        return mean + step.deviation * noise
+    fraction = (predicted_variance + 1) / 2
+    log_variance = fraction * step.max_log + (1 - fraction) * step.min_log
+    return mean + (0.5 * log_variance).exp() * noise
+
+
+def denoised(step: Step, x0: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
+    """One DDIM step: noise goes back onto ``x0``, as much as the next step expects."""
+    return step.x0_weight * x0 + step.sample_weight * eps
+
+
+def multistep_noise(past: list[torch.Tensor]) -> torch.Tensor:
+    """The noise of a linear multistep (Adams-Bashforth) of order 2 to 4.
+
+    Args:
+        past: two predictions or more, the latest first; the fourth is the oldest that counts.
+    """
+    weights = _ADAMS_BASHFORTH[min(len(past), 4)]
+    return sum(weight * eps for weight, eps in zip(weights, past, strict=False))
+
+
+_ADAMS_BASHFORTH = {
+    2: (3 / 2, -1 / 2),
+    3: (23 / 12, -16 / 12, 5 / 12),
+    4: (55 / 24, -59 / 24, 37 / 24, -9 / 24),
+}

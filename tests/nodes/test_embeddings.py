@@ -1,0 +1,227 @@
+"""Image embeddings mixed, walked between, compared, kept: the arithmetic, the files, the errors."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from prior_art.edges import EdgeError
+from prior_art.host import host
+from prior_art.loaders.files.checkpoint import CheckpointError
+from prior_art.nodes.embeddings import (
+    CompareEmbeddings,
+    InterpolateEmbeddings,
+    LoadEmbeddings,
+    MixEmbeddings,
+    SaveEmbeddings,
+    TextDifference,
+)
+from prior_art.samplers.embeddings import MODES, interpolate, slerp
+
+SPACE, DIM = "shapes-vit-l", 64
+
+
+@pytest.fixture(autouse=True)
+def folders(tmp_path, monkeypatch):
+    monkeypatch.setattr(host.session, "output_folder", tmp_path / "output")
+    monkeypatch.setattr(host.session, "input_folder", tmp_path / "input")
+
+
+def rows(count=1, seed=0, dim=DIM):
+    return torch.randn(count, dim, generator=torch.Generator().manual_seed(seed))
+
+
+def embeds(values, space=SPACE):
+    return host.clip_vision_output(values, embedding_space=space, made_by="a test")
+
+
+def mixed(a, b, weight_a=0.5, weight_b=0.5, mode=MODES[0]):
+    return MixEmbeddings.execute(embeds(a), embeds(b), weight_a, weight_b, mode).args[0]
+
+
+def prompt(values, space=SPACE):
+    extra = {"pooled_output": values, "embedding_space": space}
+    return [[torch.zeros(len(values), 77, DIM), extra]]
+
+
+def near(a, b):
+    torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+
+
+# -- mixing --------------------------------------------------------------------------------------
+
+
+def test_every_mode_is_its_formula():
+    a, b = rows(), rows(3, seed=1)
+    near(mixed(a, b, 2, -1).image_embeds, 2 * a - b)
+    near(mixed(a, b, 1, 3, "average").image_embeds, 0.25 * a + 0.75 * b)
+    near(mixed(a, b, 9, 0.5, "add").image_embeds, a + 0.5 * b)
+    near(mixed(a, b, 9, 0.5, "subtract").image_embeds, a - 0.5 * b)
+    kept = mixed(a, b, 1, 3, "average, length kept").image_embeds
+    near(kept.norm(dim=-1), 0.25 * a.norm() + 0.75 * b.norm(dim=-1))
+    near(torch.cosine_similarity(kept, 0.25 * a + 0.75 * b), torch.ones(3))
+    near(mixed(a, b, 1, 3, "slerp").image_embeds, slerp(a, b, 0.75))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_weight_of_nothing_leaves_the_first(mode):
+    a, b = rows(2), rows(2, seed=1)
+    near(mixed(a, b, 1.0, 0.0, mode).image_embeds, a)
+
+
+def test_slerp_turns_evenly():
+    a, b = torch.eye(2, DIM)[:1], 3 * torch.eye(2, DIM)[1:]
+    half = slerp(a, b, 0.5)
+    near(half, 2 * (a + b / 3) / 2**0.5)
+    near(slerp(a, 2 * a, 0.25), 1.25 * a)  # no angle at all
+    c = a + 1e-5 * b
+    near(slerp(a, c, 0.5), (a + c) / 2)
+
+
+@pytest.mark.parametrize("mode", ["slerp", "lerp"])
+def test_a_walk_meets_its_points_exactly(mode):
+    a, b = rows(2), rows(1, seed=1)
+    (walk,) = InterpolateEmbeddings.execute(embeds(a), embeds(b), 5, mode).args
+    found = walk.image_embeds
+    assert found.shape == (5, DIM) and walk.embedding_space == SPACE
+    for place, point in ((0, a[0]), (2, a[1]), (4, b[0])):
+        assert torch.equal(found[place], point)
+    between = slerp(a[:1], a[1:], 0.5) if mode == "slerp" else a.mean(0, keepdim=True)
+    near(found[1:2], between)
+
+
+def test_text_difference_moves_along_the_difference():
+    a, to, away = rows(2), rows(1, seed=1), rows(1, seed=2)
+    (moved,) = TextDifference.execute(embeds(a), prompt(to), prompt(away), 0.5).args
+    step = moved.image_embeds - a
+    near(step.norm(dim=-1), 0.5 * a.norm(dim=-1))
+    near(torch.cosine_similarity(step, to - away), torch.ones(2))
+
+
+def test_compare_gives_numbers_and_a_picture():
+    a = rows(2)
+    said, image = CompareEmbeddings.execute(embeds(a), embeds(torch.cat([a, -a[:1]]))).args
+    table = torch.tensor([[float(x) for x in line.split()] for line in said.splitlines()])
+    near(table[:, :2].diagonal(), torch.ones(2))
+    near(table[0, 2], torch.tensor(-1.0))
+    assert image.shape == (1, 64, 96, 3)
+    assert image[0, 0, 0].tolist() == pytest.approx([1.0] * 3)
+    assert image[0, 0, 70].tolist() == pytest.approx([0.0] * 3, abs=1e-6)
+
+
+# -- files ---------------------------------------------------------------------------------------
+
+
+def test_a_saved_embedding_comes_back_exactly(tmp_path):
+    a = rows(3)
+    SaveEmbeddings.execute(embeds(a), "red circle", "a red circle")
+    (file,) = (tmp_path / "output" / "image_embeds").iterdir()
+    assert file.name == "red circle.safetensors"
+    assert LoadEmbeddings.define_schema().inputs[0].options["options"] == [file.name]
+    found, note = LoadEmbeddings.execute(file.name).args
+    assert torch.equal(found.image_embeds, a)
+    assert (found.embedding_space, note) == (SPACE, "a red circle")
+    assert "a test" in found.made_by and file.name in found.made_by
+    before = LoadEmbeddings.fingerprint_inputs(file.name)
+    SaveEmbeddings.execute(embeds(rows(1, seed=4)), "red circle", "")
+    assert LoadEmbeddings.fingerprint_inputs(file.name) != before
+
+
+def test_normalised_rows_come_back_raw(tmp_path):
+    from safetensors.torch import load_file
+
+    a = 7 * rows(3)
+    SaveEmbeddings.execute(embeds(a), "unit", "", True)
+    kept = load_file(tmp_path / "output" / "image_embeds" / "unit.safetensors")
+    near(kept["image_embeds"].norm(dim=-1), torch.ones(3))
+    near(LoadEmbeddings.execute("unit.safetensors").args[0].image_embeds, a)
+
+
+def test_what_a_friend_sent_lies_in_the_input_folder(tmp_path):
+    SaveEmbeddings.execute(embeds(rows()), "sent", "")
+    (tmp_path / "input").mkdir()
+    saved = tmp_path / "output" / "image_embeds" / "sent.safetensors"
+    saved.rename(tmp_path / "input" / "sent.safetensors")
+    assert torch.equal(LoadEmbeddings.execute("sent.safetensors").args[0].image_embeds, rows())
+
+
+@pytest.mark.parametrize(
+    ("write", "said"),
+    [
+        (lambda file: file.write_bytes(b"a picture, renamed"), "whatever its name says"),
+        (lambda file: save_file({"weight": rows()}, file), "no image embeddings of PriorArt"),
+        (
+            lambda file: altered(file, space="unheard-of"),
+            "'unheard-of', which this version of the pack does not know",
+        ),
+        (lambda file: altered(file, space="openai-vit-l-14"), "768 dimensions, but holds 64"),
+        (lambda file: altered(file, fingerprint="0"), "damaged"),
+        (lambda file: altered(file, normalised="true"), "without their lengths"),
+    ],
+)
+def test_a_file_that_is_none_is_refused_in_words(tmp_path, write, said):
+    (tmp_path / "input").mkdir()
+    write(tmp_path / "input" / "bad.safetensors")
+    with pytest.raises(CheckpointError, match=said):
+        LoadEmbeddings.execute("bad.safetensors")
+
+
+def altered(file, **changes):
+    """A saved embedding with other metadata."""
+    from safetensors import safe_open
+
+    SaveEmbeddings.execute(embeds(rows()), "good", "")
+    good = file.parents[1] / "output" / "image_embeds" / "good.safetensors"
+    with safe_open(good, framework="pt") as opened:
+        metadata = opened.metadata()
+    save_file({"image_embeds": rows()}, file, metadata | changes)
+
+
+@pytest.mark.parametrize("name", ["../up", "a/b", "", ".hidden", "x" * 200, "a\\b", "trailing."])
+def test_names_stay_in_their_folder(name, tmp_path):
+    with pytest.raises(EdgeError, match="'name'"):
+        SaveEmbeddings.execute(embeds(rows()), name, "")
+    assert not (tmp_path / "output").exists()
+
+
+# -- what they refuse ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda: mixed(rows(2), rows(3)), "2 rows.*3"),
+        (lambda: mixed(rows(), rows(), 0, 0, "average"), "add up to nothing"),
+        (lambda: mixed(rows(), rows(), 1, -1, "slerp"), "add up to nothing"),
+        (lambda: mixed(rows(), rows(), float("nan")), "weight_a"),
+        (lambda: mixed(rows(), -rows(), mode="slerp"), "opposite directions"),
+        (lambda: mixed(rows(), rows(), mode="other"), "'mode' is 'other'"),
+        (lambda: mixed(rows(), rows() * float("nan")), "NaN"),
+        (lambda: mixed(rows(0), rows()), "no rows"),
+        (lambda: MixEmbeddings.execute(None, embeds(rows()), 1, 1), "image_embeds_a"),
+        (
+            lambda: MixEmbeddings.execute(embeds(rows()), embeds(rows(), "shapes-vit-g"), 1, 1),
+            "shapes-vit-g.*shapes-vit-l",
+        ),
+        (
+            lambda: InterpolateEmbeddings.execute(embeds(rows()), embeds(rows()), 1, "slerp"),
+            "'count' is 1",
+        ),
+        (lambda: interpolate(rows(), 5, "slerp"), "two embeddings or more"),
+        (
+            lambda: TextDifference.execute(embeds(rows()), prompt(rows()), prompt(rows()), 1.0),
+            "are the same",
+        ),
+        (
+            lambda: TextDifference.execute(
+                embeds(rows()), prompt(rows(), "openai-vit-l-14"), prompt(rows()), 1.0
+            ),
+            "'text' got a prompt in the embedding space 'openai-vit-l-14'",
+        ),
+        (lambda: LoadEmbeddings.execute("absent.safetensors"), "absent.*there are: none"),
+    ],
+)
+def test_refused_in_words(call, said):
+    with pytest.raises(EdgeError, match=said):
+        call()
