@@ -1,5 +1,5 @@
 # Two commands: `make demo` makes pictures without a host, `make test` checks everything.
-# Both set up .venv themselves; `make clean` starts over.
+# While working: `make check`, in two minutes. All set up .venv themselves; `make clean` starts over.
 
 PYTHON ?= python3
 VENV := .venv
@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 # The CPU build is enough for the embedded family; TORCH="torch" takes the registry's newest.
 TORCH ?= torch==2.13.0
 
-.PHONY: demo test lint score clean
+.PHONY: demo test check lint types locales score clean
 
 demo: $(VENV)/.ready
 	$(BIN)/prior-art demo --out output
@@ -15,9 +15,23 @@ demo: $(VENV)/.ready
 test: $(VENV)/.ready lint
 	$(BIN)/python -m pytest
 
-lint: $(VENV)/.ready
+# The fast lane: what a change breaks most often, without templates, parity, training and hosts.
+check: $(VENV)/.ready lint
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m "not slow and not host and not browser"
+
+lint: $(VENV)/.ready types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# The package is this folder, whatever its name; mypy finds it as prior_art through a link.
+types: $(VENV)/.ready
+	mkdir -p $(VENV)/types
+	ln -sfn ../.. $(VENV)/types/prior_art
+	MYPYPATH=$(VENV)/types $(BIN)/mypy
+
+# locales/en says what the nodes' schemas say.
+locales: $(VENV)/.ready
+	$(BIN)/python -m prior_art.headless.locales
 
 score: $(VENV)/.ready
 	$(BIN)/python -m prior_art.shapes.score karlo --prompts 200 --json output/score.json --out output/score.png

@@ -183,11 +183,11 @@ class Bars:
 
 def _download(options: argparse.Namespace) -> int:
     from .host import host
-    from .loaders.files.download import TOGETHER, console_progress, download
+    from .loaders.files.download import console_progress, download, together
 
     folder = host.model_folders()[0]
     show = console_progress()
-    for system in TOGETHER.get(options.system, (options.system,)):
+    for system in together().get(options.system, (options.system,)):
         print(download(system, folder, progress=show, revision=options.revision))
     return 0
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -37,18 +37,12 @@ class EmbeddingSpace:
     vision_width: int | None = None
 
 
-SPACES: dict[str, EmbeddingSpace] = {
-    space.name: space
-    for space in (
-        EmbeddingSpace("openai-vit-l-14", 768, "OpenAI CLIP ViT-L/14 (Karlo, Kandinsky 2.1)", 1024),
-        EmbeddingSpace("laion-vit-bigg-14", 1280, "OpenCLIP ViT-bigG/14 (Kandinsky 2.2)", 1664),
-        EmbeddingSpace("openai-vit-b-32", 512, "OpenAI CLIP ViT-B/32 (minDALL-E's reranker)", 768),
-        EmbeddingSpace("laion-vit-h-14", 1024, "OpenCLIP ViT-H/14 (Stable Diffusion 2.1)", 1280),
-        EmbeddingSpace("mclip-vit-l-14", 768, "mCLIP XLM-R (Kandinsky 2.1's text encoder)"),
-        EmbeddingSpace("shapes-vit-l", 64, "the embedded family's CLIP (shapes-karlo)"),
-        EmbeddingSpace("shapes-vit-g", 96, "the embedded family's wider CLIP (shapes-kandinsky)"),
-    )
-}
+SPACES: dict[str, EmbeddingSpace] = {}
+"""Every known space by name; the systems' records in ``loaders`` bring theirs."""
+
+Role = Literal["encoder", "prior", "sampled", "autoencoder", "upscaler"]
+"""What a network is to the host, which decides device and dtype: text and image encoders, a prior,
+a network that samplers call at each step, an autoencoder, an upscaler."""
 
 
 @dataclass(frozen=True)
@@ -291,8 +285,9 @@ def batch_conditioning(first: list, second: list) -> list:
         if isinstance(value, torch.Tensor):
             joined[key] = torch.cat([value, more[key].to(value)])
         elif isinstance(value, TextEncoding) and value.space == more[key].space:
-            parts = ((getattr(t, part) for t in (value, more[key])) for part in _ROWS)
-            joined[key] = TextEncoding(*(torch.cat([a, b.to(a)]) for a, b in parts), value.space)
+            parts = {p: (getattr(value, p), getattr(more[key], p)) for p in _ROWS}
+            rows = {p: torch.cat([a, b.to(a)]) for p, (a, b) in parts.items()}
+            joined[key] = TextEncoding(**rows, space=value.space)
         elif value == more[key]:
             joined[key] = value
         else:

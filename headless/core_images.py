@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 
 from ..host.embedded import io as io
+from ..host.embedded.rows import composite, resized
 from .core_latents import LARGEST
-from .core_rows import composite, resized
 from .workflow import WorkflowError
 
 METHODS = ["nearest-exact", "bilinear", "area", "bicubic", "lanczos"]
@@ -168,7 +168,9 @@ class ImageScaleBy(io.ComfyNode):
                 f"'scale_by' is {scale_by}, which leaves nothing of a picture of"
                 f" {image.shape[2]}×{image.shape[1]}; take more"
             )
-        return io.NodeOutput(resized(image.movedim(-1, 1), *size, upscale_method).movedim(1, -1))
+        return io.NodeOutput(
+            resized(image.movedim(-1, 1), size[0], size[1], upscale_method).movedim(1, -1)
+        )
 
 
 class ImageInvert(io.ComfyNode):

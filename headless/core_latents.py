@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from ..host.embedded import io as io
-from .core_rows import composite, fitted, resized
+from ..host.embedded.rows import composite, fitted, resized
 from .workflow import WorkflowError
 
 LARGEST = 16384
@@ -98,7 +98,7 @@ class LatentBlend(io.ComfyNode):
         first, second = samples1["samples"], samples2["samples"]
         _refuse_misfit("LatentBlend", first, second)
         if first.shape[2:] != second.shape[2:]:
-            second = resized(second, *first.shape[2:], "bicubic", "center")
+            second = resized(second, first.shape[2], first.shape[3], "bicubic", "center")
         blended = first * blend_factor + second * (1 - blend_factor)
         return io.NodeOutput({**samples1, "samples": blended})
 
@@ -200,7 +200,7 @@ class LatentBatch(io.ComfyNode):
         first, second = samples1["samples"], samples2["samples"]
         _refuse_misfit("LatentBatch", first[:1], second[:1])
         if first.shape[2:] != second.shape[2:]:
-            second = resized(second, *first.shape[2:], "bilinear", "center")
+            second = resized(second, first.shape[2], first.shape[3], "bilinear", "center")
         numbers = [
             number
             for latent in (samples1, samples2)
@@ -315,7 +315,9 @@ class LatentUpscale(io.ComfyNode):
             width = max(64, width)
             height = round(high * width / wide)
         size = (max(64, height) // CELL, max(64, width) // CELL)
-        return io.NodeOutput({**samples, "samples": resized(rows, *size, upscale_method, crop)})
+        return io.NodeOutput(
+            {**samples, "samples": resized(rows, size[0], size[1], upscale_method, crop)}
+        )
 
 
 class LatentUpscaleBy(io.ComfyNode):
@@ -344,13 +346,16 @@ class LatentUpscaleBy(io.ComfyNode):
                 f"'scale_by' is {scale_by}, which leaves nothing of a latent of"
                 f" {rows.shape[3]}×{rows.shape[2]} places; take more"
             )
-        return io.NodeOutput({**samples, "samples": resized(rows, *size, upscale_method)})
+        return io.NodeOutput(
+            {**samples, "samples": resized(rows, size[0], size[1], upscale_method)}
+        )
 
 
 class VAEEncodeForInpaint(io.ComfyNode):
     """A picture's latent with grey where the mask is, and the mask grown by some pixels."""
 
     EQUAL = "to 1e-4"
+    REFUSED = "other counts of masks than one or one a picture, on which ComfyUI fails"
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -371,6 +376,12 @@ class VAEEncodeForInpaint(io.ComfyNode):
         size, factor = pixels.shape[1:3], vae.factor
         high, wide = (side - side % factor for side in size)
         top, left = (side % factor // 2 for side in size)
+        masks = mask.numel() // (mask.shape[-2] * mask.shape[-1])
+        if masks not in (1, len(pixels)):
+            raise WorkflowError(
+                f"'mask' holds {masks} masks for {len(pixels)} pictures, on which ComfyUI fails;"
+                " wire one, or one for each picture"
+            )
         mask = F.interpolate(mask.reshape(-1, 1, *mask.shape[-2:]), size, mode="bilinear").round()
         mask = mask[:, :, top : top + high, left : left + wide]
         pixels = pixels[:, top : top + high, left : left + wide, :3]

@@ -396,7 +396,7 @@ PRIMITIVES = [
     _primitive("PrimitiveBoolean", "A switch for several nodes.", io.Boolean),
 ]
 
-CORE_NODES = [
+CORE_NODES: list[type[Any]] = [
     LoadImage,
     LoadImageMask,
     SaveImage,

@@ -97,8 +97,8 @@ def _frames(picture: Picture, path: Path) -> list[Frame]:
         raise _only_comfyui(path, f"a picture of the kind {kind} in the mode {picture.mode}")
     if quarters:
         frames = [
-            tuple(None if part is None else np.rot90(part, quarters) for part in frame)
-            for frame in frames
+            (np.rot90(levels, quarters), None if mask is None else np.rot90(mask, quarters))
+            for levels, mask in frames
         ]
     return frames
 
@@ -177,7 +177,8 @@ def _tiff(picture: Picture, path: Path) -> Frame:
 def _gif(picture: Picture, path: Path) -> list[Frame]:
     if _is_cut_off(path):
         raise _only_comfyui(path, "a GIF that is cut off")
-    several, frames = getattr(picture, "is_animated", False), []
+    several = getattr(picture, "is_animated", False)
+    frames: list[Frame] = []
     for frame in ImageSequence.Iterator(picture):
         if several and not frame.info.get("duration"):
             raise _only_comfyui(path, "a GIF whose frames have no duration")

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from ..host.embedded import io as io
-from ..host.embedded.door import ClipPair, warn
+from ..host.embedded.door import warn
 from ..host.prompts import inversion_refused
 from .core_latents import LARGEST
 from .workflow import WorkflowError
@@ -37,10 +37,10 @@ class CLIPTextEncode(io.ComfyNode):
 
 
 class CLIPTextEncodeSDXL(io.ComfyNode):
-    """A prompt for each of KOALA's text encoders, with sizes."""
+    """A prompt for each of SDXL's text encoders, with sizes."""
 
     EQUAL = "to 1e-4"
-    REFUSED = "textual inversions (embedding:name); text encoders other than KOALA's"
+    REFUSED = "textual inversions (embedding:name); text encoders other than SDXL's two"
     only_in_comfyui = staticmethod(inversion_refused)
 
     @classmethod
@@ -65,7 +65,7 @@ class CLIPTextEncodeSDXL(io.ComfyNode):
 
     @classmethod
     def execute(cls, clip: Any, text_g: str, text_l: str, **sizes: int) -> io.NodeOutput:
-        if not isinstance(clip, ClipPair):
+        if not hasattr(clip, "encode_ids"):
             raise WorkflowError(
                 "'clip' is one text encoder, but this node needs SDXL's two, from 'Load KOALA'"
             )

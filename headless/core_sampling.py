@@ -1,6 +1,6 @@
-"""ComfyUI's samplers for the headless runner: Kandinsky's decoders and KOALA.
+"""ComfyUI's samplers for the headless runner.
 
-The samplers and schedules of :data:`SAMPLERS` and :data:`SCHEDULERS`, and Kandinsky's own; the
+The samplers and schedules of :data:`SAMPLERS` and :data:`SCHEDULERS`, and a system's own; the
 numbers are the host's (``comfy/samplers.py``, ``comfy/model_sampling.py``, ``comfy/k_diffusion``).
 Rows of prompts, masks and maps are repeated in turn or cut to as many as there are latents.
 """
@@ -10,39 +10,18 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from ..edges import (
-    check_pooled,
-    conditioning_to_embeds,
-    conditioning_to_sdxl,
-    depth_beside,
-    sizes_beside,
-    text_beside,
-)
 from ..host.embedded import io as io
 from ..host.embedded.door import (
-    KoalaModel,
-    LatentModel,
-    koala_facts,
-    latent_sampler,
     offload,
-    open_latent_decoder,
     progress,
-    use,
-    use_koala,
 )
-from ..networks.unet import prepare_latent_decoder
-from ..samplers.kandinsky import check_places, keep_mask, mode_of, sample_from_sigmas
-from ..samplers.koala import FACTOR, LATENT_SCALE
+from ..host.embedded.rows import fitted
 from ..samplers.parts.guidance import guide
-from ..samplers.parts.noise import generators, randn
-from ..samplers.parts.schedule import UnCLIPSchedule
-from .core_rows import fitted
 from .workflow import WorkflowError
 
 SCHEDULERS = [
@@ -178,12 +157,9 @@ def noise_levels(model: Any) -> torch.Tensor:
     Raises:
         WorkflowError: a MODEL that native samplers run in ComfyUI only.
     """
-    if isinstance(model, KoalaModel):
-        return torch.from_numpy(koala_facts(model).schedule.levels())
-    if not isinstance(model, LatentModel):
-        raise WorkflowError(KARLO)
-    alphas = open_latent_decoder(model)[1].schedule.alphas_cumprod().double()
-    return ((1 - alphas) / alphas).sqrt().float()
+    if not hasattr(model, "sigmas"):
+        raise WorkflowError(refusal(model.kind, model.own_node))
+    return model.sigmas()
 
 
 def schedule(levels: torch.Tensor, name: str, steps: int) -> list[float]:
@@ -240,28 +216,36 @@ def _linear_quadratic(steps: int, threshold: float = 0.025) -> list[float]:
 
 # -- nodes ---------------------------------------------------------------------------------------
 
-KARLO = (
-    "headless, native samplers run Kandinsky's decoders and KOALA's U-Nets; sample Karlo's decoder"
-    " with 'Karlo Decoder', or run this in ComfyUI"
-)
 
-
-def karlo_refused(values: Mapping[str, Any], sources: Mapping[str, str]) -> str | None:
-    """Why a native sampler does not run, known before anything does.
+def own_sampler(values: Mapping[str, Any], sources: Mapping[str, str]) -> str | None:
+    """Why a native sampler does not run headless, known before anything does.
 
     Args:
         values: its widgets.
         sources: classes of the nodes that are wired to it, by input.
     """
-    return KARLO if sources.get("model") == "PriorArtLoadDecoder" else None
+    from ..nodes import NODES
+
+    wired = sources.get("model")
+    found = next((node for node in NODES if node.define_schema().node_id == wired), None)
+    kind = getattr(found, "SAMPLED_BY", None)
+    return refusal(*kind) if kind is not None else None
+
+
+def refusal(kind: str, own_node: str) -> str:
+    """What a user is told whose MODEL native samplers do not run headless."""
+    return (
+        f"headless, native samplers do not run {kind}; sample it with '{own_node}', or run this in"
+        " ComfyUI"
+    )
 
 
 class KSampler(io.ComfyNode):
     """A decoder sampled by name of sampler and schedule."""
 
     EQUAL = "to 1e-3 in the latents"
-    REFUSED = "MODELs other than Kandinsky's and KOALA's"
-    only_in_comfyui = staticmethod(karlo_refused)
+    REFUSED = "MODELs in pixel space"
+    only_in_comfyui = staticmethod(own_sampler)
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -410,7 +394,7 @@ class SamplerCustom(io.ComfyNode):
         cfg: float,
         positive: list,
         negative: list,
-        sampler: str,
+        sampler: Any,
         sigmas: torch.Tensor,
         latent_image: dict,
     ) -> io.NodeOutput:
@@ -480,26 +464,6 @@ def _sigmas(model: Any, scheduler: str, steps: int, denoise: float) -> list[floa
 # -- sampling ------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """A network with its conditioning held fixed.
-
-    Attributes:
-        predict: ``(x [R * B, c, h, w], step index)`` → noise, and whatever channels follow.
-        device, dtype: where and in what it runs.
-        beside: further input channels ``[R * B, c', h, w]``, as a rule none.
-    """
-
-    predict: Callable[[torch.Tensor, int], torch.Tensor]
-    device: torch.device
-    dtype: torch.dtype
-    beside: tuple[torch.Tensor, ...] = ()
-
-
-Prompt = tuple[str, list]
-"""Which side of the guidance it is on, and one entry of a CONDITIONING."""
-
-
 @torch.no_grad()
 def sample(
     model: Any,
@@ -507,7 +471,7 @@ def sample(
     cfg: float,
     positive: list,
     negative: list,
-    sampler: str,
+    sampler: Any,
     sigmas: list[float],
     latent_image: dict,
     *,
@@ -522,20 +486,19 @@ def sample(
         EdgeError: conditioning of another kind than the model's.
         WorkflowError: a MODEL, a sampler or a LATENT that does not fit.
     """
-    levels, koala = noise_levels(model), isinstance(model, KoalaModel)
-    if sampler != latent_sampler() and sampler not in SAMPLERS:
-        raise WorkflowError(f"the headless runner has no sampler '{sampler}'; run it in ComfyUI")
-    if sampler == latent_sampler() and koala:
-        raise WorkflowError(
-            "'sampler' is Kandinsky's own, but 'model' is a U-Net of SDXL's kind; choose another"
-            " with 'KSamplerSelect'"
-        )
-    scale = LATENT_SCALE if koala else 1.0
+    levels, scale = noise_levels(model), model.scale
+    if isinstance(sampler, str):
+        if sampler not in SAMPLERS:
+            raise WorkflowError(
+                f"the headless runner has no sampler '{sampler}'; run it in ComfyUI"
+            )
+    else:
+        sampler.check(model)
     samples = _channels(latent_image["samples"].float())
     start, count = samples * scale, len(samples)
     noise = _noise(start, seed, latent_image.get("batch_index"))
     noise = noise if noisy else torch.zeros_like(start)
-    prompts: list[Prompt] = [("positive", entry) for entry in positive]
+    prompts: list[tuple[str, list]] = [("positive", entry) for entry in positive]
     guided = not math.isclose(cfg, 1.0)
     if guided:
         prompts = [("negative", entry) for entry in negative] + prompts
@@ -547,8 +510,7 @@ def sample(
     if mask is not None:
         mask = mask.reshape(-1, 1, *mask.shape[-2:]).float()
         mask = fitted(F.interpolate(mask, start.shape[2:], mode="bilinear"), count)
-    prepare = _koala if koala else _kandinsky
-    network = prepare(model, prompts, start, mask, times, seed)
+    network = model.prepare(prompts, start, mask, times, seed)
     start, noise = start.to(network.device), noise.to(network.device)
     around = noise
     if sampler == "ddim":
@@ -586,25 +548,11 @@ def sample(
     first = sigmas[0]
     fully = first >= float(levels[-1]) or math.isclose(first, float(levels[-1]), rel_tol=1e-5)
     x = noise * ((1 + first**2) ** 0.5 if fully else first) + start
-    if sampler in SAMPLERS:
+    if isinstance(sampler, str):
         draw = _drawing(x, seed)
         x = SAMPLERS[sampler](lambda x, sigma: both(x, sigma)[0], x, sigmas, draw, report)
     else:
-        own = open_latent_decoder(model)[1].schedule
-        streams = generators(seed + 1, count)
-
-        def ranged(x: torch.Tensor, sigma: float) -> tuple[torch.Tensor, torch.Tensor | None]:
-            x0, variance = both(x, sigma)
-            return x0, variance if own.learned_range else None
-
-        x = sample_from_sigmas(
-            ranged,
-            own,
-            x,
-            sigmas,
-            lambda: randn(tuple(start.shape[1:]), streams, network.device),
-            lambda i, x0, x: report(i + 1, x0),
-        )
+        x = sampler.sample(model, both, x, sigmas, seed, report)
     made, seen = offload(x / scale), offload(last.get("x0", x) / scale)
     return {**latent_image, "samples": made}, {**latent_image, "samples": seen}
 
@@ -651,94 +599,6 @@ def _drawing(x: torch.Tensor, seed: int) -> Draw:
         return torch.randn(x.shape, generator=streams[0], device=x.device)
 
     return draw
-
-
-def _pooled_by_images(entry: list, width: int, seed: int) -> list:
-    """A prompt with unCLIPConditioning's image embedding in the place of its pooled one, noised as
-    the host's SDXL does (``comfy/model_base.py``, ``unclip_adm``).
-
-    Raises:
-        EdgeError: of another width.
-        WorkflowError: more than one, whose sum the host noises again without a seed.
-    """
-    hidden, extra = entry[0], dict(entry[1])
-    carried = extra.pop("unclip_conditioning", [])
-    rows = [row for e in carried for row in check_pooled(e["clip_vision_output"], width)]
-    if len(rows) > 1:
-        raise WorkflowError(
-            "the headless runner takes one image embedding a prompt; run it in ComfyUI, or mix"
-            " them with 'Mix Image Embeddings'"
-        )
-    if rows:
-        products = (1 - UnCLIPSchedule(double_tables=True).betas()).cumprod(0)
-        kept = float(products[round(999 * carried[0]["noise_augmentation"])])
-        noise = torch.randn(1, width, generator=torch.manual_seed(seed - 10))
-        pooled = kept**0.5 * rows[0].float()[None] + (1 - kept) ** 0.5 * noise
-        extra["pooled_output"] = pooled * carried[0]["strength"]
-    return [hidden, extra]
-
-
-def _koala(
-    model: KoalaModel,
-    prompts: list[Prompt],
-    start: torch.Tensor,
-    mask: torch.Tensor | None,
-    times: list[int],
-    seed: int,
-) -> Prepared:
-    """A U-Net of SDXL's kind; where a prompt names no sizes, they are those of the latents."""
-    facts, count = koala_facts(model), len(start)
-    prepare, device, dtype = use_koala(model, 0)
-    size = (FACTOR * start.shape[2], FACTOR * start.shape[3])
-    hidden, pooled, sizes = [], [], []
-    for name, entry in prompts:
-        entry = _pooled_by_images(entry, facts.widths[1], seed)
-        text = conditioning_to_sdxl([entry], facts.widths, name)
-        hidden.append(fitted(text.hidden, count))
-        pooled.append(fitted(text.pooled, count))
-        sizes.append(torch.tensor([sizes_beside(entry[1], size)]).expand(count, -1))
-    # Prompts of several chunks and of one: repeating tokens changes no attention.
-    length = math.lcm(*(rows.shape[1] for rows in hidden))
-    hidden = [rows.repeat(1, length // rows.shape[1], 1) for rows in hidden]
-    rows = (torch.cat(part).to(device, dtype) for part in (hidden, pooled))
-    return Prepared(prepare(*rows, torch.cat(sizes).to(device), times), device, dtype)
-
-
-def _kandinsky(
-    model: LatentModel,
-    prompts: list[Prompt],
-    start: torch.Tensor,
-    mask: torch.Tensor | None,
-    times: list[int],
-    seed: int,
-) -> Prepared:
-    """A Kandinsky decoder, of whatever mode."""
-    managed, loaded = open_latent_decoder(model)
-    network, device, dtype = use(managed)
-    count, size = len(start), (start.shape[2], start.shape[3])
-    check_places(network, size)
-
-    def rows(parts: list[torch.Tensor]) -> torch.Tensor:
-        return torch.cat([fitted(part, count) for part in parts]).to(device, dtype)
-
-    embeds = [conditioning_to_embeds([entry], loaded.space, name) for name, entry in prompts]
-    conditions = {"image_embeds": rows(embeds)}
-    if mode_of(network) == "depth":
-        hints = [depth_beside(entry[1], size, name) for name, entry in prompts]
-        conditions["hint"] = rows(hints)
-    beside: tuple[torch.Tensor, ...] = ()
-    if mode_of(network) == "inpainting":
-        seen = torch.zeros_like(start[:, :1])
-        if mask is not None:
-            seen = keep_mask(mask[:, 0], size)
-        beside = tuple(torch.cat([p.to(device)] * len(prompts)) for p in (start * seen, seen))
-    hidden = None
-    if loaded.text_space is not None:
-        texts = [text_beside(entry[1], loaded.text_space, name) for name, entry in prompts]
-        hidden = rows([text.hidden for text in texts])
-        conditions["text_embeds"] = rows([text.pooled for text in texts])
-    predict = prepare_latent_decoder(network, conditions, times, hidden)
-    return Prepared(predict, device, dtype, beside)
 
 
 SAMPLING_NODES = [KSampler, KSamplerAdvanced, SamplerCustom, KSamplerSelect, BasicScheduler]

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 from .editor_format import (
@@ -101,7 +102,7 @@ class Node:
     data: Mapping[str, Any]
     title: str
     schema: Any = None
-    definition: Graph | None = None
+    definition: Any = None  # of an instance of a subgraph: its Graph
     inputs: list[Slot] = field(default_factory=list)
     outputs: list[str] = field(default_factory=list)
     widgets: dict[str, Any] = field(default_factory=dict)
@@ -162,17 +163,17 @@ class Editor:
     """
 
     def __init__(self, workflow: Mapping[str, Any], schemas: Callable[[str], Any]) -> None:
-        workflow = deepcopy(dict(workflow))
+        own = deepcopy(dict(workflow))
         self._schemas = schemas
-        self._definitions = subgraph_definitions(workflow)
-        check_format(workflow, self._definitions)
-        unique_ids(workflow, self._definitions)
+        self._definitions = subgraph_definitions(own)
+        check_format(own, self._definitions)
+        unique_ids(own, self._definitions)
         self._graphs: dict[str, Graph] = {}
         self._opening: list[str] = []
         self._instances: dict[int, list[Node]] = {}
         for key in self._definitions:
             self._graph(key)
-        self.root = self._open(workflow, "workflow")
+        self.root = self._open(own, "workflow")
         for graph in (self.root, *self._graphs.values()):
             for node in graph.nodes.values():
                 if node.type == PRIMITIVE:
@@ -199,15 +200,11 @@ class Editor:
                 number, found = read_link(link)
                 graph.links[number] = found
         graph.inputs = [
-            _port(port, graph, lambda link, i=i: (link.origin, link.slot) == (INSIDE_INPUT, i))
+            _port(port, graph, partial(_comes_in, i))
             for i, port in enumerate(saved.get("inputs") or ())
         ]
         graph.outputs = [
-            _port(
-                port,
-                graph,
-                lambda link, i=i: (link.target, link.target_slot) == (INSIDE_OUTPUT, i),
-            )
+            _port(port, graph, partial(_goes_out, i))
             for i, port in enumerate(saved.get("outputs") or ())
         ]
         for data in saved["nodes"]:
@@ -269,8 +266,8 @@ class Editor:
         kept, named = node.data.get("widgets_values"), node.data.get("widgets_values_named")
         if isinstance(kept, list):
             node.widgets |= {n: rounded(v) for n, v in zip(promoted, kept, strict=False)}
-        elif isinstance(kept or named, Mapping):
-            node.widgets |= {n: rounded(v) for n, v in (kept or named).items() if n in promoted}
+        elif isinstance(by_name := kept or named, Mapping):
+            node.widgets |= {n: rounded(v) for n, v in by_name.items() if n in promoted}
         # What an older file had by name and a newer editor could not place.
         for entry in reversed(_parsed(node.properties.get("proxyWidgetErrorQuarantine"))):
             source, name = [*(mapping(entry).get("originalEntry") or ()), "", ""][:2]
@@ -283,7 +280,7 @@ class Editor:
         if found is not None:
             inner, target = found
             slot.widget = port.name
-            node.widgets[port.name] = inner.widgets.get(target.widget)
+            node.widgets[port.name] = inner.widgets.get(target.widget or "")
 
     def _promote_old(self, graph: Graph, node: Node) -> None:
         """Widgets promoted the old way, in ``properties.proxyWidgets``: (node, widget) pairs in
@@ -364,7 +361,9 @@ class Editor:
             value = filled(value, self.look_up, datetime.now())
         for link in graph.links.values():
             target = graph.nodes.get(link.target) if link.origin == primitive.id else None
-            for slot in target.inputs if target is not None else ():
+            if target is None:
+                continue
+            for slot in target.inputs:
                 if slot.widget and graph.links.get(slot.link) is link:
                     target.widgets[slot.widget] = value
 
@@ -542,12 +541,24 @@ def _connects(one: str, other: str) -> bool:
     return not set(one.lower().split(",")).isdisjoint(other.lower().split(","))
 
 
+def _comes_in(place: int, link: Link) -> bool:
+    """Whether a link inside a subgraph begins at its input number ``place``."""
+    return (link.origin, link.slot) == (INSIDE_INPUT, place)
+
+
+def _goes_out(place: int, link: Link) -> bool:
+    """Whether a link inside a subgraph ends at its output number ``place``."""
+    return (link.target, link.target_slot) == (INSIDE_OUTPUT, place)
+
+
 def _behind(graph: Graph, port: Port) -> tuple[Node, Slot] | None:
     """The node and slot inside whose widget a subgraph's input promotes: the first it leads to."""
     for number in port.links:
         link = graph.links.get(number)
         node = graph.nodes.get(link.target) if link is not None else None
-        for slot in node.inputs if node is not None else ():
+        if node is None:
+            continue
+        for slot in node.inputs:
             if slot.link == number and slot.widget:
                 return node, slot
     return None

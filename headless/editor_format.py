@@ -27,7 +27,7 @@ class Link:
 
 def subgraph_definitions(workflow: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Subgraph definitions by id, those inside others included."""
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, Any] = {}
     inside = workflow.get("definitions") or {}
     if not isinstance(inside, Mapping):
         raise WorkflowError(_damaged("the workflow", "definitions"))

@@ -19,10 +19,10 @@ _NOT_IN_NAMES = re.compile(r'[/?<>\\:*|"\x00-\x1f\x7f]')
 
 
 def dynamic_prompt(text: str, choose: Callable[[list[str]], str] = random.choice) -> str:
-    """Resolve ``{a|b}`` (nested too), ``//`` and ``/* */`` as the editor does.
+    r"""Resolve ``{a|b}`` (nested too), ``//`` and ``/* */`` as the editor does.
 
-    ``\\{``, ``\\|`` and ``\\}`` stay as characters. A brace that is never closed reaches to the
-    end, and a single backslash at the end becomes ``\\undefined``: so it is in the editor.
+    ``\{``, ``\|`` and ``\}`` stay as characters. A brace that is never closed reaches to the
+    end, and a single backslash at the end becomes ``\undefined``: so it is in the editor.
     """
     text = _COMMENTS.sub("", text)
     out, at = [], 0

@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -108,7 +109,8 @@ class Runner:
                 self._numbers.clear()
 
     def _run(self, prompt: dict[str, dict], needed: list[str], left_out: dict[str, str]) -> Run:
-        run, numbers = Run(left_out=left_out), {}
+        run = Run(left_out=left_out)
+        numbers: dict[str, int] = {}
         waiting = Counter(wire for key in needed for wire in _wires(prompt[key]))
         for key in needed:
             if session.stop.is_set():
@@ -153,7 +155,7 @@ class Runner:
         if self.on_node is not None:
             self.on_node(key, title)
         if self.on_progress is not None:
-            session.on_progress = lambda *step: self.on_progress(key, *step)
+            session.on_progress = partial(self.on_progress, key)
         started = time.perf_counter()
         node_class = self.nodes[node["class_type"]]
         schema = node_class.define_schema()

@@ -79,7 +79,7 @@ def _in_picture(path: Path) -> dict[str, str] | None:
             with contextlib.suppress(OSError, SyntaxError):
                 opened.load()
             found = getattr(opened, "text", None) or opened.info
-            return {key: text for key, text in found.items() if isinstance(text, str)}
+            return {str(key): text for key, text in found.items() if isinstance(text, str)}
         # Elsewhere each text is one of EXIF's strings and begins with its name.
         entries = (text for text in opened.getexif().values() if isinstance(text, str))
         return dict(text.split(":", 1) for text in entries if ":" in text)

@@ -1,6 +1,6 @@
-"""Prompt syntax as ComfyUI's own text encoders read it, and what ours say about it.
+r"""Prompt syntax as ComfyUI's own text encoders read it, and what ours say about it.
 
-``(red)`` weighs 1.1 times what is around it, ``(red:1.6)`` weighs 1.6, ``\\(`` is a bracket; more
+``(red)`` weighs 1.1 times what is around it, ``(red:1.6)`` weighs 1.6, ``\(`` is a bracket; more
 tokens than a tower takes are several chunks. Numbers and order are those of ``comfy/sd1_clip.py``.
 """
 
@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ..headless.workflow import WorkflowError
+from ..edges import EdgeError
 
 LENGTH = 77
 EMPHASIS = 1.1
@@ -47,7 +47,7 @@ def chunks(tokenizer: Any, text: str) -> list[Chunk]:
     """A prompt's tokens and weights for one tower, whose tokenizer this is.
 
     Raises:
-        WorkflowError: an embedding file is named, which only ComfyUI loads.
+        EdgeError: an embedding file is named, which only ComfyUI loads.
     """
     begin, end = tokenizer("")["input_ids"][:2]
     made: list[Chunk] = [[(begin, 1.0)]]
@@ -57,7 +57,7 @@ def chunks(tokenizer: Any, text: str) -> list[Chunk]:
         for old, new in _ESCAPED:
             piece = piece.replace(new, old[1:])
         if found := _EMBEDDING.search(piece):
-            raise WorkflowError(_inversion(found[0]))
+            raise EdgeError(_inversion(found[0]))
         if not piece:
             continue
         group = [(token, weight) for token in tokenizer(piece, verbose=False)["input_ids"][1:-1]]

@@ -8,20 +8,21 @@ encoder and prior are loaded by ``unclip.py``.
 from __future__ import annotations
 
 import contextlib
+import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from ..edges import SPACES, EdgeError, EmbeddingSpace
+from ..edges import EdgeError, EmbeddingSpace
 from ..networks.kandinsky_mclip import MultilingualCLIP
 from ..networks.kandinsky_movq import at_latent_size, colours_of
 from ..samplers.clip import encode_zero_image
 from ..samplers.parts.schedule import LatentSchedule, last_part_apart
 from . import clip, sentencepiece
 from . import kandinsky_keys as kandinsky_original
-from .files.catalogue import Source
+from .files.catalogue import Published, Source, Stage, System
 from .files.checkpoint import (
     AGAIN,
     CheckpointError,
@@ -30,8 +31,9 @@ from .files.checkpoint import (
     read_state_dict,
     write_whole,
 )
-from .files.hub import build, build_diffusers, fill, part, place, read_hub
+from .files.hub import build, build_diffusers, fill, part, read_hub
 from .files.libraries import require
+from .karlo import OPENAI_VIT_L
 from .karlo_keys import HEAD_DIM
 from .unclip import TextEncoder, load_image_encoder, space_of
 
@@ -40,6 +42,118 @@ if TYPE_CHECKING:
 
 ZERO_IMAGE = "zero_image_embeds.safetensors"
 """Our own file in a prior's folder: what the image encoder makes of a picture of zeros."""
+
+MCLIP_SPACE = EmbeddingSpace("mclip-vit-l-14", 768, "mCLIP XLM-R (Kandinsky 2.1's text encoder)")
+
+
+def _folders(parts: tuple[str, ...], *names: str) -> dict[str, Published]:
+    """Repositories of the same components, each a folder of its own."""
+    whole = ("", *parts, "scheduler")
+    return {name: Published(name, {f"kandinsky-community/{name}": whole}) for name in names}
+
+
+_COMBINED = frozenset(
+    f"Kandinsky{version}{mode}CombinedPipeline"
+    for version in ("", "V22")
+    for mode in ("", "Img2Img", "Inpaint")
+)
+
+SYSTEMS = (
+    System(
+        name="kandinsky-prior",
+        title="Kandinsky",
+        stages={
+            "text_encoder": Stage("encoder", ("text_encoder", "CLIPTextModelWithProjection")),
+            "image_encoder": Stage("encoder", ("image_encoder", "CLIPVisionModelWithProjection")),
+            "prior": Stage("prior", ("prior", "PriorTransformer")),
+        },
+        pipelines=frozenset(
+            {
+                "KandinskyV22PriorPipeline",
+                "KandinskyV22PriorEmb2EmbPipeline",
+                "KandinskyPriorPipeline",
+            }
+        ),
+        combined=_COMBINED,
+        prefix="prior_",
+        checkpoints=(
+            OPENAI_VIT_L,
+            (re.compile(r"prior_fp16\.(ckpt|safetensors)"), frozenset({"prior"})),
+        ),
+        beside=re.compile(r"(prior|decoder|inpainting)_fp16\..*|movq_final\..*"),
+        label="Kandinsky 2.1",
+        indexed=True,
+        places={"preprocessor": "image_processor", "prior_schedule": "scheduler"},
+        embedded=(
+            ("shapes-kandinsky-prior", "kandinsky/prior"),
+            ("shapes-kandinsky-2-1-prior", "kandinsky/2-1-prior"),
+        ),
+        spaces=(
+            EmbeddingSpace("laion-vit-bigg-14", 1280, "OpenCLIP ViT-bigG/14 (Kandinsky 2.2)", 1664),
+            EmbeddingSpace(
+                "shapes-vit-g", 96, "the embedded family's wider CLIP (shapes-kandinsky)"
+            ),
+        ),
+        published=_folders(
+            ("tokenizer", "text_encoder", "image_encoder", "image_processor", "prior"),
+            "kandinsky-2-2-prior",
+            "kandinsky-2-1-prior",
+        ),
+        together={"kandinsky-2-2": ("kandinsky-2-2-prior", "kandinsky-2-2-decoder")},
+        download="prior-art download kandinsky-2-2-prior",
+    ),
+    System(
+        name="kandinsky",
+        title="Kandinsky",
+        stages={
+            "latent_decoder": Stage("sampled", ("unet", "UNet2DConditionModel")),
+            "movq": Stage("autoencoder", ("movq", "VQModel"), full=True),
+            # The original reads it as whatever AutoConfig makes of it.
+            "mclip": Stage("encoder", ("text_encoder", "MultilingualCLIP"), types=("xlm-roberta",)),
+        },
+        pipelines=frozenset(
+            {
+                "KandinskyV22Pipeline",
+                "KandinskyV22Img2ImgPipeline",
+                "KandinskyV22InpaintPipeline",
+                "KandinskyV22ControlnetPipeline",
+                "KandinskyV22ControlnetImg2ImgPipeline",
+                "KandinskyPipeline",
+                "KandinskyImg2ImgPipeline",
+                "KandinskyInpaintPipeline",
+            }
+            | _COMBINED
+        ),
+        checkpoints=(
+            (
+                re.compile(r"(decoder|inpainting)_fp16\.(ckpt|safetensors)"),
+                frozenset({"latent_decoder"}),
+            ),
+            (re.compile(r"movq_final\.(ckpt|safetensors)"), frozenset({"movq"})),
+        ),
+        embedded=(
+            ("shapes-kandinsky", "kandinsky/decoder"),
+            ("shapes-kandinsky-inpaint", "kandinsky/inpaint"),
+            ("shapes-kandinsky-depth", "kandinsky/depth"),
+            ("shapes-kandinsky-2-1", "kandinsky/2-1"),
+        ),
+        spaces=(MCLIP_SPACE,),
+        published={
+            **_folders(
+                ("unet", "movq"),
+                "kandinsky-2-2-decoder",
+                "kandinsky-2-2-decoder-inpaint",
+                "kandinsky-2-2-controlnet-depth",
+            ),
+            **_folders(
+                ("tokenizer", "text_encoder", "unet", "movq"),
+                "kandinsky-2-1",
+                "kandinsky-2-1-inpaint",
+            ),
+        },
+        download="prior-art download kandinsky-2-2-decoder",
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -210,7 +324,7 @@ def _xlmr_tokenizer(source: Source) -> Any:
     Raises:
         CheckpointError: none there, or a damaged one.
     """
-    beside = place(source, "tokenizer").is_dir()
+    beside = source.folder("tokenizer").is_dir()
     folder = part(source, "tokenizer" if beside else "text_encoder")
     for file in sorted(folder.iterdir()):
         check_inside(file, source.folders)
@@ -254,7 +368,7 @@ def _xlmr_sizes(tensors: dict[str, torch.Tensor]) -> dict[str, int]:
 
 def _mclip_space(dim: int) -> EmbeddingSpace:
     """The space of an mCLIP of this width: the published one's, or a name of its own."""
-    published = SPACES["mclip-vit-l-14"]
+    published = MCLIP_SPACE
     if dim == published.dim:
         return published
     return replace(published, name=f"mclip-{dim}d", dim=dim)
@@ -278,7 +392,7 @@ def zero_image(source: Source) -> torch.Tensor | None:
         if set(tensors) != {"zero_image_embeds"} or tensors["zero_image_embeds"].ndim != 2:
             raise CheckpointError(f"'{file}' is none of PriorArt's; delete it, it is made again")
         return tensors["zero_image_embeds"].float()
-    if not place(source, "image_encoder").is_dir():
+    if not source.folder("image_encoder").is_dir():
         return None
     embeds = encode_zero_image(load_image_encoder(source, torch.float32).network, "cpu")
     # A folder that cannot be written only means that this is done again.

@@ -5,6 +5,7 @@ Sources: kakaobrain/karlo-v1-alpha and -image-variations (hub layout), kakaobrai
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,10 +15,74 @@ from ..edges import EmbeddingSpace
 from ..networks.karlo import TextProjection, UnCLIPDecoder, UnCLIPUpscaler
 from ..samplers.parts.schedule import UnCLIPSchedule
 from . import karlo_keys as karlo_original
-from .files.catalogue import Source
+from .files.catalogue import Published, Source, Stage, System
 from .files.checkpoint import read_json, read_state_dict
 from .files.hub import build, build_diffusers, expect, fill, read_hub
 from .unclip import original_schedule, read_schedule, space_of
+
+OPENAI_VIT_L = (
+    re.compile(r"ViT-L-14\.(pt|pth|safetensors)", re.IGNORECASE),
+    frozenset({"text_encoder", "image_encoder"}),
+)
+"""OpenAI's file, which other originals read too, each in its own way."""
+
+_PARTS = (
+    "",
+    "tokenizer",
+    "text_encoder",
+    "prior",
+    "prior_scheduler",
+    "decoder",
+    "decoder_scheduler",
+    "text_proj",
+    "super_res_first",
+    "super_res_last",
+    "super_res_scheduler",
+)
+
+SYSTEMS = (
+    System(
+        name="karlo",
+        title="Karlo",
+        stages={
+            "text_encoder": Stage("encoder", ("text_encoder", "CLIPTextModelWithProjection")),
+            "image_encoder": Stage("encoder", ("image_encoder", "CLIPVisionModelWithProjection")),
+            "prior": Stage("prior", ("prior", "PriorTransformer")),
+            "decoder": Stage("sampled", ("decoder", "UNet2DConditionModel")),
+            "upscaler": Stage("upscaler", ("super_res_first", "UNet2DModel")),
+        },
+        pipelines=frozenset({"UnCLIPPipeline", "UnCLIPImageVariationPipeline"}),
+        checkpoints=(
+            OPENAI_VIT_L,
+            (re.compile(r"prior-ckpt.*\.(ckpt|safetensors)"), frozenset({"prior"})),
+            (re.compile(r"decoder-ckpt.*\.(ckpt|safetensors)"), frozenset({"decoder"})),
+            (re.compile(r"improved-sr-ckpt.*\.(ckpt|safetensors)"), frozenset({"upscaler"})),
+        ),
+        beside=re.compile(r"(prior|decoder|improved-sr)-ckpt.*"),
+        label="Karlo",
+        places={"preprocessor": "feature_extractor", "prior_schedule": "prior_scheduler"},
+        embedded=(("shapes-karlo", "karlo"),),
+        spaces=(
+            EmbeddingSpace(
+                "openai-vit-l-14", 768, "OpenAI CLIP ViT-L/14 (Karlo, Kandinsky 2.1)", 1024
+            ),
+            EmbeddingSpace("shapes-vit-l", 64, "the embedded family's CLIP (shapes-karlo)"),
+        ),
+        published={
+            "karlo": Published(
+                "karlo-v1-alpha",
+                {
+                    "kakaobrain/karlo-v1-alpha": _PARTS,
+                    "kakaobrain/karlo-v1-alpha-image-variations": (
+                        "image_encoder",
+                        "feature_extractor",
+                    ),
+                },
+            )
+        },
+        download="prior-art download karlo",
+    ),
+)
 
 
 @dataclass(frozen=True)

@@ -109,9 +109,15 @@ class Taker:
         self.left = dict(self.state)
 
     def has(self, key: str) -> bool:
+        """Whether nobody took the key yet."""
         return key in self.left
 
     def take(self, key: str) -> torch.Tensor:
+        """The tensor of a key, once.
+
+        Raises:
+            CheckpointError: the checkpoint lacks it.
+        """
         if key not in self.left:
             raise self.foreign([key], "lacks")
         return self.left.pop(key)
@@ -123,6 +129,7 @@ class Taker:
         return self.state[key]
 
     def pairs(self, old: str, new: str, table: Mapping[str, str]) -> Tensors:
+        """Weights and biases of ``old`` under ``new``, each layer by the table's name for it."""
         return {
             f"{new}{right}.{leaf}": self.take(f"{old}{left}.{leaf}")
             for left, right in table.items()
@@ -130,10 +137,16 @@ class Taker:
         }
 
     def finish(self) -> None:
+        """Refuse what nobody asked for.
+
+        Raises:
+            CheckpointError: names some of the keys that are left.
+        """
         if self.left:
             raise self.foreign(list(self.left), "holds unknown")
 
     def foreign(self, keys: list[str], verb: str) -> CheckpointError:
+        """The error that says which keys the file ``verb`` ("lacks", "holds unknown")."""
         shown = ", ".join(keys[:4]) + (f" and {len(keys) - 4} more" if len(keys) > 4 else "")
         return CheckpointError(
             f"'{self.name}' is no original {self.what} checkpoint: it {verb} {shown}."

@@ -8,7 +8,7 @@ Source: the table of the KOALA model cards; diffusers' ``StableDiffusionXLPipeli
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +16,10 @@ import torch
 from torch import nn
 
 from ..edges import EdgeError
+from ..networks.memory import SDXL_PLACE
 from ..samplers.koala import FACTOR, LATENT_SCALE, EulerSchedule
 from . import clip
-from .files.catalogue import Source
+from .files.catalogue import Published, Source, Stage, System
 from .files.checkpoint import AGAIN, CheckpointError, check_inside, read_json, read_state_dict
 from .files.hub import build_diffusers, build_transformers, fill, part, read_hub
 
@@ -33,12 +34,56 @@ _NAMES: dict[tuple[int, tuple[int, ...], bool], str] = {
 }
 """Published U-Nets by residual blocks a level, transformer blocks of each level, mid block."""
 
-BYTES_PER_PLACE = 80 * 2**10
-"""Activations, and what is held over the steps, of one guided latent place in fp32 at published
-size: 62 KiB (KOALA-700M) to 71 KiB (SDXL-Base) were measured at 1024px."""
-
 ANY_KOALA, ANY_SDXL = "any KOALA", "any SDXL"
 WANTED = [ANY_KOALA, "KOALA-700M", "KOALA-1B", ANY_SDXL]
+
+_PARTS = (
+    "",
+    "tokenizer",
+    "tokenizer_2",
+    "text_encoder",
+    "text_encoder_2",
+    "unet",
+    "vae",
+    "scheduler",
+)
+_REPOSITORIES = {
+    "koala-700m": "koala-700m-llava-cap",
+    "koala-1b": "koala-1b-llava-cap",
+    "koala-lightning-700m": "koala-lightning-700m",
+    "koala-lightning-1b": "koala-lightning-1b",
+}
+
+SYSTEMS = (
+    System(
+        name="koala",
+        title="KOALA",
+        stages={
+            "koala_unet": Stage("sampled", ("unet", "UNet2DConditionModel")),
+            "koala_text": Stage("encoder", ("text_encoder", "CLIPTextModel")),
+            "koala_vae": Stage("autoencoder", ("vae", "AutoencoderKL"), full=True),
+        },
+        # Whatever else such a pipeline brings along, its U-Net, encoders and VAE are SDXL's.
+        pipelines=frozenset(
+            f"StableDiffusionXL{extra}{mode}Pipeline"
+            for extra in ("", "ControlNet", "ControlNetUnion", "ControlNetPAG", "PAG", "Adapter")
+            for mode in ("", "Img2Img", "Inpaint")
+        ),
+        checkpoints=(
+            (
+                re.compile(r".*(koala|sd_?xl).*\.(safetensors|bin)", re.IGNORECASE),
+                frozenset({"koala_unet"}),
+            ),
+        ),
+        indexed=True,
+        embedded=(("shapes-koala-1b", "koala/1b"), ("shapes-koala-700m", "koala/700m")),
+        published={
+            name: Published(name, {f"etri-vilab/{repository}": _PARTS})
+            for name, repository in _REPOSITORIES.items()
+        },
+        download="prior-art download koala-700m",
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -67,7 +112,7 @@ class Variant:
     def memory(self, side: int = 1024) -> int:
         """Bytes that sampling with guidance needs at this side of a picture, about: the weights
         and the activations."""
-        return self.size + (side // FACTOR) ** 2 * BYTES_PER_PLACE * self.dtype.itemsize // 4
+        return self.size + (side // FACTOR) ** 2 * SDXL_PLACE * self.dtype.itemsize
 
     def is_a(self, wanted: str) -> bool:
         """Whether it is what the user asked for, one of :data:`WANTED`."""
@@ -141,11 +186,12 @@ def load_unet(
         file = source.path / "scheduler" / "scheduler_config.json"
         if file.is_file():
             check_inside(file, source.folders)
+        schedule = EulerSchedule()
         try:
-            schedule = EulerSchedule.from_config(read_json(file)) if file.is_file() else None
+            if file.is_file():
+                schedule = EulerSchedule.from_config(read_json(file))
         except EdgeError as error:
             raise CheckpointError(f"'{file}': {error}") from error
-        schedule = schedule or EulerSchedule()
     network = build_diffusers("UNet2DConditionModel", config, name)
     if network.config.addition_embed_type != "text_time":
         raise CheckpointError(
@@ -194,23 +240,26 @@ class KoalaFacts:
         schedule: its published constants.
         variant: which one it is.
         widths: of the prompt's hidden states and of its pooled embedding.
-        colours: of its latents, for previews, ``[5, 3]``: see ``networks.colours``; ``None`` where
-            they are not known.
+        latent_rgb_factors: for previews ``[5, 3]``, see ``networks.colours``; ``None`` where they
+            are not known.
+        prepare: ``(network, hidden, pooled, time_ids, timesteps) -> predict``: how the host that
+            has it calls the network, see ``samplers.koala.Prepare``.
     """
 
     schedule: EulerSchedule
     variant: Variant
     widths: tuple[int, int]
-    colours: torch.Tensor | None = None
+    latent_rgb_factors: torch.Tensor | None = None
+    prepare: Callable[..., Any] | None = None
 
 
-def facts_of(unet: KoalaUNet, colours: torch.Tensor | None) -> KoalaFacts:
+def facts_of(unet: KoalaUNet, latent_rgb_factors: torch.Tensor | None) -> KoalaFacts:
     """The facts of a loaded U-Net."""
     config = unet.network.config
     sizes = 6 * config.addition_time_embed_dim
     pooled = config.projection_class_embeddings_input_dim - sizes
     widths = config.cross_attention_dim, pooled
-    return KoalaFacts(unet.schedule, unet.variant, widths, colours)
+    return KoalaFacts(unet.schedule, unet.variant, widths, latent_rgb_factors)
 
 
 def name_of(layers: int, blocks: tuple[int, ...], middle: bool, full_size: bool) -> str:
@@ -285,12 +334,18 @@ def load_text_encoders(source: Source, dtype: torch.dtype = torch.float32) -> Te
     towers, tokenizers = [], []
     for suffix, class_name in (("", "CLIPTextModel"), ("_2", "CLIPTextModelWithProjection")):
         config, tensors, name = read_hub(source, f"text_encoder{suffix}", dtype)
+        if not suffix and config.get("architectures") == ["CLIPTextModelWithProjection"]:
+            # The same encoder as unCLIP has it; the pooled embedding is the second encoder's.
+            config = config | {"architectures": [class_name]}
+            tensors.pop("text_projection.weight", None)
         network = build_transformers(class_name, "CLIPTextConfig", config, name)
         fill(network, tensors, dtype, name, "text_model.")
         towers.append(network)
         folder = part(source, f"tokenizer{suffix}")
         tokenizers.append(clip.load_tokenizer(folder, source.folders))
-    return TextEncoderPair(*towers, *tokenizers, str(source.path))
+    return TextEncoderPair(
+        towers[0], towers[1], tokenizers[0], tokenizers[1], name=str(source.path)
+    )
 
 
 def load_vae(source: Source, dtype: torch.dtype = torch.float32) -> SDXLVAE:

@@ -24,7 +24,7 @@ import torch
 from ..edges import EdgeError
 from ..networks.mindalle import ARConfig, ARTransformer
 from .files.archive import Progress, is_archive, unpacked
-from .files.catalogue import Source
+from .files.catalogue import Source, Stage, System
 from .files.checkpoint import (
     AGAIN,
     CheckpointError,
@@ -33,9 +33,9 @@ from .files.checkpoint import (
     load_strict,
     read_json,
     read_state_dict,
+    read_tensors,
 )
 from .files.libraries import LibraryError, require
-from .files.unpickle import read_tensors
 from .mindalle_vqgan import GROUPS, VQGAN, build_vqgan
 
 CLASS_NAME = "MinDALLE"
@@ -52,6 +52,36 @@ HEAD_DIM = 64
 """Width of an attention head in the published transformers; shapes cannot tell it."""
 
 UNKNOWN, PADDING = "[UNK]", "[PAD]"
+
+SYSTEMS = (
+    System(
+        name="mindalle",
+        title="minDALL-E",
+        stages={
+            "vqgan": Stage(
+                "autoencoder",
+                original=VQGAN_FILES[1],
+                own=(VQGAN_FILES[0], CLASS_NAME),
+                full=True,
+            ),
+            "ar_transformer": Stage(
+                "sampled", original=TRANSFORMER_FILES[1], own=(TRANSFORMER_FILES[0], CLASS_NAME)
+            ),
+        },
+        checkpoints=(
+            (
+                re.compile(r"(1\.3B|.*min-?dall-?e.*)\.(tar\.gz|tgz|tar|zip)", re.IGNORECASE),
+                frozenset({"vqgan", "ar_transformer"}),
+            ),
+        ),
+        embedded=(
+            ("shapes-mindalle", "mindalle"),
+            ("shapes-mindalle-class", "mindalle-class"),
+            ("shapes-mindalle-unconditional", "mindalle-unconditional"),
+        ),
+        place="Put kakaobrain/minDALL-E's folder 1.3B, or 1.3B.tar.gz, into the model folder",
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -226,7 +256,7 @@ def read_settings(folder: Path, folders: Sequence[Path] = ()) -> Settings:
     own, original = folder / CONFIG, folder / ORIGINAL_CONFIG
     if own.is_file():
         check_inside(own, folders)
-        values = read_json(own)
+        values: Mapping[str, Any] = read_json(own)
         if values.get("_class_name") != CLASS_NAME:  # of something else beside a checkpoint
             return Settings()
         found = [values.get(key) for key in ("image_size", "heads", "norm_num_groups")]

@@ -21,8 +21,7 @@ from ..edges import EdgeError
 from . import mindalle
 from .files.archive import Progress, is_archive, made, unpack
 from .files.catalogue import Source
-from .files.checkpoint import CheckpointError, read_state_dict
-from .files.unpickle import Unpickled, read_tensors
+from .files.checkpoint import CheckpointError, Unpickled, read_state_dict, read_tensors
 from .mindalle import FILES, MERGES, TRANSFORMER_FILES, VOCABULARY, VQGAN_FILES
 
 BLOCK = 2**24
@@ -142,12 +141,12 @@ def _split(
     state: Mapping[str, torch.Tensor], path: Path
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """The VQGAN's and the transformer's tensors of one checkpoint, either possibly empty."""
-    stages = tuple(
+    first, second = (
         {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
         for prefix in ("stage1.", "stage2.")
     )
-    if stages[0] or stages[1]:
-        return stages
+    if first or second:
+        return first, second
     if "quantize.embedding.weight" in state:
         return dict(state), {}
     if "tok_emb_img.weight" in state:

@@ -6,7 +6,6 @@ and -2-1-prior (hub layout), kakaobrain/karlo (original).
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,15 +17,28 @@ from ..samplers.parts.schedule import UnCLIPSchedule, sums
 from . import clip
 from . import karlo_keys as karlo_original
 from .clip import Preprocess
-from .files.catalogue import SYSTEMS, Source
+from .files import catalogue
+from .files.catalogue import Source, Stage, System
 from .files.checkpoint import AGAIN, CheckpointError, check_inside, read_json, read_state_dict
-from .files.hub import build_diffusers, build_transformers, fill, part, place, read_hub
+from .files.hub import build_diffusers, build_transformers, fill, part, read_hub
 
-# Where a system's hub folder keeps what prepares pictures, and the prior's schedule.
-FOLDERS = {
-    "karlo": ("feature_extractor", "prior_scheduler"),
-    "kandinsky-prior": ("image_processor", "scheduler"),
-}
+SYSTEMS = (
+    System(
+        name="stable-unclip",
+        title="Stable unCLIP",
+        stages={
+            "image_normalizer": Stage("prior", ("image_normalizer", "StableUnCLIPImageNormalizer"))
+        },
+        pipelines=frozenset({"StableUnCLIPPipeline", "StableUnCLIPImg2ImgPipeline"}),
+        spaces=(
+            EmbeddingSpace(
+                "laion-vit-h-14", 1024, "OpenCLIP ViT-H/14 (Stable Diffusion 2.1)", 1280
+            ),
+        ),
+        place="Put the folder image_normalizer of stabilityai/stable-diffusion-2-1-unclip-small"
+        " into a folder of the model folder",
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -43,7 +55,7 @@ class ImageEncoder:
     """A CLIP image tower (CLIPVisionModelWithProjection) and what prepares its pictures."""
 
     network: nn.Module
-    preprocess: Preprocess | Callable[[torch.Tensor], torch.Tensor]
+    preprocess: Any
     space: EmbeddingSpace
 
 
@@ -108,7 +120,7 @@ def load_image_encoder(
     else:
         config, tensors, name = read_hub(source, "image_encoder", dtype)
         config = config.get("vision_config", config)
-        file = place(source, FOLDERS[source.system][0]) / "preprocessor_config.json"
+        file = source.folder(_place(source, "preprocessor")) / "preprocessor_config.json"
         if file.is_file():
             check_inside(file, source.folders)
         preparation = read_json(file) if file.is_file() else {}
@@ -144,15 +156,23 @@ def load_prior(
         schedule = original_schedule("prior")
     else:
         config, tensors, name = read_hub(source, "prior", dtype)
-        schedule = read_schedule(source, FOLDERS[source.system][1])
+        schedule = read_schedule(source, _place(source, "prior_schedule"))
     network = build_diffusers("PriorTransformer", config, name)
     fill(network, tensors, dtype, name)
     return LoadedPrior(network, schedule, space_of(source, network.config.embedding_dim))
 
 
-def load_image_normalizer(source: Source) -> tuple[torch.Tensor, torch.Tensor]:
+@dataclass(frozen=True)
+class ImageNormalizer:
     """Mean and deviation ``[1, D]``, fp32, by which Stable unCLIP normalises image embeddings while
-    it noises them.
+    it noises them."""
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+
+def load_image_normalizer(source: Source) -> ImageNormalizer:
+    """Load those statistics.
 
     Raises:
         CheckpointError: a file is missing, damaged or foreign.
@@ -165,10 +185,15 @@ def load_image_normalizer(source: Source) -> tuple[torch.Tensor, torch.Tensor]:
             f"'{name}' holds {shapes}, but an image normalizer of Stable unCLIP has 'mean' and a"
             f" positive 'std' of one row. {AGAIN}"
         )
-    return tensors["mean"], tensors["std"]
+    return ImageNormalizer(tensors["mean"], tensors["std"])
 
 
 # -- reading -----------------------------------------------------------------------------------
+
+
+def _place(source: Source, what: str) -> str:
+    """The folder in which a system's hub layout keeps something beside the networks."""
+    return catalogue.SYSTEMS[source.system].places[what]
 
 
 def _read_openai_clip(source: Source) -> dict[str, torch.Tensor]:
@@ -178,7 +203,7 @@ def _read_openai_clip(source: Source) -> dict[str, torch.Tensor]:
         raise CheckpointError(
             f"'{source.path}' is not in OpenAI's CLIP layout: it holds {shown}, ... Use the"
             " ViT-L-14.pt that kakaobrain/karlo's README links to, or"
-            f" `{SYSTEMS['karlo'].download}`"
+            f" `{catalogue.SYSTEMS['karlo'].download}`"
         )
     return state
 

@@ -16,9 +16,6 @@ from ..edges import EdgeError
 REFINED = 8
 """How many near entries :func:`codes_of` measures exactly."""
 
-HELD_ENCODING, HELD_DECODING = 1767, 2178
-"""Numbers held per pixel at the most, as ComfyUI reckons for autoencoders of this kind."""
-
 
 @torch.no_grad()
 def encode(network: nn.Module, pictures: torch.Tensor) -> torch.Tensor:

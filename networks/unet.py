@@ -8,7 +8,7 @@ their weights. A U-Net built of other blocks is called as it is.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -104,7 +104,7 @@ def prepare_sdxl(
     hidden: Tensor,
     pooled: Tensor,
     time_ids: Tensor,
-    timesteps: list[float],
+    timesteps: Sequence[float],
 ) -> Callable[[Tensor, int], Tensor]:
     """An SDXL or KOALA U-Net with its conditioning held fixed.
 
@@ -130,7 +130,7 @@ def prepare_sdxl(
 
 
 def prepare_upscaler(unet: nn.Module, timesteps: list[int]) -> Callable[[Tensor, int], Tensor]:
-    """A super-resolution U-Net over a schedule: ``predict([B, 6, S, S], index) -> [B, 3, S, S]``"""
+    """A super-resolution U-Net over timesteps: ``predict([B, 6, S, S], index) -> [B, 3, S, S]``."""
     if _is_known(unet):
         return _Run(unet, timesteps)
 
@@ -235,7 +235,7 @@ class _Run:
     def __init__(
         self,
         unet: nn.Module,
-        timesteps: list[int],
+        timesteps: Sequence[float],
         context: Tensor | None = None,
         extra: Tensor | None = None,
         mask: Tensor | None = None,

@@ -313,3 +313,13 @@ def _files() -> dict[str, Path]:
         for file in sorted(folder.glob("*.safetensors")) if folder.is_dir() else ():
             found.setdefault(file.name, file)
     return found
+
+
+NODES = [
+    MixEmbeddings,
+    InterpolateEmbeddings,
+    TextDifference,
+    CompareEmbeddings,
+    SaveEmbeddings,
+    LoadEmbeddings,
+]

@@ -13,6 +13,8 @@ import torch.nn.functional as F
 
 from ..edges import (
     EdgeError,
+    Prior,
+    TextEncoding,
     any_image_embeds,
     ask_size,
     check_image,
@@ -24,19 +26,33 @@ from ..edges import (
     space_of_output,
 )
 from ..host import host, io
+from ..loaders import kandinsky
 from ..networks.kandinsky_movq import encode
-from ..networks.mindalle_vqgan import HELD_ENCODING
-from ..samplers.kandinsky import Kept, keep_mask, latent_size, sample_latents
+from ..networks.memory import ENCODED_PIXEL, LATENT_PLACE
+from ..samplers.kandinsky import (
+    Kept,
+    keep_mask,
+    latent_size,
+    sample_from_sigmas,
+    sample_latents,
+)
+from ..samplers.parts.guidance import spread
 from ..samplers.parts.noise import generators
 from ..samplers.parts.resize import resized
-from ..samplers.parts.schedule import draws
+from ..samplers.parts.schedule import draws, published_sigmas
+from ..samplers.prior import sample_prior
 from .pictures import from_image, latent_preview
-from .widgets import noise_offset_input, noise_offset_output, sampling_inputs
+from .widgets import (
+    LOAD,
+    fingerprint,
+    load_stage,
+    noise_offset_input,
+    noise_offset_output,
+    sampling_inputs,
+    source_inputs,
+)
 
 LARGEST = 4096
-# Activations of one guided latent place in fp32 at published size, an upper estimate for the
-# host's memory management: 2 rows, 384 to 1536 channels, skips kept for the way up.
-BYTES_PER_PLACE = 2 * 2**17
 
 
 ROUNDED = (
@@ -173,7 +189,7 @@ class KandinskyImage(io.ComfyNode):
         **sampling: Any,
     ) -> io.NodeOutput:
         check_image(image, "image")
-        asked, (_, loaded) = _asked(image, width, height), host.open_latent_decoder(model)
+        asked, (_, loaded) = _asked(image, width, height), host.open("latent_decoder", model)
         pixels = _fitted(image, asked, "image", loaded.exact)
         mode = {"start": _encode(vae, pixels), "strength": strength}
         return _sample(model, asked, mode, **sampling)
@@ -210,7 +226,7 @@ class KandinskyInpaint(io.ComfyNode):
         **sampling: Any,
     ) -> io.NodeOutput:
         check_image(image, "image")
-        asked, (_, loaded) = _asked(image, width, height), host.open_latent_decoder(model)
+        asked, (_, loaded) = _asked(image, width, height), host.open("latent_decoder", model)
         pixels = _fitted(image, asked, "image", loaded.exact)
         keep = keep_mask(_fitted_mask(mask, asked, loaded.exact), latent_size(*asked))
         if bool(keep.all()):
@@ -322,7 +338,7 @@ class KandinskySampler(io.ComfyNode):
 
     @classmethod
     def execute(cls) -> io.NodeOutput:
-        return io.NodeOutput(host.latent_sampler())
+        return io.NodeOutput(host.wrap("latent_sampler", sample_from_sigmas))
 
 
 class KandinskySchedule(io.ComfyNode):
@@ -354,7 +370,8 @@ class KandinskySchedule(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: Any, steps: int, denoise: float) -> io.NodeOutput:
-        return io.NodeOutput(host.latent_sigmas(model, steps, denoise))
+        _, loaded = host.open("latent_decoder", model)
+        return io.NodeOutput(published_sigmas(loaded.schedule, steps, denoise))
 
 
 # -- what they share ----------------------------------------------------------------------------
@@ -379,7 +396,7 @@ def _sample(
     ``asked`` for, and the stream's position after it."""
     if batch_size < 1:
         raise EdgeError(f"'batch_size' is {batch_size}; ask for at least one picture")
-    managed, loaded = host.open_latent_decoder(model)
+    managed, loaded = host.open("latent_decoder", model)
     embeds = image_embeds_of(image_embeds, loaded.space, "image_embeds")
     away = image_embeds_of(negative_image_embeds, loaded.space, "negative_image_embeds")
     texts = _texts(loaded, positive, negative)
@@ -390,7 +407,7 @@ def _sample(
     count = max(rows) * batch_size
     size = latent_size(*asked)
     places = size[0] * size[1] * count
-    network, device, dtype = host.use(managed, memory_required=places * BYTES_PER_PLACE)
+    network, device, dtype = host.use(managed, activations=places * LATENT_PLACE)
     run, _ = loaded.schedule.noised(steps, mode.get("strength", 1.0))
     progress = host.progress(max(1, len(run)))
     latents = sample_latents(
@@ -467,7 +484,8 @@ def _fitted(
     from PIL import Image
 
     own = tuple(image.shape[1:3])
-    whole = tuple(8 * side for side in latent_size(*asked))
+    height, width = latent_size(*asked)
+    whole = 8 * height, 8 * width
     wanted = asked if exact else whole
     if max(whole) > LARGEST:
         raise EdgeError(
@@ -499,7 +517,8 @@ def _fitted_mask(mask: torch.Tensor, asked: tuple[int, int], exact: bool) -> tor
     from PIL import Image
 
     mask = check_mask(mask, "mask")
-    whole = tuple(8 * side for side in latent_size(*asked))
+    height, width = latent_size(*asked)
+    whole = 8 * height, 8 * width
     if exact and asked == whole:
         return mask
     if exact:
@@ -512,7 +531,322 @@ def _fitted_mask(mask: torch.Tensor, asked: tuple[int, int], exact: bool) -> tor
 
 def _encode(vae: Any, pixels: torch.Tensor) -> torch.Tensor:
     """MoVQ latents ``[B, 4, h, w]`` of ``[B, 3, H, W]`` in -1..1, one picture after another."""
-    managed, _ = host.open_movq(vae)
-    held = HELD_ENCODING * pixels[0, 0].numel() * 4
-    network, device, dtype = host.use(managed, memory_required=held)
+    managed, _ = host.open("movq", vae)
+    held = ENCODED_PIXEL * pixels[0, 0].numel()
+    network, device, dtype = host.use(managed, activations=held)
     return torch.cat([encode(network, row[None].to(device, dtype)).float() for row in pixels])
+
+
+class LoadLatentDecoder(io.ComfyNode):
+    """Kandinsky's decoder as a native MODEL over MoVQ's latents."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PriorArtLoadLatentDecoder",
+            display_name="Load Decoder (Kandinsky)",
+            category=LOAD,
+            description="Loads a decoder of Kandinsky 2.2 or 2.1 as a native MODEL: text-to-image,"
+            " inpainting (9 channels) or depth (8 channels). Kandinsky Decoder samples it as"
+            " published; native KSampler runs it too, with image embeddings through Kandinsky"
+            " Conditioning.",
+            inputs=[
+                *source_inputs("latent_decoder"),
+                io.Combo.Input(
+                    "sampler",
+                    options=["published", "p_sampler", "plms_sampler"],
+                    default="published",
+                    tooltip="What the Kandinsky Decoder nodes sample with. published: a folder's"
+                    " own scheduler, an original checkpoint's ddim_sampler. p_sampler and"
+                    " plms_sampler: the original repository's others, ancestral and multistep.",
+                ),
+            ],
+            outputs=[
+                io.Model.Output(
+                    display_name="model", tooltip="For the Kandinsky Decoder nodes or KSampler."
+                )
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, source: str, dtype: str, sampler: str) -> tuple:
+        return fingerprint("latent_decoder", source)
+
+    @classmethod
+    def execute(cls, source: str, dtype: str, sampler: str) -> io.NodeOutput:
+        loaded = load_stage(
+            kandinsky.load_latent_decoder, "latent_decoder", source, dtype, sampler=sampler
+        )
+        return io.NodeOutput(host.wrap("latent_decoder", loaded))
+
+
+class LoadMCLIP(io.ComfyNode):
+    """Kandinsky 2.1's text tower as the host's CLIP."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PriorArtLoadMCLIP",
+            display_name="Load mCLIP (Kandinsky 2.1)",
+            category=LOAD,
+            description="Loads the multilingual text tower (XLM-R) that Kandinsky 2.1's decoder"
+            " reads prompts with. Its prior reads them with CLIP, from Load Text Encoder.",
+            inputs=source_inputs("mclip"),
+            outputs=[
+                io.Clip.Output(display_name="clip", tooltip="For Text Encode, for the decoder.")
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, source: str, dtype: str) -> tuple:
+        return fingerprint("mclip", source)
+
+    @classmethod
+    def execute(cls, source: str, dtype: str) -> io.NodeOutput:
+        return io.NodeOutput(
+            host.wrap("text_encoder", load_stage(kandinsky.load_mclip, "mclip", source, dtype))
+        )
+
+
+class LoadMoVQ(io.ComfyNode):
+    """Kandinsky's MoVQ as the host's VAE."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PriorArtLoadMoVQ",
+            display_name="Load MoVQ",
+            category=LOAD,
+            description="Loads Kandinsky's MoVQ, which turns latents into pictures and back, as a"
+            " native VAE: VAE Encode, VAE Decode and their tiled forms work on it.",
+            inputs=source_inputs("movq"),
+            outputs=[
+                io.Vae.Output(
+                    display_name="vae", tooltip="For VAE Decode and the Kandinsky Decoder nodes."
+                )
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, source: str, dtype: str) -> tuple:
+        return fingerprint("movq", source)
+
+    @classmethod
+    def execute(cls, source: str, dtype: str) -> io.NodeOutput:
+        loaded = load_stage(kandinsky.load_movq, "movq", source, dtype)
+        return io.NodeOutput(host.wrap("movq", loaded))
+
+
+ZERO, NEGATIVE = "zero image", "negative prompt"
+
+
+def _kandinsky_inputs() -> tuple[list, list]:
+    """What both of Kandinsky's prior nodes have before and after their own inputs."""
+    before = [
+        io.Custom("UNCLIP_PRIOR").Input("prior", tooltip="From Load Prior (unCLIP)."),
+        io.Conditioning.Input("positive", tooltip="The prompt, from Text Encode (unCLIP)."),
+        io.Conditioning.Input(
+            "negative",
+            tooltip="What to steer away from; an empty prompt, encoded, where there is none.",
+        ),
+    ]
+    after = [
+        io.Combo.Input(
+            "negative_embeds",
+            options=[ZERO, NEGATIVE],
+            default=ZERO,
+            tooltip="What the decoder shall steer away from. zero image: the embedding of a picture"
+            " of zeros, as published without a negative prompt. negative prompt: what the prior"
+            " makes of it, as published with one; image i of those uses the seeds behind the"
+            " batch's.",
+        ),
+        io.Int.Input(
+            "batch_size",
+            default=1,
+            min=1,
+            max=64,
+            tooltip="Image embeddings to sample for the prompt.",
+        ),
+        noise_offset_input(),
+        io.Conditioning.Input(
+            "negative_decoder_prompt",
+            optional=True,
+            tooltip="What the decoder shall steer away from, from Text Encode (unCLIP): its"
+            " negative image embeddings are then what the prior makes of this prompt. Leave it"
+            " unwired for what negative_embeds says.",
+        ),
+    ]
+    return before, after
+
+
+def _kandinsky_outputs() -> list:
+    return [
+        io.ClipVisionOutput.Output(
+            display_name="image_embeds",
+            tooltip="For the Kandinsky Decoder nodes or native unCLIPConditioning.",
+        ),
+        io.ClipVisionOutput.Output(
+            "negative_image_embeds",
+            display_name="negative_image_embeds",
+            tooltip="For the decoder's negative_image_embeds.",
+        ),
+        noise_offset_output(),
+    ]
+
+
+class KandinskyPrior(io.ComfyNode):
+    """Kandinsky's prior: the embedding of a picture, and of what it shall not be."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        before, after = _kandinsky_inputs()
+        return io.Schema(
+            node_id="PriorArtKandinskyPrior",
+            display_name="Prior Sample (Kandinsky)",
+            category="PriorArt/sample",
+            description="Samples image embeddings for a prompt with Kandinsky's prior, and the"
+            " negative ones that its decoder subtracts. Image i of the batch uses seed + i.",
+            inputs=[*before, *sampling_inputs(steps=25, cfg=4.0), *after],
+            outputs=_kandinsky_outputs(),
+        )
+
+    @classmethod
+    def execute(cls, prior: Prior, **sampling: Any) -> io.NodeOutput:
+        return _sample_kandinsky(prior, {}, **sampling)
+
+
+class KandinskyPriorImage(io.ComfyNode):
+    """Kandinsky's image-to-image prior: a picture's embedding, led towards a prompt."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        before, after = _kandinsky_inputs()
+        return io.Schema(
+            node_id="PriorArtKandinskyPriorImage",
+            display_name="Prior Image to Image (Kandinsky)",
+            category="PriorArt/sample",
+            description="Begins with a picture's embedding instead of noise and leads it towards"
+            " the prompt with Kandinsky's prior.",
+            inputs=[
+                *before,
+                io.ClipVisionOutput.Input(
+                    "image_embeds", tooltip="Of the picture, from Image Encode or another prior."
+                ),
+                io.Float.Input(
+                    "strength",
+                    default=0.3,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="How much of the steps is run: 0 leaves the embedding as it is, 1"
+                    " begins at noise. Published with 0.3.",
+                ),
+                *sampling_inputs(steps=25, cfg=4.0),
+                *after,
+            ],
+            outputs=_kandinsky_outputs(),
+        )
+
+    @classmethod
+    def execute(
+        cls, prior: Prior, image_embeds: Any, strength: float, **sampling: Any
+    ) -> io.NodeOutput:
+        start = image_embeds_of(image_embeds, prior.space, "image_embeds")
+        return _sample_kandinsky(prior, {"start": start, "strength": strength}, **sampling)
+
+
+def _sample_kandinsky(
+    prior: Prior,
+    start: dict[str, Any],
+    *,
+    positive: list,
+    negative: list,
+    seed: int,
+    steps: int,
+    cfg: float,
+    negative_embeds: str,
+    batch_size: int,
+    noise_offset: int = 0,
+    negative_decoder_prompt: list | None = None,
+) -> io.NodeOutput:
+    """Both embeddings, and the stream's position after them; ``start`` is what
+    ``sample_prior`` begins with, if not with noise."""
+    if batch_size < 1:
+        raise EdgeError(f"'batch_size' is {batch_size}; ask for at least one image embedding")
+    if negative_embeds not in (ZERO, NEGATIVE):
+        raise EdgeError(
+            f"'negative_embeds' is '{negative_embeds}'; choose '{ZERO}' or '{NEGATIVE}'"
+        )
+    if negative_embeds == NEGATIVE and negative_decoder_prompt is not None:
+        raise EdgeError(
+            f"'negative_decoder_prompt' is wired and 'negative_embeds' is '{NEGATIVE}': both say"
+            f" what the decoder shall steer away from. Take the wire out, or choose '{ZERO}'"
+        )
+    if negative_embeds == ZERO and prior.zero_image is None and negative_decoder_prompt is None:
+        raise EdgeError(
+            "this prior has no embedding of a picture of zeros: it is Karlo's, or the folder"
+            " 'image_encoder' is missing beside it. Use 'Prior Sample (unCLIP)' for Karlo, put the"
+            f" folder there, or set 'negative_embeds' to '{NEGATIVE}'"
+        )
+    text = conditioning_to_text(positive, prior.space, "positive", prior.space.dim)
+    unconditional = conditioning_to_text(negative, prior.space, "negative", prior.space.dim)
+    count = max(len(text.pooled), len(start.get("start", ()))) * batch_size
+    away = None
+    if negative_decoder_prompt is not None:
+        away = conditioning_to_text(negative_decoder_prompt, prior.space, "negative_decoder_prompt")
+        spread(away.mask, count, "negative_decoder_prompt")
+    both = negative_embeds == NEGATIVE
+    streams = generators(seed, 2 * count if both or away else count, noise_offset)
+    network, device, dtype = host.use(prior.managed)
+    run, _ = prior.schedule.noised(steps, start.get("strength", 1.0))
+    ahead = steps if away else 0
+    progress = host.progress(max(1, len(run) + ahead))
+
+    def sample(text: TextEncoding, streams: list, done: int, **more: Any) -> Any:
+        return sample_prior(
+            network,
+            prior.schedule,
+            text,
+            unconditional,
+            num_inference_steps=steps,
+            guidance_scale=cfg,
+            generators=streams,
+            device=device,
+            dtype=dtype,
+            callback=lambda step, total, x0: progress(done + step, None),
+            **more,
+        )
+
+    if away:
+        # From noise, whatever picture the prompt's own embedding begins with.
+        found = host.offload(sample(away, streams[count:], 0))
+    more = {"negative_generators": streams[count:]} if both else {}
+    embeds = host.offload(sample(text, streams[:count], ahead, **more, **start))
+    if both:
+        found = embeds[count:]
+    elif not away:
+        found = host.offload(prior.zero_image).expand(count, -1)
+    drawn = prior.space.dim * draws(run)
+    made = [
+        host.clip_vision_output(
+            part, embedding_space=prior.space.name, made_by="Prior Sample (Kandinsky)"
+        )
+        for part in (embeds[:count], found.clone())
+    ]
+    return io.NodeOutput(*made, noise_offset + drawn)
+
+
+NODES = [
+    LoadLatentDecoder,
+    LoadMoVQ,
+    LoadMCLIP,
+    KandinskyPrior,
+    KandinskyPriorImage,
+    KandinskyDecoder,
+    KandinskyImage,
+    KandinskyInpaint,
+    KandinskyDepth,
+    KandinskyConditioning,
+    KandinskySampler,
+    KandinskySchedule,
+]

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..edges import EdgeError, conditioning_to_text, image_embeds_of
+from ..edges import EdgeError, Upscaler, check_image, conditioning_to_text, image_embeds_of
 from ..host import host, io
-from ..samplers.karlo import decoder_numbers_drawn, sample_decoder
+from ..loaders import karlo
+from ..networks.memory import DECODER_PIXEL, UPSCALER_PIXEL
+from ..samplers.karlo import decoder_numbers_drawn, sample_decoder, upscale
 from ..samplers.parts.noise import generators
-from .pictures import preview, to_image
-from .widgets import noise_offset_input, noise_offset_output, sampling_inputs
+from .pictures import from_image, preview, to_image
+from .widgets import (
+    LOAD,
+    fingerprint,
+    load_stage,
+    noise_offset_input,
+    noise_offset_output,
+    sampling_inputs,
+    source_inputs,
+)
 
 
 class KarloDecoder(io.ComfyNode):
@@ -70,16 +80,18 @@ class KarloDecoder(io.ComfyNode):
     ) -> io.NodeOutput:
         if batch_size < 1:
             raise EdgeError(f"'batch_size' is {batch_size}; ask for at least one picture")
-        managed, schedule, space = host.open_decoder(model)
+        managed, loaded = host.open("decoder", model)
+        space = loaded.space
         embeds = image_embeds_of(image_embeds, space, "image_embeds")
         text = conditioning_to_text(positive, space, "positive", space.dim)
         unconditional = conditioning_to_text(negative, space, "negative", space.dim)
         count = max(len(embeds), len(text.pooled)) * batch_size
-        network, device, dtype = host.use(managed, memory_required=count * BYTES_PER_PICTURE)
+        activations = count * loaded.network.unet.config.sample_size**2 * DECODER_PIXEL
+        network, device, dtype = host.use(managed, activations=activations)
         progress = host.progress(steps)
         pixels = sample_decoder(
             network,
-            schedule,
+            loaded.schedule,
             embeds,
             text,
             unconditional,
@@ -94,6 +106,123 @@ class KarloDecoder(io.ComfyNode):
         return io.NodeOutput(host.offload(to_image(pixels)), noise_offset + drawn)
 
 
-# Activations of one guided 64px picture in fp32 at published size, an upper estimate for the
-# host's memory management: 2 rows, 320 to 1280 channels, skips kept for the way up.
-BYTES_PER_PICTURE = 600 * 2**20
+class LoadDecoder(io.ComfyNode):
+    """Karlo's decoder as a native MODEL in pixel space."""
+
+    SAMPLED_BY = ("Karlo's decoder", "Karlo Decoder")
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PriorArtLoadDecoder",
+            display_name="Load Decoder (unCLIP)",
+            category=LOAD,
+            description="Loads Karlo's decoder as a native MODEL whose latent is the 3-channel"
+            " picture itself: Karlo Decoder samples it as published, native KSampler runs it too"
+            " (text through CONDITIONING, the image embedding through unCLIPConditioning, decode"
+            " with the pixel_space VAE).",
+            inputs=source_inputs("decoder"),
+            outputs=[
+                io.Model.Output(display_name="model", tooltip="For Karlo Decoder or KSampler.")
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, source: str, dtype: str) -> tuple:
+        return fingerprint("decoder", source)
+
+    @classmethod
+    def execute(cls, source: str, dtype: str) -> io.NodeOutput:
+        return io.NodeOutput(
+            host.wrap("decoder", load_stage(karlo.load_decoder, "decoder", source, dtype))
+        )
+
+
+class LoadUpscaler(io.ComfyNode):
+    """Karlo's two super-resolution networks: the steps, and the last step's own."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PriorArtLoadUpscaler",
+            display_name="Load Upscaler (Karlo)",
+            category=LOAD,
+            description="Loads Karlo's super-resolution: the network of the first steps and the"
+            " fine-tuned one that takes the last step.",
+            inputs=source_inputs("upscaler"),
+            outputs=[
+                io.Custom("UNCLIP_UPSCALER").Output(
+                    display_name="upscaler", tooltip="For Karlo Upscale."
+                )
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, source: str, dtype: str) -> tuple:
+        return fingerprint("upscaler", source)
+
+    @classmethod
+    def execute(cls, source: str, dtype: str) -> io.NodeOutput:
+        loaded = load_stage(karlo.load_upscaler, "upscaler", source, dtype)
+        managed = host.manage(loaded.network)
+        return io.NodeOutput(Upscaler(managed, loaded.schedule, loaded.low_size, loaded.high_size))
+
+
+class KarloUpscale(io.ComfyNode):
+    """Karlo's improved super-resolution, the last step by its own network."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PriorArtKarloUpscale",
+            display_name="Karlo Upscale",
+            category="PriorArt/sample",
+            description="Upscales Karlo's 64px pictures to 256px by diffusion in 7 steps; a"
+            " network fine-tuned for detail takes the last one.",
+            inputs=[
+                io.Custom("UNCLIP_UPSCALER").Input(
+                    "upscaler", tooltip="From Load Upscaler (Karlo)."
+                ),
+                io.Image.Input("image", tooltip="64px pictures, from Karlo Decoder."),
+                *sampling_inputs(steps=7, cfg=None),
+                noise_offset_input(),
+            ],
+            outputs=[io.Image.Output(display_name="image", tooltip="The pictures, 256px.")],
+        )
+
+    @classmethod
+    def execute(
+        cls, upscaler: Upscaler, image: Any, seed: int, steps: int, noise_offset: int = 0
+    ) -> io.NodeOutput:
+        check_image(image, "image")
+        height, width, size = image.shape[1], image.shape[2], upscaler.low_size
+        if (height, width) != (size, size):
+            raise EdgeError(
+                f"'image' is {width}×{height}, but this upscaler was trained on {size}×{size}"
+                f" pictures. Wire Karlo Decoder's picture into it, or resize with 'Upscale Image'"
+                f" to {size}×{size} first"
+            )
+        count = len(image)
+        network, device, dtype = host.use(
+            upscaler.managed, activations=count * upscaler.high_size**2 * UPSCALER_PIXEL
+        )
+        progress = host.progress(steps)
+        pixels = upscale(
+            network,
+            upscaler.schedule,
+            from_image(image),
+            num_inference_steps=steps,
+            generators=generators(seed, count, noise_offset),
+            device=device,
+            dtype=dtype,
+            callback=lambda step, total, x0: progress(step, preview(x0)),
+        )
+        return io.NodeOutput(host.offload(to_image(pixels)))
+
+
+NODES = [
+    LoadDecoder,
+    LoadUpscaler,
+    KarloDecoder,
+    KarloUpscale,
+]

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 
 from ..edges import EdgeError, conditioning_to_sdxl, sdxl_to_conditioning
 from ..host import host, io
-from ..loaders.koala import BYTES_PER_PLACE
+from ..loaders import koala
+from ..loaders.files.catalogue import find_source, list_sources
+from ..loaders.files.checkpoint import CheckpointError
+from ..networks.koala_vae import colours_of
+from ..networks.memory import SDXL_PLACE
 from ..samplers.koala import FACTOR, SPACINGS, sample_koala
 from ..samplers.parts.noise import generators
 from .pictures import latent_preview
-from .widgets import sampling_inputs
+from .widgets import LOAD, fingerprint, load_stage, sampling_inputs, source_inputs
 
 LARGEST = 4096
 NEGATIVE = "worst quality, low quality, illustration, low resolution"
@@ -75,7 +80,8 @@ class KoalaTextEncode(io.ComfyNode):
         target_width: int,
         target_height: int,
     ) -> io.NodeOutput:
-        encoded = host.encode_sdxl(clip, text)
+        _, pair = host.open("koala_text", clip)
+        encoded = pair.encode(text)
         target = target_height or height, target_width or width
         ids = torch.tensor([[height, width, crop_h, crop_w, *target]])
         conditioning = sdxl_to_conditioning(replace(encoded, time_ids=ids))
@@ -151,7 +157,7 @@ class KoalaSample(io.ComfyNode):
             )
         if batch_size < 1:
             raise EdgeError(f"'batch_size' is {batch_size}; ask for at least one picture")
-        facts = host.koala_facts(model)
+        managed, facts = host.open("koala_unet", model)
         schedule = facts.schedule
         if timestep_spacing != AS_PUBLISHED:
             schedule = replace(schedule, spacing=timestep_spacing)
@@ -161,10 +167,11 @@ class KoalaSample(io.ComfyNode):
             away = conditioning_to_sdxl(negative, facts.widths, "negative")
         count = batch_size * len(text.hidden)
         size = height // FACTOR, width // FACTOR
-        prepare, device, dtype = host.use_koala(model, size[0] * size[1] * count * BYTES_PER_PLACE)
-        progress = host.progress(steps)
+        activations = size[0] * size[1] * count * SDXL_PLACE
+        network, device, dtype = host.use(managed, activations)
+        progress, factors = host.progress(steps), facts.latent_rgb_factors
         latents = sample_koala(
-            prepare,
+            partial(facts.prepare, network),
             schedule,
             text,
             away,
@@ -174,7 +181,7 @@ class KoalaSample(io.ComfyNode):
             generators=generators(seed, count),
             device=device,
             dtype=dtype,
-            callback=lambda step, total, x0: progress(step, latent_preview(x0, facts.colours)),
+            callback=lambda step, total, x0: progress(step, latent_preview(x0, factors)),
         )
         return io.NodeOutput({"samples": host.offload(latents)})
 
@@ -199,7 +206,7 @@ class KoalaInfo(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: Any) -> io.NodeOutput:
-        return io.NodeOutput(model, describe(host.koala_facts(model).variant))
+        return io.NodeOutput(model, describe(host.open("koala_unet", model)[1].variant))
 
 
 def describe(variant: Any) -> str:
@@ -215,3 +222,125 @@ def describe(variant: Any) -> str:
             f"memory at 1024×1024, about: {variant.memory() / gib:.1f} GiB",
         )
     )
+
+
+OWN = "from the source"
+
+
+class LoadKoala(io.ComfyNode):
+    """KOALA's three parts from one folder, or a U-Net file beside SDXL's encoders and VAE."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        def other(name: str, stage: str, kind: str, what: str) -> Any:
+            names = [source.name for source in list_sources(stage, host.model_folders())]
+            return io.Combo.Input(
+                name,
+                options=[OWN, *names, *host.model_files(kind)],
+                default=OWN,
+                tooltip=f"Where {what} comes from. A folder brings its own; a U-Net file needs"
+                " another folder's or SDXL's own file.",
+            )
+
+        return io.Schema(
+            node_id="PriorArtLoadKoala",
+            display_name="Load KOALA",
+            category=LOAD,
+            description="Loads a KOALA (or SDXL) in the hub's folder layout, or a KOALA U-Net file:"
+            " the compressed U-Net, both of SDXL's text encoders and its VAE.",
+            inputs=[
+                *source_inputs("koala_unet"),
+                io.Combo.Input(
+                    "variant",
+                    options=koala.WANTED,
+                    default=koala.ANY_KOALA,
+                    tooltip="What must be in the file; anything else is refused by name. any SDXL"
+                    " loads SDXL-Base and its like too.",
+                ),
+                other("clip_l", "koala_text", "text_encoders", "the first text encoder"),
+                other("clip_g", "koala_text", "text_encoders", "the second text encoder"),
+                other("vae", "koala_vae", "vae", "the VAE"),
+            ],
+            outputs=[
+                io.Model.Output(display_name="model", tooltip="For KOALA Sample or KSampler."),
+                io.Clip.Output(display_name="clip", tooltip="For Text Encode (KOALA)."),
+                io.Vae.Output(display_name="vae", tooltip="For VAE Decode; computed in fp32."),
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(
+        cls, source: str, clip_l: str, clip_g: str, vae: str, **others: str
+    ) -> tuple:
+        chosen = [("koala_unet", source), ("koala_text", clip_l), ("koala_text", clip_g)]
+        own = [name for kind in ("text_encoders", "vae") for name in host.model_files(kind)]
+        return tuple(
+            fingerprint(stage, name)
+            for stage, name in (*chosen, ("koala_vae", vae))
+            # The host's own loaders do not watch their files either.
+            if name != OWN and name not in own
+        )
+
+    @classmethod
+    def execute(
+        cls, source: str, dtype: str, variant: str, clip_l: str, clip_g: str, vae: str
+    ) -> io.NodeOutput:
+        unet = load_stage(koala.load_unet, "koala_unet", source, dtype, wanted=variant)
+        clip_l, clip_g, vae = (
+            _named(source, chosen, name)
+            for name, chosen in (("clip_l", clip_l), ("clip_g", clip_g), ("vae", vae))
+        )
+        text, (coder, colours) = _text_pair(clip_l, clip_g, dtype), _sdxl_vae(vae, dtype)
+        return io.NodeOutput(host.wrap("koala_unet", unet, latent_rgb_factors=colours), text, coder)
+
+
+def _named(source: str, chosen: str, name: str) -> str:
+    """Where a part beside the U-Net comes from.
+
+    Raises:
+        CheckpointError: from a source that is a U-Net alone.
+    """
+    if chosen != OWN:
+        return chosen
+    if find_source(source, "koala_unet", host.model_folders()).kind == "checkpoint":
+        raise CheckpointError(
+            f"'{source}' is a U-Net alone; choose where SDXL's text encoders and VAE come from"
+            f" ('{name}' is '{OWN}')"
+        )
+    return source
+
+
+def _text_pair(clip_l: str, clip_g: str, dtype: str) -> Any:
+    """CLIP of two folders' encoders, or of two of the host's files."""
+    names = clip_l, clip_g
+    own = [name in host.model_files("text_encoders") for name in names]
+    if all(own):
+        return host.load_files("koala_text", *names)
+    if any(own):
+        raise CheckpointError(
+            f"'clip_l' ('{names[0]}') and 'clip_g' ('{names[1]}') are a folder and a file; choose"
+            " both of one kind"
+        )
+    first = second = load_stage(koala.load_text_encoders, "koala_text", clip_l, dtype)
+    if clip_g != clip_l:
+        second = load_stage(koala.load_text_encoders, "koala_text", clip_g, dtype)
+    return host.wrap(
+        "koala_text",
+        replace(first, second=second.second, second_tokenizer=second.second_tokenizer),
+    )
+
+
+def _sdxl_vae(name: str, dtype: str) -> tuple[Any, Any]:
+    """VAE of a folder or of the host's file, and the colours of its latents."""
+    if name in host.model_files("vae"):
+        return host.load_files("koala_vae", name), None
+    loaded = load_stage(koala.load_vae, "koala_vae", name, dtype)
+    return host.wrap("koala_vae", loaded), colours_of(loaded.network)
+
+
+NODES = [
+    LoadKoala,
+    KoalaInfo,
+    KoalaTextEncode,
+    KoalaSample,
+]

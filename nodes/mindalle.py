@@ -11,21 +11,23 @@ from torch import nn
 
 from ..edges import EdgeError, Transformer, check_image, check_mask, latent_of
 from ..host import host, io
+from ..loaders import mindalle
 from ..loaders.mindalle import tokenize
 from ..loaders.mindalle_vqgan import VQGAN
+from ..networks.memory import DECODED_PIXEL
 from ..networks.mindalle import ARTransformer
-from ..networks.mindalle_vqgan import codes_of, decode
+from ..networks.mindalle_vqgan import codes_of, decode, embeddings, encode
 from ..samplers.mindalle import (
     bytes_per_candidate,
     complete_by_likelihood,
     log_likelihood,
     sample_tokens,
 )
+from ..samplers.parts.chunks import in_chunks
 from ..samplers.parts.noise import generators
 from ..samplers.rerank import order
-from .pictures import fit, preview
-from .vqgan import decode_codes, encode_image, to_latent
-from .widgets import seed_input
+from .pictures import fit, from_image, preview, to_image
+from .widgets import LOAD, fingerprint, load_stage, seed_input, source_inputs, unpacking
 
 CATEGORY = "PriorArt/sample"
 
@@ -193,7 +195,7 @@ class ARVariations(io.ComfyNode):
         temperature: float,
         class_id: int = 0,
     ) -> io.NodeOutput:
-        _, vqgan = host.open_vqgan(vae)
+        _, vqgan = host.open("vqgan", vae)
         if not 0 < keep_rows < vqgan.grid:
             raise EdgeError(
                 f"'keep_rows' is {keep_rows}, but this model's pictures have {vqgan.grid} rows of"
@@ -416,7 +418,7 @@ def _load(model: Transformer, vae: Any, count: int) -> Pair:
     """
     if count < 1:
         raise EdgeError(f"'candidates' is {count}; ask for at least one")
-    tokenizer, vqgan = host.open_vqgan(vae)
+    tokenizer, vqgan = host.open("vqgan", vae)
     config = model.config
     if vqgan.codes != config.image_vocab or vqgan.grid**2 != config.image_tokens:
         raise EdgeError(
@@ -425,9 +427,9 @@ def _load(model: Transformer, vae: Any, count: int) -> Pair:
             f" {config.image_vocab}. They come from different models; load both from one source"
         )
     coder, place, _ = host.use(tokenizer)
-    each = bytes_per_candidate(config, torch.float32)
+    each = bytes_per_candidate(config, torch.float32) // 4
     network, device, dtype = host.use(
-        model.managed, memory_required=min(count, AT_LEAST) * each, beside=[tokenizer]
+        model.managed, activations=min(count, AT_LEAST) * each, beside=[tokenizer]
     )
     fitting = int(0.9 * host.free_memory()) // bytes_per_candidate(config, dtype)
     chunk = max(1, min(count, fitting))
@@ -558,3 +560,203 @@ def _put_back(pictures: torch.Tensor, image: torch.Tensor, mask: torch.Tensor) -
     soft = nn.functional.interpolate(mask, image.shape[1:3], mode="bilinear", antialias=True)
     soft = soft[0, 0, :, :, None].to(pictures)
     return pictures * soft + image.to(pictures) * (1 - soft)
+
+
+class LoadVQGAN(io.ComfyNode):
+    """minDALL-E's VQGAN as the host's VAE."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PriorArtLoadVQGAN",
+            display_name="Load VQGAN",
+            category=LOAD,
+            description="Loads minDALL-E's VQGAN, which turns a picture into a grid of codes and"
+            " back, as a native VAE: VAE Encode, VAE Decode and their tiled forms work on it.",
+            inputs=source_inputs("vqgan"),
+            outputs=[
+                io.Vae.Output(
+                    display_name="vae", tooltip="For AR Sample, VQGAN Decode, VAE Decode."
+                )
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, source: str, dtype: str) -> tuple:
+        return fingerprint("vqgan", source)
+
+    @classmethod
+    def execute(cls, source: str, dtype: str) -> io.NodeOutput:
+        loaded = load_stage(mindalle.load_vqgan, "vqgan", source, dtype, progress=unpacking())
+        return io.NodeOutput(host.wrap("vqgan", loaded))
+
+
+class LoadARTransformer(io.ComfyNode):
+    """minDALL-E's transformer, with its tokenizer where it reads text."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PriorArtLoadARTransformer",
+            display_name="Load minDALL-E",
+            category=LOAD,
+            description="Loads minDALL-E's transformer, which writes a picture's codes one after"
+            " another. Text-conditional, class-conditional and unconditional models are told apart"
+            " by their weights.",
+            inputs=[
+                *source_inputs("ar_transformer"),
+                io.Boolean.Input(
+                    "compile",
+                    default=False,
+                    optional=True,
+                    tooltip="Run the transformer by torch.compile. Needs a C++ compiler (and Triton"
+                    " on a GPU) and takes a minute before the first picture; sums may round"
+                    " differently. CUDA graphs, which need no compiler, are used on NVIDIA either"
+                    " way.",
+                ),
+            ],
+            outputs=[
+                io.Custom("AR_TRANSFORMER").Output(
+                    display_name="ar_transformer",
+                    tooltip="For AR Sample, AR Complete, AR Variations and AR Score.",
+                )
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, source: str, dtype: str, compile: bool = False) -> tuple:
+        return fingerprint("ar_transformer", source)
+
+    @classmethod
+    def execute(cls, source: str, dtype: str, compile: bool = False) -> io.NodeOutput:
+        loaded = load_stage(
+            mindalle.load_transformer, "ar_transformer", source, dtype, progress=unpacking()
+        )
+        managed = host.manage(loaded.network)
+        return io.NodeOutput(
+            Transformer(managed, loaded.tokenizer, loaded.config, loaded.name, compile)
+        )
+
+
+CODES = "A picture's codes as text, a line for each row of the grid, for Preview as Text."
+
+
+class VQGANEncode(io.ComfyNode):
+    """A picture's codes."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PriorArtVQGANEncode",
+            display_name="VQGAN Encode",
+            category="PriorArt/encode",
+            description="Turns pictures into codes as published: resized and cropped to the size"
+            " that the model was made for, then the nearest entries of the codebook. Native VAE"
+            " Encode takes pictures of any size.",
+            inputs=[
+                io.Vae.Input("vae", tooltip="From Load VQGAN."),
+                io.Image.Input(
+                    "image",
+                    tooltip="Pictures of any size. What is not square or has another size is"
+                    " resized and cropped, with a warning.",
+                ),
+            ],
+            outputs=[
+                io.Latent.Output(
+                    display_name="latent", tooltip="For AR Complete, AR Score and VAE Decode."
+                ),
+                io.String.Output(display_name="codes", is_output_list=True, tooltip=CODES),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, vae: Any, image: Any) -> io.NodeOutput:
+        codes, network = encode_image(vae, image, "image")
+        return io.NodeOutput(to_latent(network, codes), as_text(codes))
+
+
+class VQGANDecode(io.ComfyNode):
+    """The picture of codes."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PriorArtVQGANDecode",
+            display_name="VQGAN Decode",
+            category="PriorArt/sample",
+            description="Finds the codes nearest to a latent and decodes them, some pictures at a"
+            " time, as many as memory allows. Native VAE Decode gives the same pictures.",
+            inputs=[
+                io.Vae.Input("vae", tooltip="From Load VQGAN."),
+                io.Latent.Input("samples", tooltip="From AR Sample, VQGAN Encode or VAE Encode."),
+            ],
+            outputs=[
+                io.Image.Output(display_name="image", tooltip="The pictures."),
+                io.String.Output(display_name="codes", is_output_list=True, tooltip=CODES),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, vae: Any, samples: dict) -> io.NodeOutput:
+        latent = latent_of(samples, "samples")
+        managed, _ = host.open("vqgan", vae)
+        network, device, _ = host.use(managed)
+        codes = codes_of(network, latent.to(device), "samples")
+        return io.NodeOutput(decode_codes(vae, codes), as_text(codes))
+
+
+def encode_image(vae: Any, image: torch.Tensor, name: str) -> tuple[torch.Tensor, nn.Module]:
+    """Codes ``[B, h, w]`` of an IMAGE, fitted to the VQGAN, and the network on its device."""
+    check_image(image, name)
+    managed, vqgan = host.open("vqgan", vae)
+    pixels = from_image(fit(image, vqgan.image_size, name))
+    network, device, dtype = host.use(managed, activations=DECODED_PIXEL * pixels[0, 0].numel())
+    codes = in_chunks(
+        lambda rows: encode(network, pixels[rows].to(device, dtype)),
+        len(pixels),
+        _at_once(pixels[0, 0].numel(), dtype),
+    )
+    return torch.cat(codes), network
+
+
+def decode_codes(vae: Any, codes: torch.Tensor) -> torch.Tensor:
+    """IMAGE of codes ``[B, h, w]``, in chunks that fit into memory."""
+    managed, vqgan = host.open("vqgan", vae)
+    pixels = codes[0].numel() * vqgan.factor**2
+    network, device, dtype = host.use(managed, activations=DECODED_PIXEL * pixels)
+    update = host.progress(len(codes))
+
+    def work(rows: slice) -> torch.Tensor:
+        part = codes[rows].to(device)
+        image = host.offload(to_image(decode(network, part).float()))
+        update(rows.start + len(part))
+        return image
+
+    return torch.cat(in_chunks(work, len(codes), _at_once(pixels, dtype)))
+
+
+def to_latent(network: nn.Module, codes: torch.Tensor) -> dict[str, torch.Tensor]:
+    """LATENT of codes ``[B, h, w]`` on the network's device."""
+    return {"samples": host.offload(embeddings(network, codes).float())}
+
+
+def as_text(codes: torch.Tensor) -> list[str]:
+    """Codes ``[B, h, w]`` as one text a picture, a line a row."""
+    return ["\n".join(" ".join(map(str, row)) for row in picture) for picture in codes.tolist()]
+
+
+def _at_once(pixels: int, dtype: torch.dtype) -> int:
+    """How many pictures of so many pixels fit into the memory that is free."""
+    return max(1, host.free_memory() // (DECODED_PIXEL * pixels * dtype.itemsize))
+
+
+NODES = [
+    LoadVQGAN,
+    LoadARTransformer,
+    VQGANEncode,
+    VQGANDecode,
+    ARSample,
+    ARVariations,
+    ARComplete,
+    ARScore,
+]

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 
 from ..edges import EdgeError, check_image
 from ..host import host, io
+from ..loaders import unclip
 from ..loaders.clip import tokenize
+from ..loaders.rerank import load_reranker
 from ..samplers.clip import encode_image, encode_text
-from ..samplers.rerank import order, rerank_scores
+from ..samplers.rerank import order, preprocess, rerank_scores
 from .pictures import grid
+from .widgets import LOAD, fingerprint, load_stage, source_inputs
 
 
 class CLIPRerank(io.ComfyNode):
@@ -114,8 +118,10 @@ def _scores(clip: Any, clip_vision: Any, image: torch.Tensor, text: str) -> torc
     Raises:
         EdgeError: towers of two CLIPs.
     """
-    text_tower, tokenizer, space = host.open_text_encoder(clip)
-    image_tower, preprocess, other = host.open_image_encoder(clip_vision)
+    text_tower, text_loaded = host.open("text_encoder", clip)
+    image_tower, image_loaded = host.open("image_encoder", clip_vision)
+    tokenizer, space = text_loaded.tokenizer, text_loaded.space
+    preprocess, other = image_loaded.preprocess, image_loaded.space
     if space.name != other.name:
         raise EdgeError(
             f"'clip' is in the embedding space '{space.name}' ({space.encoder}), but 'clip_vision'"
@@ -139,3 +145,44 @@ def _scores(clip: Any, clip_vision: Any, image: torch.Tensor, text: str) -> torc
 
 AT_ONCE = 32
 """Pictures that are embedded together."""
+
+
+class LoadReranker(io.ComfyNode):
+    """Both towers of one CLIP, to rank pictures by a prompt."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PriorArtLoadReranker",
+            display_name="Load CLIP (Rerank)",
+            category=LOAD,
+            description="Loads both towers of a CLIP for CLIP Rerank: ViT-B/32 as published with"
+            " minDALL-E, or any other in transformers' or OpenAI's layout. Pictures are prepared as"
+            " minDALL-E does.",
+            inputs=source_inputs("reranker"),
+            outputs=[
+                io.Clip.Output(display_name="clip", tooltip="The text tower, for CLIP Rerank."),
+                io.ClipVision.Output(
+                    display_name="clip_vision", tooltip="The image tower, for CLIP Rerank."
+                ),
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, source: str, dtype: str) -> tuple:
+        return fingerprint("reranker", source)
+
+    @classmethod
+    def execute(cls, source: str, dtype: str) -> io.NodeOutput:
+        loaded = load_stage(load_reranker, "reranker", source, dtype)
+        prepare = partial(preprocess, size=loaded.size, mean=loaded.mean, std=loaded.std)
+        text = unclip.TextEncoder(loaded.network["text"], loaded.tokenizer, loaded.space)
+        image = unclip.ImageEncoder(loaded.network["vision"], prepare, loaded.space)
+        return io.NodeOutput(host.wrap("text_encoder", text), host.wrap("image_encoder", image))
+
+
+NODES = [
+    LoadReranker,
+    CLIPRerank,
+    ImageGrid,
+]

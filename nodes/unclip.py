@@ -4,13 +4,30 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..edges import EdgeError, Prior, TextEncoding, conditioning_to_text, image_embeds_of
+from ..edges import (
+    EdgeError,
+    Prior,
+    batch_conditioning,
+    check_image,
+    conditioning_to_text,
+    text_to_conditioning,
+)
 from ..host import host, io
-from ..samplers.parts.guidance import spread
+from ..loaders import kandinsky, unclip
+from ..loaders.clip import tokenize
+from ..loaders.files.catalogue import find_source, list_sources
+from ..samplers.clip import encode_image, encode_text, encode_zero_image
 from ..samplers.parts.noise import generators
-from ..samplers.parts.schedule import draws
 from ..samplers.prior import numbers_drawn, sample_prior
-from .widgets import noise_offset_input, noise_offset_output, sampling_inputs
+from .widgets import (
+    LOAD,
+    fingerprint,
+    load_stage,
+    noise_offset_input,
+    noise_offset_output,
+    sampling_inputs,
+    source_inputs,
+)
 
 
 class PriorSample(io.ComfyNode):
@@ -89,200 +106,284 @@ class PriorSample(io.ComfyNode):
         return io.NodeOutput(output, noise_offset + numbers_drawn(prior.space.dim, steps))
 
 
-ZERO, NEGATIVE = "zero image", "negative prompt"
-
-
-def _kandinsky_inputs() -> tuple[list, list]:
-    """What both of Kandinsky's prior nodes have before and after their own inputs."""
-    before = [
-        io.Custom("UNCLIP_PRIOR").Input("prior", tooltip="From Load Prior (unCLIP)."),
-        io.Conditioning.Input("positive", tooltip="The prompt, from Text Encode (unCLIP)."),
-        io.Conditioning.Input(
-            "negative",
-            tooltip="What to steer away from; an empty prompt, encoded, where there is none.",
-        ),
-    ]
-    after = [
-        io.Combo.Input(
-            "negative_embeds",
-            options=[ZERO, NEGATIVE],
-            default=ZERO,
-            tooltip="What the decoder shall steer away from. zero image: the embedding of a picture"
-            " of zeros, as published without a negative prompt. negative prompt: what the prior"
-            " makes of it, as published with one; image i of those uses the seeds behind the"
-            " batch's.",
-        ),
-        io.Int.Input(
-            "batch_size",
-            default=1,
-            min=1,
-            max=64,
-            tooltip="Image embeddings to sample for the prompt.",
-        ),
-        noise_offset_input(),
-        io.Conditioning.Input(
-            "negative_decoder_prompt",
-            optional=True,
-            tooltip="What the decoder shall steer away from, from Text Encode (unCLIP): its"
-            " negative image embeddings are then what the prior makes of this prompt. Leave it"
-            " unwired for what negative_embeds says.",
-        ),
-    ]
-    return before, after
-
-
-def _kandinsky_outputs() -> list:
-    return [
-        io.ClipVisionOutput.Output(
-            display_name="image_embeds",
-            tooltip="For the Kandinsky Decoder nodes or native unCLIPConditioning.",
-        ),
-        io.ClipVisionOutput.Output(
-            "negative_image_embeds",
-            display_name="negative_image_embeds",
-            tooltip="For the decoder's negative_image_embeds.",
-        ),
-        noise_offset_output(),
-    ]
-
-
-class KandinskyPrior(io.ComfyNode):
-    """Kandinsky's prior: the embedding of a picture, and of what it shall not be."""
+class LoadTextEncoder(io.ComfyNode):
+    """The text tower of an unCLIP system as the host's CLIP."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        before, after = _kandinsky_inputs()
         return io.Schema(
-            node_id="PriorArtKandinskyPrior",
-            display_name="Prior Sample (Kandinsky)",
-            category="PriorArt/sample",
-            description="Samples image embeddings for a prompt with Kandinsky's prior, and the"
-            " negative ones that its decoder subtracts. Image i of the batch uses seed + i.",
-            inputs=[*before, *sampling_inputs(steps=25, cfg=4.0), *after],
-            outputs=_kandinsky_outputs(),
+            node_id="PriorArtLoadTextEncoder",
+            display_name="Load Text Encoder (unCLIP)",
+            category=LOAD,
+            description="Loads the CLIP text tower of Karlo or Kandinsky, with its tokenizer."
+            " Native CLIP Text Encode works on it too.",
+            inputs=source_inputs("text_encoder"),
+            outputs=[io.Clip.Output(display_name="clip", tooltip="For Text Encode (unCLIP).")],
         )
 
     @classmethod
-    def execute(cls, prior: Prior, **sampling: Any) -> io.NodeOutput:
-        return _sample_kandinsky(prior, {}, **sampling)
+    def fingerprint_inputs(cls, source: str, dtype: str) -> tuple:
+        return fingerprint("text_encoder", source)
+
+    @classmethod
+    def execute(cls, source: str, dtype: str) -> io.NodeOutput:
+        loaded = load_stage(unclip.load_text_encoder, "text_encoder", source, dtype)
+        return io.NodeOutput(host.wrap("text_encoder", loaded))
 
 
-class KandinskyPriorImage(io.ComfyNode):
-    """Kandinsky's image-to-image prior: a picture's embedding, led towards a prompt."""
+class LoadImageEncoder(io.ComfyNode):
+    """The image tower of an unCLIP system as the host's CLIP_VISION."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        before, after = _kandinsky_inputs()
         return io.Schema(
-            node_id="PriorArtKandinskyPriorImage",
-            display_name="Prior Image to Image (Kandinsky)",
-            category="PriorArt/sample",
-            description="Begins with a picture's embedding instead of noise and leads it towards"
-            " the prompt with Kandinsky's prior.",
-            inputs=[
-                *before,
-                io.ClipVisionOutput.Input(
-                    "image_embeds", tooltip="Of the picture, from Image Encode or another prior."
-                ),
-                io.Float.Input(
-                    "strength",
-                    default=0.3,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="How much of the steps is run: 0 leaves the embedding as it is, 1"
-                    " begins at noise. Published with 0.3.",
-                ),
-                *sampling_inputs(steps=25, cfg=4.0),
-                *after,
+            node_id="PriorArtLoadImageEncoder",
+            display_name="Load Image Encoder (unCLIP)",
+            category=LOAD,
+            description="Loads the CLIP image tower of Karlo or Kandinsky, to vary and mix"
+            " pictures. Native CLIP Vision Encode works on it too.",
+            inputs=source_inputs("image_encoder"),
+            outputs=[
+                io.ClipVision.Output(
+                    display_name="clip_vision", tooltip="For Image Encode (unCLIP)."
+                )
             ],
-            outputs=_kandinsky_outputs(),
         )
 
     @classmethod
-    def execute(
-        cls, prior: Prior, image_embeds: Any, strength: float, **sampling: Any
-    ) -> io.NodeOutput:
-        start = image_embeds_of(image_embeds, prior.space, "image_embeds")
-        return _sample_kandinsky(prior, {"start": start, "strength": strength}, **sampling)
+    def fingerprint_inputs(cls, source: str, dtype: str) -> tuple:
+        return fingerprint("image_encoder", source)
+
+    @classmethod
+    def execute(cls, source: str, dtype: str) -> io.NodeOutput:
+        loaded = load_stage(unclip.load_image_encoder, "image_encoder", source, dtype)
+        return io.NodeOutput(host.wrap("image_encoder", loaded))
 
 
-def _sample_kandinsky(
-    prior: Prior,
-    start: dict[str, Any],
-    *,
-    positive: list,
-    negative: list,
-    seed: int,
-    steps: int,
-    cfg: float,
-    negative_embeds: str,
-    batch_size: int,
-    noise_offset: int = 0,
-    negative_decoder_prompt: list | None = None,
-) -> io.NodeOutput:
-    """Both embeddings, and the stream's position after them; ``start`` is what
-    ``sample_prior`` begins with, if not with noise."""
-    if batch_size < 1:
-        raise EdgeError(f"'batch_size' is {batch_size}; ask for at least one image embedding")
-    if negative_embeds not in (ZERO, NEGATIVE):
-        raise EdgeError(
-            f"'negative_embeds' is '{negative_embeds}'; choose '{ZERO}' or '{NEGATIVE}'"
-        )
-    if negative_embeds == NEGATIVE and negative_decoder_prompt is not None:
-        raise EdgeError(
-            f"'negative_decoder_prompt' is wired and 'negative_embeds' is '{NEGATIVE}': both say"
-            f" what the decoder shall steer away from. Take the wire out, or choose '{ZERO}'"
-        )
-    if negative_embeds == ZERO and prior.zero_image is None and negative_decoder_prompt is None:
-        raise EdgeError(
-            "this prior has no embedding of a picture of zeros: it is Karlo's, or the folder"
-            " 'image_encoder' is missing beside it. Use 'Prior Sample (unCLIP)' for Karlo, put the"
-            f" folder there, or set 'negative_embeds' to '{NEGATIVE}'"
-        )
-    text = conditioning_to_text(positive, prior.space, "positive", prior.space.dim)
-    unconditional = conditioning_to_text(negative, prior.space, "negative", prior.space.dim)
-    count = max(len(text.pooled), len(start.get("start", ()))) * batch_size
-    away = None
-    if negative_decoder_prompt is not None:
-        away = conditioning_to_text(negative_decoder_prompt, prior.space, "negative_decoder_prompt")
-        spread(away.mask, count, "negative_decoder_prompt")
-    both = negative_embeds == NEGATIVE
-    streams = generators(seed, 2 * count if both or away else count, noise_offset)
-    network, device, dtype = host.use(prior.managed)
-    run, _ = prior.schedule.noised(steps, start.get("strength", 1.0))
-    ahead = steps if away else 0
-    progress = host.progress(max(1, len(run) + ahead))
+class LoadPrior(io.ComfyNode):
+    """The diffusion prior: text embedding in, image embedding out."""
 
-    def sample(text: TextEncoding, streams: list, done: int, **more: Any) -> Any:
-        return sample_prior(
-            network,
-            prior.schedule,
-            text,
-            unconditional,
-            num_inference_steps=steps,
-            guidance_scale=cfg,
-            generators=streams,
-            device=device,
-            dtype=dtype,
-            callback=lambda step, total, x0: progress(done + step, None),
-            **more,
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PriorArtLoadPrior",
+            display_name="Load Prior (unCLIP)",
+            category=LOAD,
+            description="Loads the unCLIP prior, the network that turns a text embedding into an"
+            " image embedding.",
+            inputs=source_inputs("prior"),
+            outputs=[
+                io.Custom("UNCLIP_PRIOR").Output(
+                    display_name="prior", tooltip="For Prior Sample (unCLIP) or (Kandinsky)."
+                )
+            ],
         )
 
-    if away:
-        # From noise, whatever picture the prompt's own embedding begins with.
-        found = host.offload(sample(away, streams[count:], 0))
-    more = {"negative_generators": streams[count:]} if both else {}
-    embeds = host.offload(sample(text, streams[:count], ahead, **more, **start))
-    if both:
-        found = embeds[count:]
-    elif not away:
-        found = host.offload(prior.zero_image).expand(count, -1)
-    drawn = prior.space.dim * draws(run)
-    made = [
-        host.clip_vision_output(
-            part, embedding_space=prior.space.name, made_by="Prior Sample (Kandinsky)"
+    @classmethod
+    def fingerprint_inputs(cls, source: str, dtype: str) -> tuple:
+        return fingerprint("prior", source)
+
+    @classmethod
+    def execute(cls, source: str, dtype: str) -> io.NodeOutput:
+        loaded = load_stage(unclip.load_prior, "prior", source, dtype)
+        found = find_source(source, "prior", host.model_folders())
+        zero = kandinsky.zero_image(found) if found.system == "kandinsky-prior" else None
+        managed = host.manage(loaded.network)
+        return io.NodeOutput(Prior(managed, loaded.schedule, loaded.space, zero))
+
+
+class LoadImageNormalizer(io.ComfyNode):
+    """Stable unCLIP's statistics of image embeddings, put into its MODEL."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        names = [s.name for s in list_sources("image_normalizer", host.model_folders())]
+        return io.Schema(
+            node_id="PriorArtLoadImageNormalizer",
+            display_name="Load Image Normalizer (Stable unCLIP)",
+            category=LOAD,
+            description="ComfyUI noises the image embeddings of a Stable Diffusion 2.1 unCLIP"
+            " checkpoint without the statistics that it was trained with. This puts them in, so"
+            " that unCLIPConditioning does what diffusers' StableUnCLIPPipeline does: for Karlo's"
+            " prior in front of sd21-unclip-l.",
+            inputs=[
+                io.Model.Input("model", tooltip="From native unCLIPCheckpointLoader."),
+                io.Combo.Input(
+                    "source",
+                    options=names,
+                    tooltip="A folder with an image_normalizer, as that of"
+                    " stabilityai/stable-diffusion-2-1-unclip-small, under models/prior_art.",
+                ),
+            ],
+            outputs=[io.Model.Output(display_name="model", tooltip="For KSampler.")],
         )
-        for part in (embeds[:count], found.clone())
-    ]
-    return io.NodeOutput(*made, noise_offset + drawn)
+
+    @classmethod
+    def fingerprint_inputs(cls, source: str, **others: Any) -> tuple:
+        return fingerprint("image_normalizer", source)
+
+    @classmethod
+    def execute(cls, model: Any, source: str) -> io.NodeOutput:
+        found = find_source(source, "image_normalizer", host.model_folders())
+        return io.NodeOutput(
+            host.wrap("image_normalizer", unclip.load_image_normalizer(found), model=model)
+        )
+
+
+class TextEncode(io.ComfyNode):
+    """A prompt as the prior and the decoder want it: hidden states, pooled embedding, mask."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PriorArtTextEncode",
+            display_name="Text Encode (unCLIP)",
+            category="PriorArt/encode",
+            description="Encodes a prompt with the loaded text tower, exactly as the published"
+            " pipeline does: one chunk of 77 tokens, unnormalised text embedding, padding mask.",
+            inputs=[
+                io.Clip.Input("clip", tooltip="From Load Text Encoder (unCLIP)."),
+                io.String.Input(
+                    "text",
+                    default="",
+                    multiline=True,
+                    dynamic_prompts=True,
+                    tooltip="The prompt. More than 77 tokens are cut, with a warning that shows"
+                    " what was cut. Leave it empty for the unconditional (negative) side.",
+                ),
+            ],
+            outputs=[
+                io.Conditioning.Output(
+                    display_name="conditioning", tooltip="For Prior Sample and Karlo Decoder."
+                )
+            ],
+        )
+
+    @classmethod
+    def execute(cls, clip: Any, text: str) -> io.NodeOutput:
+        managed, loaded = host.open("text_encoder", clip)
+        space = loaded.space
+        ids, mask, cut = tokenize(loaded.tokenizer, [text])
+        if cut[0]:
+            host.warn(
+                f"the prompt has more than {ids.shape[1]} tokens; not seen by the model: '{cut[0]}'"
+            )
+        network, device, dtype = host.use(managed)
+        encoding = encode_text(network, ids, mask, space, device, dtype)
+        return io.NodeOutput(host.offload(text_to_conditioning(encoding)))
+
+
+class BatchPrompts(io.ComfyNode):
+    """Two prompts, or batches of them, as one batch: a row for each."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PriorArtBatchPrompts",
+            display_name="Batch Prompts",
+            category="PriorArt/encode",
+            description="Puts prompts of one text encoder into one batch, so that each stage runs"
+            " all of them at once; with a batch_size every prompt gets so many seeds. For more than"
+            " two wire one batch into the next.",
+            inputs=[
+                io.Conditioning.Input("conditioning_a", tooltip="The first prompt, or a batch."),
+                io.Conditioning.Input("conditioning_b", tooltip="The next, of the same encoder."),
+            ],
+            outputs=[
+                io.Conditioning.Output(
+                    display_name="conditioning", tooltip="As many rows as both together."
+                )
+            ],
+        )
+
+    @classmethod
+    def execute(cls, conditioning_a: list, conditioning_b: list) -> io.NodeOutput:
+        return io.NodeOutput(host.offload(batch_conditioning(conditioning_a, conditioning_b)))
+
+
+class ImageEncode(io.ComfyNode):
+    """A picture as an image embedding, preprocessed as published."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PriorArtImageEncode",
+            display_name="Image Encode (unCLIP)",
+            category="PriorArt/encode",
+            description="Encodes pictures with the loaded CLIP image tower, preprocessed exactly"
+            " as published, into unnormalised image embeddings.",
+            inputs=[
+                io.ClipVision.Input("clip_vision", tooltip="From Load Image Encoder (unCLIP)."),
+                io.Image.Input("image", tooltip="One or more pictures of any size."),
+            ],
+            outputs=[
+                io.ClipVisionOutput.Output(
+                    display_name="image_embeds",
+                    tooltip="For Karlo Decoder or native unCLIPConditioning.",
+                )
+            ],
+        )
+
+    @classmethod
+    def execute(cls, clip_vision: Any, image: Any) -> io.NodeOutput:
+        check_image(image, "image")
+        managed, loaded = host.open("image_encoder", clip_vision)
+        space = loaded.space
+        pixels = loaded.preprocess(image[..., :3])
+        network, device, dtype = host.use(managed)
+        embeds = host.offload(encode_image(network, pixels, device, dtype))
+        return io.NodeOutput(
+            host.clip_vision_output(
+                embeds, embedding_space=space.name, made_by="Image Encode (unCLIP)"
+            )
+        )
+
+
+class ZeroImage(io.ComfyNode):
+    """The embedding that Kandinsky's decoders take for nothing, out of the image tower itself."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PriorArtZeroImage",
+            display_name="Zero Image Embedding",
+            category="PriorArt/encode",
+            description="What guidance of Kandinsky's decoders subtracts: the embedding of a"
+            " picture of zeros. Kandinsky's own priors give it; other priors and encoded pictures"
+            " do not bring it along.",
+            inputs=[
+                io.ClipVision.Input(
+                    "clip_vision", tooltip="The decoder's CLIP, from Load Image Encoder (unCLIP)."
+                )
+            ],
+            outputs=[
+                io.ClipVisionOutput.Output(
+                    display_name="negative_image_embeds", tooltip="For Kandinsky's decoders."
+                )
+            ],
+        )
+
+    @classmethod
+    def execute(cls, clip_vision: Any) -> io.NodeOutput:
+        managed, loaded = host.open("image_encoder", clip_vision)
+        space = loaded.space
+        network, device, dtype = host.use(managed)
+        embeds = host.offload(encode_zero_image(network, device, dtype))
+        return io.NodeOutput(
+            host.clip_vision_output(
+                embeds, embedding_space=space.name, made_by="Zero Image Embedding"
+            )
+        )
+
+
+NODES = [
+    LoadTextEncoder,
+    LoadImageEncoder,
+    LoadPrior,
+    LoadImageNormalizer,
+    TextEncode,
+    BatchPrompts,
+    ImageEncode,
+    ZeroImage,
+    PriorSample,
+]

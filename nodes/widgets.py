@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-from ..host import io
+from ..host import host, io
+from ..loaders import kandinsky
+from ..loaders.files.catalogue import find_source, list_sources, stage_of
 
 LARGEST_SEED = 0xFFFFFFFFFFFFFFFF
 
@@ -71,3 +74,68 @@ def noise_offset_output() -> Any:
         display_name="noise_offset",
         tooltip="Random numbers drawn per image so far. For the next stage's noise_offset.",
     )
+
+
+LOAD = "PriorArt/load"
+
+
+DTYPES = ["auto", "fp32", "fp16", "bf16"]
+
+
+def source_inputs(stage: str) -> list:
+    """The widgets of a loader node: where the stage's weights come from, and their dtype."""
+    names = [source.name for source in list_sources(stage, host.model_folders())]
+    return [
+        io.Combo.Input(
+            "source",
+            options=names,
+            tooltip="Where the weights come from: the embedded family that ships with the pack"
+            " (shapes-…), a diffusers folder or an original checkpoint under models/prior_art.",
+        ),
+        io.Combo.Input(
+            "dtype",
+            options=DTYPES,
+            default="auto",
+            tooltip=(
+                "Number format of the weights. auto is fp32: this network is small, and half"
+                " precision changes what it finds."
+                if stage_of(stage).full
+                else "Number format of the weights. auto asks the host; sampling maths is fp32"
+                " whatever is chosen here."
+            ),
+        ),
+    ]
+
+
+def fingerprint(stage: str, source: str) -> tuple:
+    """Changes when the files behind a source change, so that the host loads them again."""
+    path = find_source(source, stage, host.model_folders()).path
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    # What a loader itself leaves there is no change.
+    stats = [(f.name, f.stat()) for f in files if f.is_file() and f.name != kandinsky.ZERO_IMAGE]
+    return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
+
+
+def load_stage(loader: Callable, stage: str, source: str, dtype: str, **options: Any) -> Any:
+    """What ``loader`` makes of the source called ``source``, in the dtype that was chosen.
+
+    Raises:
+        SourceError: no such source.
+    """
+    found = find_source(source, stage, host.model_folders())
+    kind = stage_of(stage)
+    if dtype == "auto" and kind.full:
+        dtype = "fp32"
+    return loader(found, host.pick_dtype(dtype, kind.role), **options)
+
+
+def unpacking() -> Callable[[str, int, int], None]:
+    """Shows how far each file of an archive is unpacked; a click on stop ends it."""
+    bars: dict[str, Callable] = {}
+
+    def tell(name: str, done: int, total: int) -> None:
+        if name not in bars:
+            bars[name] = host.progress(total)
+        bars[name](done)
+
+    return tell

@@ -131,7 +131,7 @@ def sample_latents(
             " 'negative' out, or load Kandinsky 2.1's decoder"
         )
     embeds = [spread(image_embeds, count, "image_embeds")]
-    texts = [text]
+    texts = [] if text is None else [text]
     if guided:
         if negative_embeds is None:
             raise EdgeError(
@@ -139,7 +139,8 @@ def sample_latents(
                 " or set 'cfg' to 1"
             )
         embeds.insert(0, spread(negative_embeds, count, "negative_image_embeds"))
-        texts.insert(0, negative_text)
+        if negative_text is not None:
+            texts.insert(0, negative_text)
     rows = len(embeds)
     conditions = {"image_embeds": torch.cat(embeds).to(device, dtype)}
     if hint is not None:
@@ -172,7 +173,10 @@ def sample_latents(
         seen = torch.cat([torch.cat([x] * rows), *beside], dim=1)
         out = predict(seen.to(dtype), i).float()
         eps, variance = out[:, : shape[0]], out[-count:, shape[0] :]
-        return guide(*eps.chunk(2), guidance_scale) if guided else eps, variance
+        if guided:
+            unconditional, conditional = eps.chunk(2)
+            eps = guide(unconditional, conditional, guidance_scale)
+        return eps, variance
 
     past: list[torch.Tensor] = []
     for i, step in enumerate(steps):

@@ -64,7 +64,7 @@ def sample_decoder(
     embeds = [spread(image_embeds, count, "image_embeds")]
     texts = [spread_text(text, count, "positive")]
     guided = is_guided(guidance_scale, negative)
-    if guided:
+    if guided and negative is not None:
         embeds.insert(0, network.text_proj.unconditional(count))
         texts.insert(0, spread_text(negative, count, "negative"))
     context, labels = network.text_proj(
@@ -85,7 +85,8 @@ def sample_decoder(
         out = predict(torch.cat([x] * len(texts)).to(dtype), i).float()
         eps, variance = out[:, :channels], out[-count:, channels:]
         if guided:
-            eps = guide(*eps.chunk(2), guidance_scale)
+            unconditional, conditional = eps.chunk(2)
+            eps = guide(unconditional, conditional, guidance_scale)
         x0 = predict_x0(schedule, step, x, eps)
         noise = None if step.last else randn((channels, size, size), generators, device)
         learned = variance if schedule.variance == "learned_range" else None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,7 +34,7 @@ FACTOR = 8
 SPACINGS = ("leading", "trailing", "linspace")
 
 Prepare = Callable[
-    [torch.Tensor, torch.Tensor, torch.Tensor, list[float]],
+    [torch.Tensor, torch.Tensor, torch.Tensor, Sequence[float]],
     Callable[[torch.Tensor, int], torch.Tensor],
 ]
 """``(hidden [R, L, W], pooled [R, D], time_ids [R, 6], timesteps) -> predict(x, step index)``, as
@@ -111,6 +111,7 @@ class EulerSchedule:
         total = self.num_train_timesteps
         if not 1 <= count <= total:
             raise EdgeError(f"'steps' is {count}; this sampler takes 1 to {total}")
+        times: np.ndarray
         if self.spacing == "leading":
             times = np.arange(count)[::-1] * (total // count) + self.offset
         elif self.spacing == "trailing":
@@ -205,7 +206,8 @@ def sample_koala(
         seen = torch.cat([scaled] * (len(texts) // len(runs))).to(dtype)
         eps = torch.cat([predict(seen, i).float() for predict in runs])
         if guided:
-            eps = guide(*eps.chunk(2), guidance_scale)
+            unconditional, conditional = eps.chunk(2)
+            eps = guide(unconditional, conditional, guidance_scale)
         if callback is not None:
             callback(i + 1, len(times), (x - sigma * eps) / LATENT_SCALE)
         x = x + eps * (following - sigma)

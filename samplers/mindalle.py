@@ -183,7 +183,7 @@ def log_likelihood(
     dtype: torch.dtype,
     chunk: int | None = None,
 ) -> Tensor:
-    """log p(image tokens | context), exact: one pass with the tokens given.
+    """Log-likelihood log p(image tokens | context), exact: one pass with the tokens given.
 
     Args:
         context: as in :func:`sample_tokens`.
@@ -355,7 +355,7 @@ def _check_context(
             )
         return None
     kind = "a class" if config.text_vocab is None else f"a prompt of {config.context} tokens"
-    size = config.classes if config.text_vocab is None else config.text_vocab
+    size = config.text_vocab or config.classes or 0
     if context is None or tuple(context.shape) != (1, config.context):
         got = "nothing" if context is None else f"ids of shape {list(context.shape)}"
         raise EdgeError(

@@ -65,7 +65,7 @@ def sample_prior(
     steps, add_noise = schedule.noised(num_inference_steps, 1.0 if start is None else strength)
     count = len(generators)
     branches = [("positive", text)]
-    if is_guided(guidance_scale, negative):
+    if is_guided(guidance_scale, negative) and negative is not None:
         branches.insert(0, ("negative", negative))
     for name, branch in branches:
         spread(branch.mask, count, name)

@@ -462,20 +462,27 @@ def tiny_koala(folder: str | Path, seed: int = 0) -> Path:
     return folder
 
 
+def part(member: str | Path, name: str) -> Path:
+    """Where a component of an embedded member or of a hub folder lies."""
+    file = Path(member) / "shared.json"
+    shared = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return Path(member) / shared.get(name, name)
+
+
 def koala_pipeline(folder: str | Path) -> Any:
-    """diffusers' StableDiffusionXLPipeline of one of the three folders."""
+    """diffusers' StableDiffusionXLPipeline of one of the three folders, or of a member's."""
     import diffusers
     from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-    folder, plain = Path(folder), {"low_cpu_mem_usage": False}
+    plain = {"low_cpu_mem_usage": False}
     pipe = diffusers.StableDiffusionXLPipeline(
-        vae=diffusers.AutoencoderKL.from_pretrained(folder / "vae", **plain),
-        text_encoder=CLIPTextModel.from_pretrained(folder / "text_encoder"),
-        text_encoder_2=CLIPTextModelWithProjection.from_pretrained(folder / "text_encoder_2"),
-        tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer"),
-        tokenizer_2=CLIPTokenizer.from_pretrained(folder / "tokenizer_2"),
-        unet=diffusers.UNet2DConditionModel.from_pretrained(folder / "unet", **plain),
-        scheduler=diffusers.EulerDiscreteScheduler.from_pretrained(folder / "scheduler"),
+        vae=diffusers.AutoencoderKL.from_pretrained(part(folder, "vae"), **plain),
+        text_encoder=CLIPTextModel.from_pretrained(part(folder, "text_encoder")),
+        text_encoder_2=CLIPTextModelWithProjection.from_pretrained(part(folder, "text_encoder_2")),
+        tokenizer=CLIPTokenizer.from_pretrained(part(folder, "tokenizer")),
+        tokenizer_2=CLIPTokenizer.from_pretrained(part(folder, "tokenizer_2")),
+        unet=diffusers.UNet2DConditionModel.from_pretrained(part(folder, "unet"), **plain),
+        scheduler=diffusers.EulerDiscreteScheduler.from_pretrained(part(folder, "scheduler")),
         add_watermarker=False,
     ).to(torch.float32)
     pipe.set_progress_bar_config(disable=True)

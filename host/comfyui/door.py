@@ -1,10 +1,9 @@
 """The door into the real ComfyUI: devices, memory, folders, progress and the host's own types.
 
-The same names as :mod:`.embedded`. The wrappers that make our networks the host's MODEL, CLIP
-and CLIP_VISION are in :mod:`.comfy_wrap`, Kandinsky's MODEL and SAMPLER in :mod:`.comfy_latent`,
-KOALA in the host's own classes in :mod:`.comfy_koala`, autoencoders in :mod:`.comfy_vae`, the
-memory management behind them in :mod:`.comfy_memory`, and what older and newer hosts call
-differently in :mod:`.comfy_compat`.
+Its names are those of :class:`..api.Host`. What makes a system's networks the host's MODEL, CLIP,
+CLIP_VISION and VAE is in the file of that system, autoencoders that the host does not know in
+:mod:`.vae`, memory management in :mod:`.memory`, and what older and newer hosts call differently in
+:mod:`.compat`.
 """
 
 from __future__ import annotations
@@ -20,37 +19,11 @@ import folder_paths
 import torch
 from comfy_api.latest import ComfyExtension
 
-from ...edges import placed
+from ...edges import Role, placed
+from ..api import DTYPES, adapters, named_dtype
 from .compat import io, warn
-from .kandinsky import (
-    latent_sampler,
-    latent_sigmas,
-    open_latent_decoder,
-    wrap_latent_decoder,
-)
-from .karlo import (
-    clip_vision_output,
-    open_decoder,
-    open_image_encoder,
-    open_text_encoder,
-    with_image_normalizer,
-    wrap_decoder,
-    wrap_image_encoder,
-    wrap_text_encoder,
-)
-from .koala import (
-    encode_sdxl,
-    koala_facts,
-    load_sdxl_vae_file,
-    load_text_pair_files,
-    model_files,
-    use_koala,
-    wrap_koala,
-    wrap_sdxl_vae,
-    wrap_text_pair,
-)
 from .memory import Managed, manage, use
-from .vae import open_movq, open_vqgan, wrap_movq, wrap_vqgan
+from .unclip import clip_vision_output
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -62,8 +35,6 @@ EXTENSIONS = {".safetensors", ".ckpt", ".pt", ".th", ".bin"}
 PREVIEW_SIZE = 512
 
 logger = logging.getLogger("prior_art")
-
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def _register_folder() -> None:
@@ -87,28 +58,26 @@ def model_folders() -> list[Path]:
     return [Path(path) for name in names for path in folder_paths.get_folder_paths(name)]
 
 
+def cache_folder() -> Path:
+    """The pack's own folder, beside what ComfyUI keeps for a user."""
+    return Path(folder_paths.get_user_directory()) / FOLDER
+
+
 def embedding_folders() -> list[Path]:
     """Where files of image embeddings are: the first is written to."""
     output, given = folder_paths.get_output_directory(), folder_paths.get_input_directory()
     return [Path(output) / EMBEDDINGS, Path(given)]
 
 
-def pick_dtype(choice: str, module_kind: str) -> torch.dtype:
-    """The storage dtype for a network.
-
-    Args:
-        choice: ``auto`` asks the host; ``fp32``, ``fp16`` and ``bf16`` are taken at their word.
-        module_kind: the stage (``text_encoder``, ``image_encoder``, ``prior``, ...); the host
-            keeps encoders apart from sampled networks.
+def pick_dtype(choice: str, role: Role) -> torch.dtype:
+    """The storage dtype for a network; the host keeps encoders apart from sampled networks.
 
     Raises:
-        ValueError: another ``choice``.
+        EdgeError: another ``choice``.
     """
-    if choice in DTYPES:
-        return DTYPES[choice]
     if choice != "auto":
-        raise ValueError(f"unknown dtype '{choice}'; choose auto, {', '.join(DTYPES)}")
-    encoder = module_kind.endswith("_encoder")
+        return named_dtype(choice)
+    encoder = role == "encoder"
     device = memory.text_encoder_device() if encoder else memory.get_torch_device()
     if memory.is_device_cpu(device):
         return torch.float32  # half precision would be cast at each use
@@ -116,7 +85,7 @@ def pick_dtype(choice: str, module_kind: str) -> torch.dtype:
     return picked if picked in DTYPES.values() else torch.float16
 
 
-def progress(total: int) -> Callable[[int, Image | None], None]:
+def progress(total: int) -> Callable[..., None]:
     """A progress bar of ``total`` steps on the running node.
 
     Returns:
@@ -148,43 +117,54 @@ def offload(value: Any) -> Any:
     return placed(value, memory.intermediate_device())
 
 
+def model_files(kind: str) -> list[str]:
+    """Files of the host's own folder ``kind`` ("text_encoders", "vae")."""
+    return folder_paths.get_filename_list(kind)
+
+
+def load_files(stage: str, *names: str) -> Any:
+    """Such files as the host's type.
+
+    Raises:
+        CheckpointError: a file is damaged, or another model's.
+    """
+    return ADAPTERS[stage].load_files(*names)
+
+
+def wrap(stage: str, loaded: Any, **options: Any) -> Any:
+    """What a loader made, as the host's type."""
+    return ADAPTERS[stage].wrap(loaded, **options)
+
+
+def open(stage: str, value: Any) -> tuple[Any, Any]:
+    """The network in a value of the host's type, for :func:`use`, and what its loader knew.
+
+    Raises:
+        EdgeError: another kind of that type.
+    """
+    return ADAPTERS[stage].open(value)
+
+
+ADAPTERS = adapters(__package__)
+
 __all__ = [
     "NAME",
     "ComfyExtension",
     "Managed",
+    "cache_folder",
     "clip_vision_output",
     "embedding_folders",
-    "encode_sdxl",
     "free_memory",
     "io",
-    "koala_facts",
-    "latent_sampler",
-    "latent_sigmas",
-    "load_sdxl_vae_file",
-    "load_text_pair_files",
+    "load_files",
     "manage",
     "model_files",
     "model_folders",
     "offload",
-    "open_decoder",
-    "open_image_encoder",
-    "open_latent_decoder",
-    "open_movq",
-    "open_text_encoder",
-    "open_vqgan",
+    "open",
     "pick_dtype",
     "progress",
     "use",
-    "use_koala",
     "warn",
-    "with_image_normalizer",
-    "wrap_decoder",
-    "wrap_image_encoder",
-    "wrap_koala",
-    "wrap_latent_decoder",
-    "wrap_movq",
-    "wrap_sdxl_vae",
-    "wrap_text_encoder",
-    "wrap_text_pair",
-    "wrap_vqgan",
+    "wrap",
 ]

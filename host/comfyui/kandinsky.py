@@ -1,4 +1,4 @@
-"""Kandinsky's decoders as the host's MODEL, and their published sampler as its SAMPLER.
+"""Kandinsky's decoders as the host's MODEL, their published sampler as its SAMPLER, MoVQ as VAE.
 
 KSampler and its like run them over MoVQ's latents; image embeddings come as CONDITIONING
 ``[B, 1, D]``, a depth map beside them. A mask in the LATENT reaches the inpainting decoder.
@@ -6,7 +6,7 @@ KSampler and its like run them over MoVQ's latents; image embeddings come as CON
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import comfy.conds
 import comfy.latent_formats
@@ -19,15 +19,17 @@ import torch
 from torch import nn
 
 from ...edges import EdgeError, conditioning_to_embeds, depth_beside, text_beside
-from ...samplers.kandinsky import check_places, keep_mask, mode_of, sample_from_sigmas
+from ...networks.kandinsky_movq import LatentMoVQ
+from ...samplers.kandinsky import check_places, keep_mask, mode_of
 from ...samplers.parts.noise import generators, randn
-from ...samplers.parts.schedule import published_sigmas
+from ..api import Adapter
 from .memory import Adopted, Managed, kind_of, patcher_of, prepare, weight_dtype
+from .vae import native_vae, open_vae
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ...loaders.kandinsky import LatentDecoder
+    from ...loaders.kandinsky import LatentDecoder, MoVQ
     from ...samplers.parts.schedule import LatentSchedule
 
 VARIANCE = "prior_art_learned_variance"
@@ -37,10 +39,10 @@ VARIANCE = "prior_art_learned_variance"
 class KandinskyConfig(comfy.supported_models_base.BASE):
     """What the host asks a model's configuration."""
 
-    unet_config = {}  # noqa: RUF012
-    unet_extra_config = {}  # noqa: RUF012
+    unet_config: ClassVar[dict] = {}
+    unet_extra_config: ClassVar[dict] = {}
     latent_format = comfy.latent_formats.LatentFormat
-    sampling_settings = {}  # noqa: RUF012
+    sampling_settings: ClassVar[dict] = {}
     memory_usage_factor = 2.0
 
 
@@ -73,7 +75,7 @@ class LatentNetwork(Adopted):
         self,
         x: torch.Tensor,
         timesteps: torch.Tensor,
-        context: torch.Tensor | None = None,
+        context: Any = None,
         control: Any = None,
         transformer_options: dict | None = None,
         hint: torch.Tensor | None = None,
@@ -184,8 +186,9 @@ def open_latent_decoder(model: Any) -> tuple[Managed, LatentDecoder]:
     return Managed(model, compute), inner.loaded
 
 
-def latent_sampler() -> Any:
-    """The published learned-range DDPM as the host's SAMPLER, for SamplerCustom.
+def latent_sampler(ancestral: Callable[..., torch.Tensor]) -> Any:
+    """The published learned-range DDPM, ``samplers.kandinsky.sample_from_sigmas``, as the host's
+    SAMPLER for SamplerCustom.
 
     Picture i of a batch draws from seed + 1 + i: the host begins with the seed itself.
     """
@@ -221,7 +224,7 @@ def latent_sampler() -> Any:
             if callback is not None:
                 callback({"i": i, "denoised": denoised, "x": x, "sigma": sigmas[i]})
 
-        return sample_from_sigmas(
+        return ancestral(
             denoise,
             schedule,
             x,
@@ -233,10 +236,30 @@ def latent_sampler() -> Any:
     return comfy.samplers.KSAMPLER(sample)
 
 
-def latent_sigmas(model: Any, steps: int, denoise: float) -> torch.Tensor:
-    """The published timesteps' noise levels, and 0, as the host's SIGMAS.
+class MoVQCoder(LatentMoVQ):
+    """A MoVQ in the host's VAE, with what its loader knows about it."""
+
+    def __init__(self, loaded: MoVQ) -> None:
+        super().__init__(loaded.network)
+        self.facts = loaded
+
+
+def wrap_movq(loaded: MoVQ) -> Any:
+    """A MoVQ as the host's VAE, which VAEEncode, VAEDecode and VAEDecodeTiled run."""
+    return native_vae(MoVQCoder(loaded), loaded.factor, loaded.channels)
+
+
+def open_movq(vae: Any) -> tuple[Managed, MoVQ]:
+    """The MoVQ in a VAE, and what its loader knows about it.
 
     Raises:
-        EdgeError: another kind of MODEL, steps or denoise out of range.
+        EdgeError: another kind of VAE.
     """
-    return published_sigmas(open_latent_decoder(model)[1].schedule, steps, denoise)
+    return open_vae(vae, MoVQCoder, "Load MoVQ")
+
+
+ADAPTERS = {
+    "latent_decoder": Adapter(wrap_latent_decoder, open_latent_decoder),
+    "latent_sampler": Adapter(latent_sampler),
+    "movq": Adapter(wrap_movq, open_movq),
+}

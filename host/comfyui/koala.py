@@ -9,8 +9,10 @@ take any width.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,14 +36,13 @@ from ...loaders.clip import tokenize
 from ...loaders.files.checkpoint import CheckpointError, check_inside, read_state_dict
 from ...networks.koala_vae import LatentKL
 from ...samplers.koala import EulerSchedule
+from ..api import Adapter
 from .compat import warn
-from .memory import Adopted, kind_of, patcher_of, prepare
+from .memory import Adopted, Managed, kind_of, patcher_of, prepare
 from .vae import native_vae
 
 if TYPE_CHECKING:
     from torch import nn
-
-    from ...samplers.koala import Prepare
 
 FACTS = "prior_art_koala"
 """Where a ModelPatcher, and every clone of it, keeps what the loader knew."""
@@ -65,7 +66,7 @@ def _without_missing_mid_block() -> Iterator[None]:
 # -- MODEL ---------------------------------------------------------------------------------------
 
 
-def wrap_koala(loaded: koala.KoalaUNet, colours: torch.Tensor | None) -> Any:
+def wrap_koala(loaded: koala.KoalaUNet, latent_rgb_factors: torch.Tensor | None) -> Any:
     """A U-Net of SDXL's kind as the host's own MODEL.
 
     Raises:
@@ -82,8 +83,8 @@ def wrap_koala(loaded: koala.KoalaUNet, colours: torch.Tensor | None) -> Any:
                 " update ComfyUI"
             )
     else:
-        patcher = _adopted(loaded, colours)
-    patcher.set_attachments(FACTS, koala.facts_of(loaded, colours))
+        patcher = _adopted(loaded, latent_rgb_factors)
+    patcher.set_attachments(FACTS, koala.facts_of(loaded, latent_rgb_factors))
     return patcher
 
 
@@ -109,7 +110,7 @@ class AdoptedNetwork(Adopted):
         x: torch.Tensor,
         timesteps: torch.Tensor,
         context: torch.Tensor | None = None,
-        y: torch.Tensor | None = None,
+        y: Any = None,
         control: Any = None,
         transformer_options: dict | None = None,
         **kwargs: Any,
@@ -162,8 +163,9 @@ def _adopted(loaded: koala.KoalaUNet, colours: torch.Tensor | None) -> Any:
     return patcher_of(model, device, offload)
 
 
-def koala_facts(model: Any) -> koala.KoalaFacts:
-    """What is known of the U-Net in a MODEL, whoever loaded it.
+def open_koala(model: Any) -> tuple[Managed, koala.KoalaFacts]:
+    """The U-Net in a MODEL, with the patches that were put on it since, and what is known of it,
+    whoever loaded it.
 
     Raises:
         EdgeError: another kind of MODEL; says which.
@@ -174,9 +176,13 @@ def koala_facts(model: Any) -> koala.KoalaFacts:
             f"'model' is {kind_of(inner, model)}, but this node needs a U-Net of SDXL's kind; load"
             " one with 'Load KOALA' or 'Load Checkpoint'"
         )
-    known = model.get_attachment(FACTS)
-    if known is not None:
-        return known
+    known = model.get_attachment(FACTS) or _read_facts(inner)
+    compute = inner.manual_cast_dtype or inner.get_dtype()
+    return Managed(model, compute), replace(known, prepare=partial(_prepare, model))
+
+
+def _read_facts(inner: Any) -> koala.KoalaFacts:
+    """What the host's own configuration tells of a U-Net that a native loader loaded."""
     settings = inner.model_config.unet_config
     layers = settings["num_res_blocks"]
     blocks = tuple(settings["transformer_depth"][:: layers[0]])
@@ -193,33 +199,28 @@ def koala_facts(model: Any) -> koala.KoalaFacts:
     return koala.KoalaFacts(EulerSchedule(), variant, widths)
 
 
-def use_koala(model: Any, memory_required: int) -> tuple[Prepare, torch.device, torch.dtype]:
-    """Load a U-Net now, with the patches that were put on it: (what prepares it for a prompt,
-    device, dtype to compute in)."""
-    memory.load_models_gpu([model], memory_required=memory_required)
-    inner = model.model
+def _prepare(
+    model: Any,
+    network: Any,
+    hidden: torch.Tensor,
+    pooled: torch.Tensor,
+    time_ids: torch.Tensor,
+    timesteps: list[float],
+) -> Callable[[torch.Tensor, int], torch.Tensor]:
+    """The host's own network, called as the host calls it, with its conditioning held fixed."""
+    sizes = time_ids
+    if not isinstance(network, AdoptedSDXL):
+        sizes = network.embedder(time_ids.flatten().float()).reshape(len(pooled), -1)
+    label = torch.cat([pooled, sizes.to(pooled)], dim=1)
+    options = dict(model.model_options.get("transformer_options", {}))
 
-    def prepare(
-        hidden: torch.Tensor,
-        pooled: torch.Tensor,
-        time_ids: torch.Tensor,
-        timesteps: list[float],
-    ) -> Any:
-        sizes = time_ids
-        if not isinstance(inner, AdoptedSDXL):
-            sizes = inner.embedder(time_ids.flatten().float()).reshape(len(pooled), -1)
-        label = torch.cat([pooled, sizes.to(pooled)], dim=1)
-        options = dict(model.model_options.get("transformer_options", {}))
+    def predict(x: torch.Tensor, index: int) -> torch.Tensor:
+        times = x.new_full((len(x),), timesteps[index], dtype=torch.float32)
+        return network.diffusion_model(
+            x, times, context=hidden, y=label, transformer_options=options.copy()
+        )
 
-        def predict(x: torch.Tensor, index: int) -> torch.Tensor:
-            times = x.new_full((len(x),), timesteps[index], dtype=torch.float32)
-            return inner.diffusion_model(
-                x, times, context=hidden, y=label, transformer_options=options.copy()
-            )
-
-        return predict
-
-    return prepare, model.load_device, inner.manual_cast_dtype or inner.get_dtype()
+    return predict
 
 
 # -- CLIP ----------------------------------------------------------------------------------------
@@ -335,27 +336,39 @@ def _tokenizers(loaded: koala.TextEncoderPair) -> Any:
     return Tokenizers
 
 
-def encode_sdxl(clip: Any, text: str) -> SDXLText:
-    """A prompt through both text encoders as published, cut to their length with a warning.
+@dataclass(frozen=True)
+class TextPair:
+    """SDXL's two text encoders in the host's CLIP."""
+
+    clip: Any
+
+    def encode(self, text: str) -> SDXLText:
+        """A prompt through both as published, cut to their length with a warning."""
+        tokens = {}
+        tokenizers = self.clip.tokenizer
+        for key, own in (("l", tokenizers.clip_l), ("g", tokenizers.clip_g)):
+            ids, mask, cut = tokenize(own.tokenizer, [text], cleaned=False)
+            if cut[0] and key == "l":
+                warn(f"the prompt has more than {ids.shape[1]} tokens; not seen: '{cut[0]}'")
+            padded = ids.masked_fill(~mask, own.pad_token)
+            tokens[key] = [[(token, 1.0) for token in padded[0].tolist()]]
+        hidden, pooled = self.clip.encode_from_tokens(tokens, return_pooled=True)
+        return SDXLText(hidden, pooled)
+
+
+def open_text_pair(clip: Any) -> tuple[Any, TextPair]:
+    """SDXL's two text encoders in a CLIP, whoever loaded it.
 
     Raises:
         EdgeError: another kind of CLIP.
     """
-    tokenizers = getattr(clip, "tokenizer", None)
+    tokenizers: Any = getattr(clip, "tokenizer", None)
     if not (hasattr(tokenizers, "clip_l") and hasattr(tokenizers, "clip_g")):
         raise EdgeError(
             f"'clip' is another kind of text encoder ({type(tokenizers).__name__}); this node"
             " needs SDXL's two, from 'Load KOALA' or 'DualCLIPLoader' of type sdxl"
         )
-    tokens = {}
-    for key, own in (("l", tokenizers.clip_l), ("g", tokenizers.clip_g)):
-        ids, mask, cut = tokenize(own.tokenizer, [text], cleaned=False)
-        if cut[0] and key == "l":
-            warn(f"the prompt has more than {ids.shape[1]} tokens; not seen: '{cut[0]}'")
-        padded = ids.masked_fill(~mask, own.pad_token)
-        tokens[key] = [[(token, 1.0) for token in padded[0].tolist()]]
-    hidden, pooled = clip.encode_from_tokens(tokens, return_pooled=True)
-    return SDXLText(hidden, pooled)
+    return clip, TextPair(clip)
 
 
 def load_text_pair_files(clip_l: str, clip_g: str) -> Any:
@@ -366,7 +379,7 @@ def load_text_pair_files(clip_l: str, clip_g: str) -> Any:
     """
     states = [dict(_read_file("text_encoders", name)) for name in (clip_l, clip_g)]
     clip = _native_pair(states)
-    tokenizers = getattr(clip, "tokenizer", None)
+    tokenizers: Any = getattr(clip, "tokenizer", None)
     if not (hasattr(tokenizers, "clip_l") and hasattr(tokenizers, "clip_g")):
         raise CheckpointError(
             f"'{clip_l}' and '{clip_g}' are not SDXL's two text encoders; choose its clip_l (CLIP"
@@ -404,12 +417,14 @@ def load_sdxl_vae_file(name: str) -> Any:
     return comfy.sd.VAE(sd=state)
 
 
-def model_files(kind: str) -> list[str]:
-    """Files of the host's own folder ``kind`` ("text_encoders", "vae")."""
-    return folder_paths.get_filename_list(kind)
-
-
 def _read_file(kind: str, name: str) -> dict[str, torch.Tensor]:
     path = Path(folder_paths.get_full_path_or_raise(kind, name))
     check_inside(path, [Path(folder) for folder in folder_paths.get_folder_paths(kind)])
     return read_state_dict(path)
+
+
+ADAPTERS = {
+    "koala_unet": Adapter(wrap_koala, open_koala),
+    "koala_text": Adapter(wrap_text_pair, open_text_pair, load_text_pair_files),
+    "koala_vae": Adapter(wrap_sdxl_vae, load_files=load_sdxl_vae_file),
+}

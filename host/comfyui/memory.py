@@ -169,19 +169,24 @@ def manage(network: nn.Module) -> Managed:
 
 
 def use(
-    managed: Managed, memory_required: int = 0, beside: Sequence[Managed] = ()
+    managed: Managed, activations: int = 0, beside: Sequence[Managed] = ()
 ) -> tuple[nn.Module, torch.device, torch.dtype]:
-    """Load a network now, making room for it and for ``memory_required`` bytes of activations.
+    """Load a network now, making room for it and for what it will hold.
 
     Args:
+        activations: how many numbers that is, in the dtype it computes in.
         beside: networks that the same stage uses too, loaded with it.
 
     Returns:
         The network, the device to compute on and the dtype to compute in.
     """
     patchers = [managed.patcher, *(other.patcher for other in beside)]
-    memory.load_models_gpu(patchers, memory_required=memory_required)
-    return managed.patcher.model.network, managed.patcher.load_device, managed.compute_dtype
+    bytes_held = activations * managed.compute_dtype.itemsize
+    memory.load_models_gpu(patchers, memory_required=bytes_held)
+    model = managed.patcher.model
+    # The host's own models are called whole.
+    network = getattr(model, "network", model)
+    return network, managed.patcher.load_device, managed.compute_dtype
 
 
 def kind_of(inner: Any, outer: Any) -> str:

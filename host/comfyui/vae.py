@@ -7,7 +7,7 @@ batches by free memory, is the host's.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import comfy.model_management as memory
 import comfy.sd
@@ -15,13 +15,8 @@ import torch
 from torch import nn
 
 from ...edges import EdgeError, cut_to_asked
-from ...networks.kandinsky_movq import LatentMoVQ
-from ...networks.mindalle_vqgan import HELD_DECODING, HELD_ENCODING, LatentVQGAN
+from ...networks.memory import DECODED_PIXEL, ENCODED_PIXEL
 from .memory import Managed, patcher_of, prepare
-
-if TYPE_CHECKING:
-    from ...loaders.kandinsky import MoVQ
-    from ...loaders.mindalle_vqgan import VQGAN
 
 
 class CuttingVAE(comfy.sd.VAE):
@@ -55,61 +50,25 @@ def native_vae(coder: nn.Module, factor: int, channels: int) -> Any:
     vae.disable_offload = False
 
     def encoding(shape: Any, dtype: torch.dtype) -> int:
-        return HELD_ENCODING * shape[2] * shape[3] * memory.dtype_size(dtype)
+        return ENCODED_PIXEL * shape[2] * shape[3] * memory.dtype_size(dtype)
 
     def decoding(shape: Any, dtype: torch.dtype) -> int:
-        return HELD_DECODING * shape[2] * shape[3] * factor**2 * memory.dtype_size(dtype)
+        return DECODED_PIXEL * shape[2] * shape[3] * factor**2 * memory.dtype_size(dtype)
 
     vae.memory_used_encode, vae.memory_used_decode = encoding, decoding
     return vae
 
 
-class VQGANCoder(LatentVQGAN):
-    """A VQGAN in the host's VAE, with what its loader knows about it."""
+def open_vae(vae: Any, wanted: type[Any], loader: str) -> tuple[Managed, Any]:
+    """The autoencoder in a VAE, and what its loader knows about it (its coder's ``facts``).
 
-    def __init__(self, loaded: VQGAN) -> None:
-        super().__init__(loaded.network)
-        self.facts = loaded
-
-
-class MoVQCoder(LatentMoVQ):
-    """A MoVQ in the host's VAE, with what its loader knows about it."""
-
-    def __init__(self, loaded: MoVQ) -> None:
-        super().__init__(loaded.network)
-        self.facts = loaded
-
-
-def wrap_movq(loaded: MoVQ) -> Any:
-    """A MoVQ as the host's VAE, which VAEEncode, VAEDecode and VAEDecodeTiled run."""
-    return native_vae(MoVQCoder(loaded), loaded.factor, loaded.channels)
-
-
-def open_movq(vae: Any) -> tuple[Managed, MoVQ]:
-    """The MoVQ in a VAE, and what its loader knows about it.
+    Args:
+        wanted: the class of coder; loader: the node that makes such a VAE.
 
     Raises:
         EdgeError: another kind of VAE.
     """
-    return _open(vae, MoVQCoder, "Load MoVQ")
-
-
-def wrap_vqgan(loaded: VQGAN) -> Any:
-    """A VQGAN as the host's VAE, which VAEEncode, VAEDecode and VAEDecodeTiled run."""
-    return native_vae(VQGANCoder(loaded), loaded.factor, loaded.channels)
-
-
-def open_vqgan(vae: Any) -> tuple[Managed, VQGAN]:
-    """The VQGAN in a VAE, and what its loader knows about it.
-
-    Raises:
-        EdgeError: another kind of VAE.
-    """
-    return _open(vae, VQGANCoder, "Load VQGAN")
-
-
-def _open(vae: Any, wanted: type, loader: str) -> tuple[Managed, Any]:
-    coder = getattr(vae, "first_stage_model", None)
+    coder: Any = getattr(vae, "first_stage_model", None)
     if not isinstance(coder, wanted):
         raise EdgeError(
             f"'vae' is another kind of VAE ({type(coder).__name__}); this node needs one from"

@@ -188,7 +188,7 @@ class ComfyNode:
         raise TypeError(f"{cls.__name__} has no schema")
 
     @classmethod
-    def execute(cls, **inputs: Any) -> NodeOutput:
+    def execute(cls, *args: Any, **inputs: Any) -> NodeOutput:
         """The node's work."""
         raise TypeError(f"{cls.__name__} has no execute")
 

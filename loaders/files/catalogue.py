@@ -1,8 +1,8 @@
 """Where weights come from: the embedded family, hub folders, original checkpoint files.
 
 Finding is cheap (no weight file is opened) and stays inside the model folders: whatever a link
-leads out of them is not listed. What a stage needs is told by the tables below, one entry per
-system.
+leads out of them is not listed. What a stage needs is told by the :class:`System` records, which
+``loaders/<system>.py`` hold.
 """
 
 from __future__ import annotations
@@ -10,17 +10,22 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from ...edges import EmbeddingSpace, Role
 from .checkpoint import STEMS, inside
 
 EMBEDDED_ROOT = Path(__file__).resolve().parents[2] / "shapes" / "weights"
+SHARED = "shared.json"
+"""In an embedded member's folder: component to the folder where it lies, relative to the member's.
+Weights that members share are stored once; other sources have no such file, or it is not read."""
+
 DEPTH = 4
-"""How deep below a model folder sources are looked for. A model of the hub's cache counts as one
-level, though it lies three deep there."""
+"""How deep below a model folder sources are looked for (a hub cache needs 3)."""
 
 
 class SourceError(ValueError):
@@ -38,8 +43,7 @@ class Source:
         system: a key of :data:`SYSTEMS`.
         stages: what can be loaded from it.
         folders: the model folders that no link in it may leave; empty for the embedded family.
-        prefix: of the names of its component folders, "prior_" where one folder holds prior and
-            decoder.
+        prefix: of the names of this system's component folders in a combined pipeline's.
     """
 
     name: str
@@ -50,42 +54,87 @@ class Source:
     folders: tuple[Path, ...] = ()
     prefix: str = ""
 
+    def folder(self, component: str) -> Path:
+        """Where a component lies, whether it is there or not."""
+        return _folder(self.path, f"{self.prefix}{component}", self.kind == "embedded")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a system: what it is to the host, and where its weights are told apart.
+
+    Attributes:
+        role: how the host treats the network.
+        component: folder in the hub's layout and the class in its ``config.json``; ``""`` is the
+            source's folder itself. types: ``model_type`` there that says the same as the class.
+        original: a file of an original folder, which alone makes that a source.
+        own: a weight file of our own layout, and the class in the ``config.json`` beside it.
+        full: half precision changes what this small network finds, so that ``auto`` is fp32.
+        instead: a source of all of these stages can be loaded as this one too.
+    """
+
+    role: Role
+    component: tuple[str, str] | None = None
+    types: tuple[str, ...] = ()
+    original: str | None = None
+    own: tuple[str, str] | None = None
+    full: bool = False
+    instead: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Published:
+    """A folder that ``prior-art download`` makes.
+
+    Attributes:
+        folder: its name below the model folder.
+        repositories: repository to the component folders taken from it; ``""`` is its top.
+    """
+
+    folder: str
+    repositories: Mapping[str, tuple[str, ...]]
+
 
 @dataclass(frozen=True)
 class System:
-    """How the sources of one system are recognised.
+    """How the sources of one system, or of one of its published repositories, are recognised.
 
     Attributes:
+        name: the key of :data:`SYSTEMS`.
+        title: what people call it.
+        stages: by name.
         pipelines: ``_class_name`` in ``model_index.json``.
         combined: those in whose folders another system lies too, so that the components' names
             begin with ``prefix``.
-        components: stage to (component folder, class in its ``config.json``); ``""`` is the
-            folder itself.
-        types: stage to ``model_type`` in that ``config.json`` that says the same as its class.
         checkpoints: original file name pattern to the stages in that file.
         beside: pattern of the original files among which a file that other systems have too is this
             system's; ``label``: what it is called otherwise.
-        originals: stage to a file of an original folder, which alone makes it a source.
         indexed: only a folder with a ``model_index.json`` is one: another system has components of
             the same names.
-        own: stage to a weight file of our own layout, and the class in the ``config.json`` there.
+        places: further folders of the hub's layout that loaders read, by what they hold.
         embedded: name of each embedded member and its folder under ``shapes/weights``.
+        spaces: the embedding spaces that this system brings.
+        published: what can be downloaded, by the name that the command takes.
+        together: names for several of those.
         download: the command that fetches it; empty where there is none.
         place: what to do instead of that command.
     """
 
+    name: str
+    title: str
+    stages: Mapping[str, Stage]
     pipelines: frozenset[str] = frozenset()
     combined: frozenset[str] = frozenset()
     prefix: str = ""
-    components: dict[str, tuple[str, str]] = field(default_factory=dict)
-    types: dict[str, tuple[str, ...]] = field(default_factory=dict)
     checkpoints: tuple[tuple[re.Pattern[str], frozenset[str]], ...] = ()
     beside: re.Pattern[str] | None = None
     label: str = ""
-    originals: dict[str, str] = field(default_factory=dict)
     indexed: bool = False
-    own: dict[str, tuple[str, str]] = field(default_factory=dict)
+    places: Mapping[str, str] = field(default_factory=dict)
     embedded: tuple[tuple[str, str], ...] = ()
+    spaces: tuple[EmbeddingSpace, ...] = ()
+    published: Mapping[str, Published] = field(default_factory=dict)
+    together: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     download: str = ""
     place: str = ""
 
@@ -94,182 +143,44 @@ class System:
         """How to get the published weights."""
         return self.place or f"Get the published weights with `{self.download}`"
 
+    @property
+    def components(self) -> dict[str, tuple[str, str]]:
+        """Stages of the hub's layout."""
+        return {name: s.component for name, s in self.stages.items() if s.component is not None}
 
-STAGES: dict[str, tuple[str, ...]] = {
-    "karlo": ("text_encoder", "image_encoder", "prior", "decoder", "upscaler"),
-    "mindalle": ("vqgan", "ar_transformer"),
-    "kandinsky-prior": ("text_encoder", "image_encoder", "prior"),
-    "kandinsky": ("latent_decoder", "movq", "mclip"),
-    "koala": ("koala_unet", "koala_text", "koala_vae"),
-    "clip": ("reranker",),
-    "stable-unclip": ("image_normalizer",),
-}
 
-TOWERS = frozenset({"text_encoder", "image_encoder"})
-"""A source of both is a reranker too."""
+SYSTEMS: dict[str, System] = {}
+"""Every record by name, in the order in which sources are listed; ``loaders/__init__.py`` fills
+it."""
 
-_VIT_L = (
-    re.compile(r"ViT-L-14\.(pt|pth|safetensors)", re.IGNORECASE),
-    frozenset({"text_encoder", "image_encoder"}),
-)
-"""OpenAI's file, which the originals of Karlo and of Kandinsky 2.1 read, each in its own way."""
 
-_COMBINED = frozenset(
-    f"Kandinsky{version}{mode}CombinedPipeline"
-    for version in ("", "V22")
-    for mode in ("", "Img2Img", "Inpaint")
-)
+def stage_of(name: str) -> Stage:
+    """The stage called ``name``, of the first system that has it.
 
-SYSTEMS: dict[str, System] = {
-    "karlo": System(
-        pipelines=frozenset({"UnCLIPPipeline", "UnCLIPImageVariationPipeline"}),
-        components={
-            "text_encoder": ("text_encoder", "CLIPTextModelWithProjection"),
-            "image_encoder": ("image_encoder", "CLIPVisionModelWithProjection"),
-            "prior": ("prior", "PriorTransformer"),
-            "decoder": ("decoder", "UNet2DConditionModel"),
-            "upscaler": ("super_res_first", "UNet2DModel"),
-        },
-        checkpoints=(
-            _VIT_L,
-            (re.compile(r"prior-ckpt.*\.(ckpt|safetensors)"), frozenset({"prior"})),
-            (re.compile(r"decoder-ckpt.*\.(ckpt|safetensors)"), frozenset({"decoder"})),
-            (re.compile(r"improved-sr-ckpt.*\.(ckpt|safetensors)"), frozenset({"upscaler"})),
-        ),
-        beside=re.compile(r"(prior|decoder|improved-sr)-ckpt.*"),
-        label="Karlo",
-        embedded=(("shapes-karlo", "karlo"),),
-        download="prior-art download karlo",
-    ),
-    "mindalle": System(
-        checkpoints=(
-            (
-                re.compile(r"(1\.3B|.*min-?dall-?e.*)\.(tar\.gz|tgz|tar|zip)", re.IGNORECASE),
-                frozenset({"vqgan", "ar_transformer"}),
-            ),
-        ),
-        originals={"vqgan": "stage1_last.ckpt", "ar_transformer": "stage2_last.ckpt"},
-        own={
-            "vqgan": ("vqgan.safetensors", "MinDALLE"),
-            "ar_transformer": ("transformer.safetensors", "MinDALLE"),
-        },
-        embedded=(
-            ("shapes-mindalle", "mindalle"),
-            ("shapes-mindalle-class", "mindalle-class"),
-            ("shapes-mindalle-unconditional", "mindalle-unconditional"),
-        ),
-        place="Put kakaobrain/minDALL-E's folder 1.3B, or 1.3B.tar.gz, into the model folder",
-    ),
-    "kandinsky-prior": System(
-        pipelines=frozenset(
-            {
-                "KandinskyV22PriorPipeline",
-                "KandinskyV22PriorEmb2EmbPipeline",
-                "KandinskyPriorPipeline",
-            }
-        ),
-        combined=_COMBINED,
-        prefix="prior_",
-        components={
-            "text_encoder": ("text_encoder", "CLIPTextModelWithProjection"),
-            "image_encoder": ("image_encoder", "CLIPVisionModelWithProjection"),
-            "prior": ("prior", "PriorTransformer"),
-        },
-        checkpoints=(
-            _VIT_L,
-            (re.compile(r"prior_fp16\.(ckpt|safetensors)"), frozenset({"prior"})),
-        ),
-        beside=re.compile(r"(prior|decoder|inpainting)_fp16\..*|movq_final\..*"),
-        label="Kandinsky 2.1",
-        indexed=True,
-        embedded=(
-            ("shapes-kandinsky-prior", "kandinsky/prior"),
-            ("shapes-kandinsky-2-1-prior", "kandinsky/2-1-prior"),
-        ),
-        download="prior-art download kandinsky-2-2-prior",
-    ),
-    "kandinsky": System(
-        pipelines=frozenset(
-            {
-                "KandinskyV22Pipeline",
-                "KandinskyV22Img2ImgPipeline",
-                "KandinskyV22InpaintPipeline",
-                "KandinskyV22ControlnetPipeline",
-                "KandinskyV22ControlnetImg2ImgPipeline",
-                "KandinskyPipeline",
-                "KandinskyImg2ImgPipeline",
-                "KandinskyInpaintPipeline",
-            }
-            | _COMBINED
-        ),
-        components={
-            "latent_decoder": ("unet", "UNet2DConditionModel"),
-            "movq": ("movq", "VQModel"),
-            "mclip": ("text_encoder", "MultilingualCLIP"),
-        },
-        # The original reads it as whatever AutoConfig makes of it.
-        types={"mclip": ("xlm-roberta",)},
-        checkpoints=(
-            (
-                re.compile(r"(decoder|inpainting)_fp16\.(ckpt|safetensors)"),
-                frozenset({"latent_decoder"}),
-            ),
-            (re.compile(r"movq_final\.(ckpt|safetensors)"), frozenset({"movq"})),
-        ),
-        embedded=(
-            ("shapes-kandinsky", "kandinsky/decoder"),
-            ("shapes-kandinsky-inpaint", "kandinsky/inpaint"),
-            ("shapes-kandinsky-depth", "kandinsky/depth"),
-            ("shapes-kandinsky-2-1", "kandinsky/2-1"),
-        ),
-        download="prior-art download kandinsky-2-2-decoder",
-    ),
-    "koala": System(
-        # Whatever else such a pipeline brings along, its U-Net, encoders and VAE are SDXL's.
-        pipelines=frozenset(
-            f"StableDiffusionXL{extra}{mode}Pipeline"
-            for extra in ("", "ControlNet", "ControlNetUnion", "ControlNetPAG", "PAG", "Adapter")
-            for mode in ("", "Img2Img", "Inpaint")
-        ),
-        components={
-            "koala_unet": ("unet", "UNet2DConditionModel"),
-            "koala_text": ("text_encoder", "CLIPTextModel"),
-            "koala_vae": ("vae", "AutoencoderKL"),
-        },
-        checkpoints=(
-            (
-                re.compile(r".*(koala|sd_?xl).*\.(safetensors|bin)", re.IGNORECASE),
-                frozenset({"koala_unet"}),
-            ),
-        ),
-        indexed=True,
-        embedded=(("shapes-koala-1b", "koala/1b"), ("shapes-koala-700m", "koala/700m")),
-        download="prior-art download koala-700m",
-    ),
-    "clip": System(
-        components={"reranker": ("", "CLIPModel")},
-        embedded=(("shapes-clip", "clip"),),
-        checkpoints=(
-            (re.compile(r"ViT-B-(16|32)\.(pt|pth|safetensors)"), frozenset({"reranker"})),
-        ),
-        place="Put the files of openai/clip-vit-base-patch32 into a folder of the model folder",
-    ),
-    "stable-unclip": System(
-        pipelines=frozenset({"StableUnCLIPPipeline", "StableUnCLIPImg2ImgPipeline"}),
-        components={"image_normalizer": ("image_normalizer", "StableUnCLIPImageNormalizer")},
-        place="Put the folder image_normalizer of stabilityai/stable-diffusion-2-1-unclip-small"
-        " into a folder of the model folder",
-    ),
-}
+    Raises:
+        SourceError: no system has it.
+    """
+    for system in SYSTEMS.values():
+        if name in system.stages:
+            return system.stages[name]
+    known = sorted({stage for system in SYSTEMS.values() for stage in system.stages})
+    raise SourceError(f"unknown stage '{name}'; known are {', '.join(known)}")
+
+
+def titles(stage: str) -> str:
+    """Who has a stage, in words: "Karlo or Kandinsky"."""
+    found = dict.fromkeys(s.title for s in SYSTEMS.values() if stage in s.stages)
+    *most, last = found
+    return f"{', '.join(most)} or {last}" if most else last
 
 
 def list_sources(stage: str, folders: Sequence[Path]) -> list[Source]:
     """Every source of ``stage``: the embedded family first, then folders, then checkpoint files.
 
-    For the reranker CLIPs come before other systems' two towers.
+    What is made for the stage comes before what can stand in for it.
 
     Args:
-        stage: one of :data:`STAGES`.
+        stage: of one of :data:`SYSTEMS`.
         folders: the host's model folders; missing ones are skipped.
 
     Returns:
@@ -279,14 +190,10 @@ def list_sources(stage: str, folders: Sequence[Path]) -> list[Source]:
     Raises:
         SourceError: an unknown stage.
     """
-    if not any(stage in stages for stages in STAGES.values()):
-        known = sorted({name for stages in STAGES.values() for name in stages})
-        raise SourceError(f"unknown stage '{stage}'; known are {', '.join(known)}")
-    offering = [source for source in _all_sources(folders) if _offers(source, stage)]
-    if stage == "reranker":
-        # It prepares pictures in its own way, so that a file is the same whosever it is.
+    instead = stage_of(stage).instead
+    offering = [source for source in _all_sources(folders) if _offers(source, stage, instead)]
+    if instead:  # what several systems read in their own ways stands in once
         offering = list({source.path: source for source in reversed(offering)}.values())[::-1]
-    # What is made for the stage before what can stand in for it.
     return sorted(offering, key=lambda s: (s.kind != "embedded", stage not in s.stages))
 
 
@@ -298,37 +205,34 @@ def find_source(name: str, stage: str, folders: Sequence[Path]) -> Source:
     Raises:
         SourceError: no such source for this stage; says what is there and how to get more.
     """
+    instead = stage_of(stage).instead
     everything = _all_sources(folders)
     for source in everything:
-        if source.name == name and _offers(source, stage):
+        if source.name == name and _offers(source, stage, instead):
             return source
-    fitting = [source.name for source in everything if _offers(source, stage)]
+    fitting = [source.name for source in everything if _offers(source, stage, instead)]
     there = f"There are: {', '.join(fitting)}" if fitting else "There is none"
     words = stage.replace("_", " ")
     other = next((source for source in everything if source.name == name), None)
-    system = next((system for system in SYSTEMS if stage in STAGES[system]), "karlo")
-    cure = f"{SYSTEMS[system].cure}, or choose another source"
+    system = next(system for system in SYSTEMS.values() if stage in system.stages)
+    cure = f"{system.cure}, or choose another source"
     if other is not None:
-        return _fail(
+        raise SourceError(
             f"'{name}' holds no {words} (only {', '.join(sorted(other.stages))}). {there}. {cure}"
         )
     escaped = next((path for root in folders if (path := _escape(root, name))), None)
     if escaped is not None:
-        return _fail(
+        raise SourceError(
             f"'{name}' leads out of the model folders to '{escaped}', so it is not used. Move it"
             " into the model folder, or register its folder with the host"
             " (extra_model_paths.yaml)"
         )
     where = ", ".join(f"'{folder}'" for folder in folders) or "no model folder"
-    return _fail(f"no {words} called '{name}' in {where}. {there}. {cure}")
+    raise SourceError(f"no {words} called '{name}' in {where}. {there}. {cure}")
 
 
-def _offers(source: Source, stage: str) -> bool:
-    return stage in source.stages or (stage == "reranker" and source.stages >= TOWERS)
-
-
-def _fail(message: str) -> Source:
-    raise SourceError(message)
+def _offers(source: Source, stage: str, instead: frozenset[str]) -> bool:
+    return stage in source.stages or (bool(instead) and source.stages >= instead)
 
 
 def _escape(root: Path, name: str) -> Path | None:
@@ -339,23 +243,79 @@ def _escape(root: Path, name: str) -> Path | None:
     return path.resolve() if path.is_symlink() and not inside(path, [root]) else None
 
 
+@dataclass
+class _Listing:
+    """One walk over the model folders, and the stamps of everything that it looked at.
+
+    A folder's stamp changes when something is added, removed or renamed in it, a file's when it is
+    written: while all are as they were, so is the list.
+    """
+
+    roots: tuple[Path, ...]
+    stamps: dict[Path, tuple[int, int] | None] = field(default_factory=dict)
+    entered: set[Path] = field(default_factory=set)
+    sources: list[Source] = field(default_factory=list)
+    started: int = field(default_factory=time.time_ns)
+
+    def see(self, path: Path) -> Path:
+        """Note a path's stamp, once."""
+        if path not in self.stamps:
+            self.stamps[path] = _stamp(path)
+        return path
+
+    @property
+    def holds(self) -> bool:
+        """Whether nothing has changed since. What was written just before the walk could be
+        written again without a new stamp: such a list is made anew."""
+        return all(
+            stamp == _stamp(path) and (stamp is None or stamp[0] < self.started - SETTLED)
+            for path, stamp in self.stamps.items()
+        )
+
+
+SETTLED = 10**9
+"""Nanoseconds after which a file system's stamps tell two writes apart, generously."""
+
+_listings: dict[tuple[Path, ...], _Listing] = {}
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size
+
+
 def _all_sources(folders: Sequence[Path]) -> list[Source]:
     roots = tuple(Path(folder) for folder in folders)
-    embedded, hub, files = [], [], []
-    for system in SYSTEMS:
-        for name, member in SYSTEMS[system].embedded:
-            stages = _stages_of(EMBEDDED_ROOT / member, system)
+    key = (EMBEDDED_ROOT, *(root.absolute() for root in roots))
+    kept = _listings.get(key)
+    if kept is None or not kept.holds:
+        kept = _listings[key] = _Listing(roots)
+        kept.sources = _list(kept)
+    return kept.sources
+
+
+def _list(listing: _Listing) -> list[Source]:
+    embedded: list[Source] = []
+    hub: list[Source] = []
+    files: list[Source] = []
+    for system in SYSTEMS.values():
+        for name, member in system.embedded:
+            stages = _stages_of(EMBEDDED_ROOT / member, system, listing)
             if stages:
-                embedded.append(Source(name, "embedded", EMBEDDED_ROOT / member, system, stages))
+                path = EMBEDDED_ROOT / member
+                embedded.append(Source(name, "embedded", path, system.name, stages))
     taken = {source.name for source in embedded}
     seen: set[Path] = set()
-    for root in roots:
-        for path in _walk(root, roots):
+    for root in listing.roots:
+        for path in _walk(root, listing):
             real = path.resolve()
             if real in seen:
                 continue
             folder = path.is_dir()
-            found = _stages_by_system(path) if folder else _owners(path)
+            found = _stages_by_system(path, listing) if folder else _owners(path)
             if not found:
                 continue
             seen.add(real)
@@ -367,48 +327,56 @@ def _all_sources(folders: Sequence[Path]) -> list[Source]:
                 name = path.as_posix()
             taken.add(name)
             kind: Literal["folder", "checkpoint"] = "folder" if folder else "checkpoint"
-            for place, (system, stages) in enumerate(found.items()):
+            for place, (key, stages) in enumerate(found.items()):
                 # Systems of one folder have different stages and can share its name; of one file
                 # they have the same.
-                own = name if folder or not place else f"{name} ({SYSTEMS[system].label})"
+                system = SYSTEMS[key]
+                own = name if folder or not place else f"{name} ({system.label})"
                 taken.add(own)
-                prefix = _prefix(path, SYSTEMS[system]) if folder else ""
-                source = Source(own, kind, path, system, stages, roots, prefix)
+                prefix = _prefix(path, system, listing) if folder else ""
+                source = Source(own, kind, path, key, stages, listing.roots, prefix)
                 (hub if folder else files).append(source)
     return embedded + hub + files
 
 
-def _walk(root: Path, roots: Sequence[Path], depth: int = 0) -> Iterator[Path]:
+def _walk(root: Path, listing: _Listing, depth: int = 0) -> Iterator[Path]:
     """``root`` if it is a source folder itself, and what is below it, sorted.
 
-    Component folders are no sources of their own; anything else may lie beside them.
+    Component folders are no sources of their own; anything else may lie beside them. Each real
+    folder is entered once: by its own name, as links are looked at last.
     """
+    listing.see(root)
     if depth > DEPTH or not root.is_dir():
         return
-    here = _stages_by_system(root)
+    real = root.resolve()
+    if real in listing.entered:
+        return
+    listing.entered.add(real)
+    here = _stages_by_system(root, listing)
     if here:
         yield root
     own = {
-        _prefix(root, SYSTEMS[system]) + component
-        for system in here
-        for component, _ in SYSTEMS[system].components.values()
+        _prefix(root, SYSTEMS[key], listing) + component
+        for key in here
+        for component, _ in SYSTEMS[key].components.values()
     }
-    for path in _entries(root, roots):
+    for path in _entries(root, listing.roots):
         if path.is_dir() and path.name not in own:
             if path.name.startswith("models--"):
                 # The hub's cache: the model's files are links in a folder for each revision.
-                for revision in _entries(path / "snapshots", roots):
-                    yield from _walk(revision, roots, depth + 1)
+                for revision in _entries(listing.see(path / "snapshots"), listing.roots):
+                    yield from _walk(revision, listing, depth + 1)
             else:
-                yield from _walk(path, roots, depth + 1)
+                yield from _walk(path, listing, depth + 1)
         elif path.is_file():
             yield path
 
 
 def _entries(folder: Path, roots: Sequence[Path]) -> list[Path]:
-    """What lies in a folder, sorted, without what is hidden, unfinished or leads out."""
+    """What lies in a folder, sorted, links last, without what is hidden, unfinished or leads
+    out."""
     try:
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name.lower())
+        entries = sorted(os.scandir(folder), key=lambda e: (e.is_symlink(), e.name.lower()))
     except OSError:
         return []
     return [
@@ -426,58 +394,62 @@ def _owners(file: Path) -> dict[str, frozenset[str]]:
     Where several have it, the one whose other originals lie beside it; all of them where that
     tells nothing.
     """
-    found = {system: stages for system in SYSTEMS if (stages := _stages_in(file, system))}
+    found = {key: stages for key, system in SYSTEMS.items() if (stages := _stages_in(file, system))}
     if len(found) < 2:
         return found
     names = os.listdir(file.parent)
     near = {
-        system: stages
-        for system, stages in found.items()
-        if any(SYSTEMS[system].beside.fullmatch(name) for name in names)
+        key: stages
+        for key, stages in found.items()
+        if (beside := SYSTEMS[key].beside) and any(beside.fullmatch(name) for name in names)
     }
     return near if len(near) == 1 else found
 
 
-def _stages_by_system(folder: Path) -> dict[str, frozenset[str]]:
-    found = {system: _stages_of(folder, system) for system in SYSTEMS}
-    return {system: stages for system, stages in found.items() if stages}
-
-
-def _prefix(folder: Path, table: System) -> str:
-    """Of the names of a system's component folders here."""
-    return table.prefix if _index_class(folder) in table.combined else ""
-
-
-def _index_class(folder: Path) -> str | None:
-    return _class_name(folder / "model_index.json")
-
-
-def _stages_in(file: Path, system: str) -> frozenset[str]:
-    for pattern, stages in SYSTEMS[system].checkpoints:
+def _stages_in(file: Path, system: System) -> frozenset[str]:
+    for pattern, stages in system.checkpoints:
         if pattern.fullmatch(file.name):
             return stages
     return frozenset()
 
 
-def _stages_of(folder: Path, system: str) -> frozenset[str]:
+def _folder(path: Path, component: str, embedded: bool) -> Path:
+    """A component's folder: in ``path``, or where that member of the embedded family shares it."""
+    if embedded:
+        component = _read(path / SHARED).get(component, component)
+    return Path(os.path.normpath(path / component))
+
+
+def _stages_by_system(folder: Path, listing: _Listing) -> dict[str, frozenset[str]]:
+    found = {key: _stages_of(folder, system, listing) for key, system in SYSTEMS.items()}
+    return {key: stages for key, stages in found.items() if stages}
+
+
+def _prefix(folder: Path, system: System, listing: _Listing) -> str:
+    """Of the names of a system's component folders here."""
+    index = listing.see(folder / "model_index.json")
+    return system.prefix if _class_name(index) in system.combined else ""
+
+
+def _stages_of(folder: Path, system: System, listing: _Listing) -> frozenset[str]:
     """The stages of ``system`` that a folder in hub layout holds."""
-    table = SYSTEMS[system]
-    index = folder / "model_index.json"
+    index = listing.see(folder) / "model_index.json"
     if index.is_file():
-        name = _index_class(folder)
-        if name is not None and name not in table.pipelines | table.combined:
+        name = _class_name(listing.see(index))
+        if name is not None and name not in system.pipelines | system.combined:
             return frozenset()
-    elif table.indexed:
+    elif system.indexed:
         return frozenset()
-    found, prefix = _loose_stages(folder, table), _prefix(folder, table)
-    for stage, (component, wanted) in table.components.items():
-        part = folder / f"{prefix}{component}"
+    found, prefix = _loose_stages(folder, system, listing), _prefix(folder, system, listing)
+    for stage, (component, wanted) in system.components.items():
+        embedded = folder.is_relative_to(EMBEDDED_ROOT)
+        part = listing.see(_folder(folder, f"{prefix}{component}", embedded))
         config = part / "config.json"
         if not part.is_dir():
             continue
         if not (index.is_file() and component):
             # A bare component, or a bare collection of them: each must say what it is.
-            if not _says(config, wanted, table.types.get(stage, ())):
+            if not _says(listing.see(config), wanted, system.stages[stage].types):
                 continue
         elif not config.is_file() and not _has_weights(part):
             continue
@@ -485,13 +457,16 @@ def _stages_of(folder: Path, system: str) -> frozenset[str]:
     return frozenset(found)
 
 
-def _loose_stages(folder: Path, table: System) -> set[str]:
+def _loose_stages(folder: Path, system: System, listing: _Listing) -> set[str]:
     """The stages that a folder holds as files by their names, which need no component folders."""
-    found = {stage for stage, name in table.originals.items() if (folder / name).is_file()}
-    config = folder / "config.json"
-    for stage, (name, wanted) in table.own.items():
-        if (folder / name).is_file() and _class_name(config) == wanted:
-            found.add(stage)
+    found = set()
+    for name, stage in system.stages.items():
+        if stage.original is not None and (folder / stage.original).is_file():
+            found.add(name)
+        if stage.own is not None and (folder / stage.own[0]).is_file():
+            config = listing.see(folder / "config.json")
+            if _class_name(config) == stage.own[1]:
+                found.add(name)
     return found
 
 

@@ -1,25 +1,30 @@
 """Safe reading of weight files, and strict loading of what was read.
 
 Reads safetensors (memory-mapped), torch's own format with ``weights_only`` (memory-mapped where the
-file allows), and the tensors of a TorchScript archive. No file can run code here: a pickle that
-needs more than tensors is refused, and TorchScript archives are read by an unpickler that knows
-tensors and turns every other class into an inert object.
+file allows), and the tensors of TorchScript archives and of checkpoints that hold more. No file can
+run code here: ``weights_only`` refuses it, and :class:`_Unpickler` knows tensors and turns every
+other class into an inert object.
 
-Sources of the formats: PyTorch's serialization notes (docs.pytorch.org, "Serialization semantics")
-and ``torch/csrc/jit/serialization/docs/serialization.md``.
+Sources of the formats: PyTorch's serialization notes (docs.pytorch.org, "Serialization semantics"),
+``torch/serialization.py`` (``data.pkl`` and one stored record per storage in a zip archive),
+``torch/csrc/jit/serialization/docs/serialization.md``, APPNOTE.TXT of zip, ``pickletools``.
 """
 
 from __future__ import annotations
 
+import collections
+import io
 import json
+import math
 import mmap
 import os
 import pickle
+import pickletools
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import nn
@@ -355,24 +360,7 @@ def write_whole(file: Path, data: bytes) -> None:
         scratch.unlink(missing_ok=True)
 
 
-# -- TorchScript archives ----------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Storage:
-    dtype: torch.dtype
-    key: str
-
-
-class _Inert:
-    """Stands for any class named in an archive: keeps the attributes, does nothing."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self.attributes: Any = {}
-
-    def __setstate__(self, state: Any) -> None:
-        self.attributes = state
-
+# -- pickles that hold more than tensors -------------------------------------------------------
 
 STORAGES = {
     "FloatStorage": torch.float32,
@@ -386,32 +374,142 @@ STORAGES = {
     "ByteStorage": torch.uint8,
     "BoolStorage": torch.bool,
 }
+CONTAINERS = {"dict": dict, "list": list, "set": set, "frozenset": frozenset, "tuple": tuple}
 
 
-class _TensorsOnly(pickle.Unpickler):
-    """An unpickler that can build tensors and nothing else.
+@dataclass(frozen=True)
+class Unpickled:
+    """What was read, and the names of what was not.
 
-    A pickle can only call what ``find_class`` hands out, and that is: storage types as tokens,
-    the tensor rebuilder below, and for every other name :class:`_Inert`.
+    Attributes:
+        state: tensors by key, memory-mapped.
+        ignored: every class and function that the pickle names and that stayed inert, sorted.
     """
 
-    def __init__(self, file: Any, tensor: Callable[..., torch.Tensor]) -> None:
+    state: dict[str, torch.Tensor]
+    ignored: tuple[str, ...]
+
+
+class Inert:
+    """Stands for anything foreign: takes whatever a pickle does to an object, and does nothing."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Inert:
+        """Whatever it is made with."""
+        return super().__new__(cls)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Inert:
+        """Called with anything."""
+        return self
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        pass
+
+    def append(self, value: Any) -> None:
+        """As of a list."""
+
+    def extend(self, values: Any) -> None:
+        """As of a list."""
+
+    def add(self, value: Any) -> None:
+        """As of a set."""
+
+
+class Scripted(Inert):
+    """A module of a TorchScript archive: keeps its attributes, does nothing."""
+
+    attributes: Any = None
+
+    def __setstate__(self, state: Any) -> None:
+        self.attributes = state
+
+
+@dataclass(frozen=True)
+class _Storage:
+    dtype: torch.dtype
+    key: str
+
+
+@dataclass(frozen=True, eq=False)
+class _View:
+    """A tensor to be, as the pickle describes it: nothing in it is checked yet."""
+
+    storage: Any
+    offset: Any
+    size: Any
+    stride: Any
+
+
+class _Unpickler(pickle.Unpickler):
+    """Hands out tensors and plain containers only.
+
+    A pickle can only call what :meth:`find_class` hands out: storage types as tokens, what
+    describes a tensor, and for every other name ``foreign``. So nothing is imported, constructed or
+    called, whatever the pickle asks for.
+    """
+
+    def __init__(self, file: IO[bytes], foreign: type[Inert]) -> None:
         super().__init__(file)
-        self._tensor = tensor
+        self.foreign = foreign
+        self.ignored: set[str] = set()
 
     def find_class(self, module: str, name: str) -> Any:
         if module == "torch" and name in STORAGES:
             return STORAGES[name]
         if module == "torch._utils" and name in ("_rebuild_tensor_v2", "_rebuild_tensor"):
-            return self._tensor
+            return lambda storage, offset, size, stride, *_: _View(storage, offset, size, stride)
         if module == "torch._utils" and name == "_rebuild_parameter":
             return lambda data, *_: data
-        return _Inert
+        if (module, name) == ("collections", "OrderedDict"):
+            return collections.OrderedDict
+        if module in ("builtins", "__builtin__") and name in CONTAINERS:
+            return CONTAINERS[name]
+        self.ignored.add(f"{module}.{name}")
+        return self.foreign
 
-    def persistent_load(self, pid: Any) -> _Storage:
-        if not (isinstance(pid, tuple) and len(pid) >= 3 and isinstance(pid[1], torch.dtype)):
-            raise pickle.UnpicklingError(f"unknown storage {str(pid)[:60]}")
-        return _Storage(pid[1], str(pid[2]))
+    def persistent_load(self, pid: Any) -> Any:
+        if isinstance(pid, tuple) and len(pid) >= 3 and isinstance(pid[1], torch.dtype):
+            return _Storage(pid[1], str(pid[2]))
+        raise pickle.UnpicklingError(f"unknown storage {str(pid)[:60]}")
+
+
+def read_tensors(path: Path) -> Unpickled:
+    """The tensors of a torch checkpoint that may hold more, without running any of it.
+
+    A Lightning checkpoint keeps callbacks, hyper-parameters (OmegaConf) and the like beside its
+    ``state_dict``, which ``weights_only`` refuses. Those of the ``state_dict``, where there is one.
+
+    Args:
+        path: a file of ``torch.save`` since torch 1.6.
+
+    Raises:
+        CheckpointError: missing, truncated, damaged, another format, or no tensors in it.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"'{path}' is missing. {AGAIN}")
+    if not zipfile.is_zipfile(path):
+        raise CheckpointError(
+            f"'{path}' is truncated, or no checkpoint of torch 1.6 or newer. {AGAIN}, or save it"
+            " again with a newer torch"
+        )
+    root, ignored, tensor = _unpickled(path, Inert, "checkpoint")
+    found = root["state_dict"] if _has_state(root) else root
+    items = dict.items(found) if isinstance(found, dict) else ()
+    views = {k: v for k, v in items if isinstance(k, str) and isinstance(v, _View)}
+    state = _mapped(path, views, tensor, "checkpoint")
+    if not state:
+        named = f" beside {', '.join(ignored[:4])}" if ignored else ""
+        raise CheckpointError(f"'{path}' holds no tensors{named}. Choose another file")
+    return Unpickled(state, ignored)
+
+
+def _has_state(root: Any) -> bool:
+    return isinstance(root, dict) and isinstance(dict.get(root, "state_dict"), Mapping)
 
 
 def _is_torchscript(path: Path) -> bool:
@@ -426,54 +524,143 @@ def _is_torchscript(path: Path) -> bool:
 
 def _read_torchscript(path: Path) -> dict[str, torch.Tensor]:
     """The parameters and buffers of a TorchScript archive, memory-mapped, without running it."""
+    what = "TorchScript archive"
+    root, _, tensor = _unpickled(path, Scripted, what)
+    views: dict[str, _View] = {}
+    _collect(root, "", views, set())
+    return _mapped(path, views, tensor, what)
+
+
+def _collect(value: Any, prefix: str, views: dict[str, _View], seen: set[int]) -> None:
+    if isinstance(value, _View):
+        views[prefix] = value
+    elif isinstance(value, Scripted) and id(value) not in seen:
+        seen.add(id(value))
+        if isinstance(value.attributes, dict):
+            for name, attribute in value.attributes.items():
+                _collect(attribute, f"{prefix}.{name}" if prefix else str(name), views, seen)
+
+
+def _unpickled(
+    path: Path, foreign: type[Inert], what: str
+) -> tuple[Any, tuple[str, ...], Callable[[_View], torch.Tensor]]:
+    """The root object of an archive, what stayed inert in it, and what maps its tensors."""
     try:
         with zipfile.ZipFile(path) as archive, path.open("rb") as file:
-            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
             records = {info.filename.partition("/")[2]: info for info in archive.infolist()}
-
-            def tensor(storage: Any, offset: int, size: Any, stride: Any, *_: Any) -> torch.Tensor:
-                if not isinstance(storage, _Storage):
-                    raise pickle.UnpicklingError("a tensor without storage")
-                flat = _map_record(data, records[f"data/{storage.key}"], storage.dtype, archive)
-                needed = offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True)) + 1
-                if offset < 0 or any(s < 0 for s in stride) or any(n < 0 for n in size):
-                    raise pickle.UnpicklingError("a tensor of negative size")
-                if needed > flat.numel() and 0 not in size:
-                    raise pickle.UnpicklingError("a tensor larger than its storage")
-                return torch.as_strided(flat, tuple(size), tuple(stride), offset)
-
-            with archive.open(records["data.pkl"]) as stream:
-                root = _TensorsOnly(stream, tensor).load()
-    except Exception as error:  # a hostile archive may fail in any way, none of them runs code
-        raise CheckpointError(
-            f"'{path}' is a damaged TorchScript archive ({_reason(error)}). {AGAIN}"
-        ) from error
-    state: dict[str, torch.Tensor] = {}
-    _collect(root, "", state, set())
-    return state
+            read = {name: r for name, r in records.items() if name.startswith("data")}
+            packed = [r.filename for r in read.values() if r.compress_type != zipfile.ZIP_STORED]
+            if packed:  # torch never does; a small file could claim to be a huge one
+                raise pickle.UnpicklingError(f"'{packed[0]}' is compressed")
+            if "data.pkl" not in records:
+                raise pickle.UnpicklingError("it holds no data.pkl")
+            pickled = archive.read(records["data.pkl"])
+            check_pickle(pickled)
+            unpickler = _Unpickler(io.BytesIO(pickled), foreign)
+            root = unpickler.load()
+            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    except Exception as error:  # a hostile file may fail in any way, none of them runs code
+        raise _damaged(path, what, error) from error
+    return root, tuple(sorted(unpickler.ignored)), lambda view: _tensor(view, data, records)
 
 
-def _map_record(
-    data: mmap.mmap, info: zipfile.ZipInfo, dtype: torch.dtype, archive: zipfile.ZipFile
-) -> torch.Tensor:
-    width = torch.empty(0, dtype=dtype).element_size()
-    count = info.file_size // width
-    if count == 0:
-        return torch.empty(0, dtype=dtype)
-    if info.compress_type != zipfile.ZIP_STORED:
-        return torch.frombuffer(bytearray(archive.read(info)), dtype=dtype, count=count)
+def _mapped(
+    path: Path, views: Mapping[str, _View], tensor: Callable[[_View], torch.Tensor], what: str
+) -> dict[str, torch.Tensor]:
+    try:
+        return {key: tensor(view) for key, view in views.items()}
+    except Exception as error:  # whatever numbers a hostile file holds
+        raise _damaged(path, what, error) from error
+
+
+def _damaged(path: Path, what: str, error: Exception) -> CheckpointError:
+    return CheckpointError(f"'{path}' is a damaged {what} ({_reason(error)}). {AGAIN}")
+
+
+def _tensor(view: _View, data: mmap.mmap, records: Mapping[str, zipfile.ZipInfo]) -> torch.Tensor:
+    numbers = [view.offset, *view.size, *view.stride]
+    if not isinstance(view.storage, _Storage) or any(type(n) is not int or n < 0 for n in numbers):
+        raise pickle.UnpicklingError("a tensor that torch would not write")
+    dtype = view.storage.dtype
+    info = records[f"data/{view.storage.key}"]
+    count = info.file_size // torch.empty(0, dtype=dtype).element_size()
+    steps = zip(view.size, view.stride, strict=True)
+    needed = view.offset + sum((n - 1) * step for n, step in steps) + 1
+    if 0 in view.size:
+        return torch.empty(tuple(view.size), dtype=dtype)
+    # A repeated (stride 0) tensor could be of any size.
+    if max(needed, math.prod(view.size)) > count:
+        raise pickle.UnpicklingError("a tensor larger than its storage")
     # A local file header is 30 bytes, its name, and its extra field (APPNOTE.TXT 4.3.7).
     head = info.header_offset
     name = int.from_bytes(data[head + 26 : head + 28], "little")
     extra = int.from_bytes(data[head + 28 : head + 30], "little")
-    return torch.frombuffer(data, dtype=dtype, count=count, offset=head + 30 + name + extra)
+    flat = torch.frombuffer(data, dtype=dtype, count=count, offset=head + 30 + name + extra)
+    return torch.as_strided(flat, tuple(view.size), tuple(view.stride), view.offset)
 
 
-def _collect(value: Any, prefix: str, state: dict[str, torch.Tensor], seen: set[int]) -> None:
-    if isinstance(value, torch.Tensor):
-        state[prefix] = value
-    elif isinstance(value, _Inert) and id(value) not in seen:
-        seen.add(id(value))
-        if isinstance(value.attributes, dict):
-            for name, attribute in value.attributes.items():
-                _collect(attribute, f"{prefix}.{name}" if prefix else str(name), state, seen)
+DEEPEST = 10_000
+"""Leaves of a tuple that a checkpoint may hold; torch's have a handful."""
+
+
+def check_pickle(pickled: bytes) -> None:
+    """Refuse what would cost more than its size to unpickle.
+
+    A tuple of tuples of tuples is hashed leaf by leaf wherever it is a key, in time that doubles
+    with each level; a memo index of a billion makes room for a billion. Both fit into a few hundred
+    bytes. So the operations are read first, with a stack of each item's number of leaves.
+
+    Raises:
+        pickle.UnpicklingError: such a pickle, or none at all.
+    """
+    stack: list[int | None] = []  # None is a mark
+    memo: dict[int, int] = {}
+    put = 0
+    argument: Any
+    for operation, argument, _ in pickletools.genops(pickled):
+        name = operation.name
+        if name == "MEMOIZE":
+            argument, put = len(memo), put + 1
+        elif name in ("PUT", "BINPUT", "LONG_BINPUT"):
+            put += 1
+            if int(argument) > put:
+                raise pickle.UnpicklingError(f"memo place {argument} after {put} items")
+        if name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
+            memo[int(argument)] = stack[-1] or 1 if stack else 1
+            continue
+        if name in ("GET", "BINGET", "LONG_BINGET"):
+            stack.append(memo.get(int(argument), 1))
+            continue
+        if name == "MARK":
+            stack.append(None)
+            continue
+        taken = _take(stack, operation)
+        leaves = 1
+        if name in ("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "FROZENSET"):
+            leaves = 1 + sum(taken)
+            if leaves > DEEPEST:
+                raise pickle.UnpicklingError("tuples in tuples that no checkpoint has")
+        elif name == "DUP":
+            stack.append(taken[0] if taken else 1)
+            leaves = taken[0] if taken else 1
+        elif name in ("APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS", "BUILD"):
+            stack.append(taken[0] if taken else 1)  # the container stays
+            continue
+        if operation.stack_after:
+            stack.append(leaves)
+
+
+def _take(stack: list[int | None], operation: Any) -> list[int]:
+    """What an operation takes off the stack, the deepest first."""
+    taken: list[int] = []
+    before = operation.stack_before
+    if pickletools.markobject in before:
+        while stack and stack[-1] is not None:
+            taken.append(stack.pop() or 1)
+        if stack:
+            stack.pop()
+        before = before[: before.index(pickletools.markobject)]
+    for _ in before:
+        if stack and stack[-1] is not None:
+            taken.append(stack.pop() or 1)
+    return taken[::-1]

@@ -25,11 +25,12 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
+from .catalogue import SYSTEMS, Published
 from .libraries import LibraryError, require
 
 MANIFEST = "prior-art.json"
@@ -51,93 +52,14 @@ class DownloadError(RuntimeError):
     """A download that did not finish; the message says why and what to do."""
 
 
-@dataclass(frozen=True)
-class Published:
-    """The repositories of one system.
-
-    Attributes:
-        folder: name of the model folder.
-        repositories: repository to the component folders taken from it; ``""`` is its top.
-    """
-
-    folder: str
-    repositories: Mapping[str, tuple[str, ...]]
+def published() -> dict[str, Published]:
+    """What can be downloaded, by name."""
+    return {name: one for s in SYSTEMS.values() for name, one in s.published.items()}
 
 
-SYSTEMS: dict[str, Published] = {
-    "karlo": Published(
-        folder="karlo-v1-alpha",
-        repositories={
-            "kakaobrain/karlo-v1-alpha": (
-                "",
-                "tokenizer",
-                "text_encoder",
-                "prior",
-                "prior_scheduler",
-                "decoder",
-                "decoder_scheduler",
-                "text_proj",
-                "super_res_first",
-                "super_res_last",
-                "super_res_scheduler",
-            ),
-            "kakaobrain/karlo-v1-alpha-image-variations": ("image_encoder", "feature_extractor"),
-        },
-    ),
-    **{
-        name: Published(
-            folder=name,
-            repositories={f"kandinsky-community/{name}": ("", *components, "scheduler")},
-        )
-        for names, components in (
-            (
-                ("kandinsky-2-2-prior", "kandinsky-2-1-prior"),
-                ("tokenizer", "text_encoder", "image_encoder", "image_processor", "prior"),
-            ),
-            (
-                (
-                    "kandinsky-2-2-decoder",
-                    "kandinsky-2-2-decoder-inpaint",
-                    "kandinsky-2-2-controlnet-depth",
-                ),
-                ("unet", "movq"),
-            ),
-            (
-                ("kandinsky-2-1", "kandinsky-2-1-inpaint"),
-                ("tokenizer", "text_encoder", "unet", "movq"),
-            ),
-        )
-        for name in names
-    },
-    **{
-        name: Published(
-            folder=name,
-            repositories={
-                f"etri-vilab/{repository}": (
-                    "",
-                    "tokenizer",
-                    "tokenizer_2",
-                    "text_encoder",
-                    "text_encoder_2",
-                    "unet",
-                    "vae",
-                    "scheduler",
-                )
-            },
-        )
-        for name, repository in (
-            ("koala-700m", "koala-700m-llava-cap"),
-            ("koala-1b", "koala-1b-llava-cap"),
-            ("koala-lightning-700m", "koala-lightning-700m"),
-            ("koala-lightning-1b", "koala-lightning-1b"),
-        )
-    },
-}
-
-TOGETHER: dict[str, tuple[str, ...]] = {
-    "kandinsky-2-2": ("kandinsky-2-2-prior", "kandinsky-2-2-decoder"),
-}
-"""Systems that are published as several folders, by the name for all of them."""
+def together() -> dict[str, tuple[str, ...]]:
+    """Systems that are published as several folders, by the name for all of them."""
+    return {name: names for s in SYSTEMS.values() for name, names in s.together.items()}
 
 
 @dataclass(frozen=True)
@@ -164,7 +86,7 @@ def download(
     """Fetch a published system, or verify one that was fetched.
 
     Args:
-        system: one of :data:`SYSTEMS`.
+        system: one of :func:`published`.
         folder: the model folder, e.g. ``models/prior_art``; made if missing.
         progress: told about every file.
         revision: branch, tag or commit of the system's main repository; ``None`` takes the pinned
@@ -180,11 +102,12 @@ def download(
             folder in the way. What was fetched stays in ``<name>.partial`` and is resumed.
         LibraryError: huggingface_hub cannot be imported.
     """
-    if system not in SYSTEMS:
-        known = ", ".join(sorted([*SYSTEMS, *TOGETHER]))
-        raise DownloadError(f"unknown system '{system}'; these can be downloaded: {known}")
-    published = SYSTEMS[system]
-    target = Path(folder) / published.folder
+    offered = published()
+    if system not in offered:
+        there = ", ".join(sorted([*offered, *together()]))
+        raise DownloadError(f"unknown system '{system}'; these can be downloaded: {there}")
+    wanted = offered[system]
+    target = Path(folder) / wanted.folder
     partial = target.with_name(f"{target.name}.partial")
     tell = progress or (lambda name, done, total: None)
     try:
@@ -208,7 +131,7 @@ def download(
             known = _read_manifest(partial)
         files = known
         if files is None or not _same_revision(files, revision):
-            files = _published_files(published, revision, api)
+            files = _published_files(wanted, revision, api)
         if target.exists():
             target.rename(partial)
         partial.mkdir(exist_ok=True)
@@ -336,6 +259,11 @@ def is_safe(name: str) -> bool:
     )
 
 
+def _counted(tell: Progress, name: str, before: int, total: int) -> Callable[[int], None]:
+    """What a fetch tells its own bytes to, so that ``tell`` hears those of all files."""
+    return lambda bytes_read: tell(name, before + bytes_read, total)
+
+
 def _fetch_all(partial: Path, files: list[File], tell: Progress, fetch: Fetch) -> None:
     total = sum(file.size for file in files)
     done = 0
@@ -354,7 +282,7 @@ def _fetch_all(partial: Path, files: list[File], tell: Progress, fetch: Fetch) -
             path.unlink()
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            fetch(file, path, lambda n, name=file.path, base=done: tell(name, base + n, total))
+            fetch(file, path, _counted(tell, file.path, done, total))
         except LibraryError:
             raise
         except OSError as error:

@@ -29,18 +29,13 @@ from .checkpoint import (
 from .libraries import require
 
 
-def place(source: Source, component: str) -> Path:
-    """Where a component's folder is, if it is there."""
-    return source.path / f"{source.prefix}{component}"
-
-
 def part(source: Source, component: str) -> Path:
     """The folder of a component.
 
     Raises:
         CheckpointError: it is missing, or a link leads out of the model folders.
     """
-    folder = place(source, component)
+    folder = source.folder(component)
     if not folder.is_dir():
         raise CheckpointError(
             f"'{source.path}' lacks the folder '{folder.name}'. Copy it there from where the others"

@@ -73,7 +73,7 @@ def _hide_if_broken(companion: str) -> bool:
     except Exception:
         for name in [name for name in sys.modules if name.partition(".")[0] == companion]:
             del sys.modules[name]
-    sys.modules[companion] = None
+    sys.modules[companion] = None  # type: ignore[assignment]  # Python's own mark for "absent"
     # transformers remembers what it believed to be installed.
     known = sys.modules.get("transformers.utils.import_utils")
     forget = getattr(getattr(known, f"is_{companion}_available", None), "cache_clear", None)

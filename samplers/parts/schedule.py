@@ -226,6 +226,11 @@ class UnCLIPSchedule:
         ]
         return torch.tensor(values, dtype=torch.float64 if self.double_tables else torch.float32)
 
+    def sigmas(self) -> torch.Tensor:
+        """Noise over signal ``[T]`` at every training timestep, in float64."""
+        products = torch.cumprod(1 - replace(self, double_tables=True).betas(), dim=0)
+        return ((1 - products) / products).sqrt()
+
     def steps(self, num_inference_steps: int) -> list[Step]:
         """The coefficients of every step, equal to the published scheduler's bit for bit."""
         timesteps = self.timesteps(num_inference_steps)
@@ -529,7 +534,7 @@ def press(
         known: latents of the same shape, and where they stay: 1, or 0 where ``x0`` does. They are
             put in where the schedule says so.
     """
-    if schedule.clip_first:
+    if schedule.clip_first and schedule.clip_range is not None:
         x0 = x0.clamp(-schedule.clip_range, schedule.clip_range)
     if known is not None and schedule.keeps_x0:
         clean, keep = known

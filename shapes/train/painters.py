@@ -26,7 +26,7 @@ class KarloPainter:
 
     def __init__(self, weights: Path | None = None, device: str = "cpu"):
         from ...loaders import karlo, unclip
-        from ...loaders.files.catalogue import Source, find_source
+        from ..loaders.files.catalogue import Source, find_source
 
         if weights is None:
             sources = {stage: find_source("shapes-karlo", stage, []) for stage in _STAGES}
@@ -45,7 +45,7 @@ class KarloPainter:
 
     def paint(self, scenes: Sequence[Scene], seed: int) -> np.ndarray:
         """One picture a scene's prompt: uint8 ``[B, 64, 64, 3]``."""
-        from ...samplers.parts.noise import generators
+        from ..samplers.parts.noise import generators
 
         # One stream a picture runs through all stages, as in the published pipeline.
         streams = generators(seed, len(scenes))
@@ -60,7 +60,7 @@ class KarloPainter:
         self, embeds: torch.Tensor, prompts: Sequence[str], streams: list[torch.Generator]
     ) -> np.ndarray:
         """Pictures of embeddings: uint8 ``[B, 64, 64, 3]``."""
-        from ...samplers.karlo import sample_decoder, upscale
+        from ..samplers.karlo import sample_decoder, upscale
 
         small = sample_decoder(
             self.decoder.network,
@@ -110,8 +110,8 @@ class MinDALLEPainter:
 
     def __init__(self, weights: Path | None = None, device: str = "cpu", candidates: int = 1):
         from ...loaders import mindalle
-        from ...loaders.files.catalogue import Source, find_source
-        from ...loaders.reranker import load_reranker
+        from ...loaders.rerank import load_reranker
+        from ..loaders.files.catalogue import Source, find_source
 
         if weights is None:
             source = find_source("shapes-mindalle", "ar_transformer", [])
@@ -139,9 +139,9 @@ class MinDALLEPainter:
 
     def _candidates(self, prompt: str, seed: int) -> torch.Tensor:
         from ...loaders.mindalle import tokenize
-        from ...networks.mindalle_vqgan import decode
-        from ...samplers.mindalle import sample_tokens
-        from ...samplers.parts.noise import generators
+        from ..networks.mindalle_vqgan import decode
+        from ..samplers.mindalle import sample_tokens
+        from ..samplers.parts.noise import generators
 
         network, config = self.transformer.network, self.transformer.config
         context = tokenize(self.transformer.tokenizer, [prompt], config.text_tokens).ids
@@ -175,7 +175,7 @@ class KandinskyPainter:
 
     def __init__(self, weights: Path | None = None, device: str = "cpu", mode: str = "decoder"):
         from ...loaders import kandinsky, unclip
-        from ...loaders.files.catalogue import EMBEDDED_ROOT, Source, find_source
+        from ..loaders.files.catalogue import EMBEDDED_ROOT, Source, find_source
 
         root = (weights or EMBEDDED_ROOT / "kandinsky").resolve()
 
@@ -199,7 +199,7 @@ class KandinskyPainter:
 
     def paint(self, scenes: Sequence[Scene], seed: int) -> np.ndarray:
         """One picture a scene's prompt: uint8 ``[B, 64, 64, 3]``."""
-        from ...samplers.parts.noise import generators
+        from ..samplers.parts.noise import generators
 
         # One stream a picture runs through both stages, as in the published pipelines.
         streams = generators(seed, len(scenes))
@@ -219,8 +219,8 @@ class KandinskyPainter:
         **extra: Any,
     ) -> np.ndarray:
         """Pictures of embeddings: uint8 ``[B, 64, 64, 3]``; ``extra`` is ``sample_latents``'."""
-        from ...networks.kandinsky_movq import decode
-        from ...samplers.kandinsky import sample_latents
+        from ..networks.kandinsky_movq import decode
+        from ..samplers.kandinsky import sample_latents
 
         if self.mclip is not None:
             for name, texts in (("text", prompts), ("negative_text", [""])):
@@ -248,8 +248,8 @@ class KandinskyPainter:
 
     def _kept(self, scenes: Sequence[Scene], seed: int) -> Any:
         """Pictures of other scenes on the same backgrounds, and a box in the middle to repaint."""
-        from ...networks.kandinsky_movq import encode
-        from ...samplers.kandinsky import Kept, keep_mask
+        from ..networks.kandinsky_movq import encode
+        from ..samplers.kandinsky import Kept, keep_mask
 
         before = [np.asarray(draw(_other(scene), seed)) for scene in scenes]
         pixels = torch.from_numpy(np.stack(before)).permute(0, 3, 1, 2).float() / 127.5 - 1
@@ -267,7 +267,7 @@ class KoalaPainter:
         self, weights: Path | None = None, device: str = "cpu", variant: str = "700m"
     ) -> None:
         from ...loaders import koala
-        from ...loaders.files.catalogue import EMBEDDED_ROOT, Source
+        from ..loaders.files.catalogue import EMBEDDED_ROOT, Source
 
         folder = ((weights or EMBEDDED_ROOT / "koala") / variant).resolve()
         source = Source(variant, "embedded", folder, "koala", frozenset())
@@ -280,7 +280,7 @@ class KoalaPainter:
 
     def paint(self, scenes: Sequence[Scene], seed: int) -> np.ndarray:
         """One picture a scene's prompt: uint8 ``[B, 64, 64, 3]``."""
-        from ...samplers.parts.noise import generators
+        from ..samplers.parts.noise import generators
 
         return self.decode([scene.prompt for scene in scenes], generators(seed, len(scenes)))
 
@@ -292,9 +292,9 @@ class KoalaPainter:
     ) -> np.ndarray:
         """Pictures of prompts: uint8 ``[B, 64, 64, 3]``; ``pooled`` ``[B, D]`` in the place of the
         prompts' own pooled embedding."""
-        from ...networks.koala_vae import LatentKL
         from ...networks.unet import prepare_sdxl
         from ...samplers.koala import sample_koala
+        from ..networks.koala_vae import LatentKL
 
         text = self._encode(list(prompts))
         latents = sample_koala(

@@ -23,8 +23,7 @@ from typing import Any
 import torch
 
 from ...training.state import read_state, save_atomically
-from .. import layout
-from . import recipe
+from . import layout, recipe
 
 STAGES = {
     "karlo": ("clip", "prior", "decoder", "sr"),
@@ -70,12 +69,12 @@ def train_stage(
 def _train_karlo(
     stage: str, out: Path, state: Path, device: torch.device | str, limits: dict[str, Any]
 ) -> None:
-    from ..words import read_tokenizer
     from .clip import train_clip
     from .karlo_decoder import train_decoder
     from .karlo_sr import train_sr
     from .mended import mended_pairs
     from .prior import train_prior
+    from .words import read_tokenizer
 
     layout.write_settings(out)
     tokenizer = read_tokenizer(out / "tokenizer")
@@ -126,12 +125,12 @@ def _train_kandinsky(
     from ...edges import SPACES
     from ...loaders import kandinsky
     from ...loaders.files.catalogue import Source
-    from ..words import read_tokenizer
     from .clip import train_clip
     from .kandinsky import Latents, latent_pool, train_latent_decoder, train_latent_mode
     from .mended import mended_latents
     from .movq import mend_movq, train_movq
     from .prior import said_by, train_prior
+    from .words import read_tokenizer
 
     layout.write_kandinsky_settings(out)
     tokenizer = read_tokenizer(out / "prior" / "tokenizer")
@@ -192,11 +191,11 @@ def _train_old_kandinsky(
     from ...loaders import kandinsky
     from ...loaders.files.catalogue import Source
     from ...samplers.clip import encode_zero_image
-    from ..words import read_multilingual_tokenizer, read_tokenizer
     from .kandinsky import Latents, latent_pool, train_old_decoder
     from .karlo_decoder import TextTable
     from .mclip import prompts_by, train_mclip
     from .prior import said_by, train_prior
+    from .words import read_multilingual_tokenizer, read_tokenizer
 
     karlo = layout.WEIGHTS / "karlo"
     tokenizer = read_tokenizer(karlo / "tokenizer")
@@ -248,9 +247,9 @@ def _train_old_kandinsky(
 def _train_koala(
     stage: str, out: Path, state: Path, device: torch.device | str, limits: dict[str, Any]
 ) -> None:
-    from ..words import read_tokenizer
-    from . import koala as koala
+    from . import koala
     from .karlo_sr import Pairs
+    from .words import read_tokenizer
 
     layout.write_koala_settings(out)
 
@@ -262,10 +261,12 @@ def _train_koala(
             layout.read_network(layout.WEIGHTS / system, name).to(device)
             for system, name in (("karlo", "text_encoder"), ("kandinsky", "prior/text_encoder"))
         )
-        return koala.text_table((*towers,), read_tokenizer(out / "1b" / "tokenizer"), device)
+        return koala.text_table(
+            (*towers,), read_tokenizer(layout.WEIGHTS / "karlo/tokenizer"), device
+        )
 
     def pairs(count: int) -> Pairs:
-        words, vae = text(), finished("1b/vae")
+        words, vae = text(), finished(layout.KOALA_VAE)
         made = [
             koala.sampled_pairs(finished(f"{kind}/unet"), vae, words, count // 2, device)
             for kind in koala.STUDENTS
@@ -279,9 +280,9 @@ def _train_koala(
         save_atomically(koala.train_teacher(text(), state, device, **limits), teacher)
         return
     if stage == "vae":
-        weights = {"vae": koala.train_vae(state, device, **limits)}
+        weights = koala.train_vae(state, device, **limits)
     elif stage == "mend":
-        weights = {"vae": koala.mend_vae(finished("1b/vae"), pairs, state, device, **limits)}
+        weights = koala.mend_vae(finished(layout.KOALA_VAE), pairs, state, device, **limits)
     else:
         guide = recipe.koala_unet("teacher").to(device).requires_grad_(False).eval()
         guide.load_state_dict(read_state(teacher))
@@ -289,8 +290,7 @@ def _train_koala(
         trained = koala.train_student(stage, guide, smaller, text(), state, device, **limits)
         layout.write_network(out, f"{stage}/unet", trained)
         return
-    for kind in koala.STUDENTS:
-        layout.write_network(out, f"{kind}/vae", weights["vae"])
+    layout.write_network(out, layout.KOALA_VAE, weights)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from prior_art.headless.workflow import WorkflowError
+from prior_art.edges import EdgeError
 from prior_art.host import prompts
 from prior_art.host.prompts import LENGTH, chunks, empty_chunk, plain_warnings, weigh
 
@@ -64,7 +64,7 @@ def test_a_prompt_longer_than_a_tower_is_several_chunks(tokenizer):
 
 def test_textual_inversions_are_refused_by_name(tokenizer):
     for text in ("embedding:frog", "a red embedding:frog, cat", "(embedding:frog:1.2)"):
-        with pytest.raises(WorkflowError, match="'embedding:frog"):
+        with pytest.raises(EdgeError, match="'embedding:frog"):
             chunks(tokenizer, text)
     assert chunks(tokenizer, "noembedding:frog")
 

@@ -233,10 +233,10 @@ def partial_check(stage: str) -> Callable[[], None]:
 
 
 def decoder_inputs(model):
-    clip = host.wrap_text_encoder(load("text_encoder"))
+    clip = host.wrap("text_encoder", load("text_encoder"))
     (positive,) = nodes.CLIPTextEncode().encode(clip, "a small red circle")
     (negative,) = nodes.CLIPTextEncode().encode(clip, "")
-    _, _, space = host.open_decoder(model)
+    space = host.open("decoder", model)[1].space
     embeds = torch.randn(1, space.dim, generator=torch.Generator().manual_seed(1))
     output = host.clip_vision_output(embeds, embedding_space=space.name, made_by="test")
     (positive,) = nodes.unCLIPConditioning().apply_adm(positive, output, 1.0, 0.0)
@@ -253,7 +253,7 @@ def native_sample(model, positive, negative, seed=5, steps=4, cfg=3.0, batch=1, 
 
 
 def native_ksampler() -> None:
-    model = host.wrap_decoder(load("decoder"))
+    model = host.wrap("decoder", load("decoder"))
     sampling = model.get_model_object("model_sampling")
     assert abs(float(sampling.sigma_max) - 20292) < 50, float(sampling.sigma_max)
     positive, negative, _ = decoder_inputs(model)
@@ -278,7 +278,7 @@ def native_ksampler() -> None:
 def native_matches_ours() -> None:
     """The native network call equals our sampler's prediction of the noise."""
     loaded = load("decoder")
-    model = host.wrap_decoder(loaded)
+    model = host.wrap("decoder", loaded)
     positive, _negative, output = decoder_inputs(model)
     conds = model.model.extra_conds(
         prompt_type="positive",
@@ -311,7 +311,7 @@ def native_matches_ours() -> None:
 
 def lora_changes_the_decoder() -> None:
     loaded = load("decoder")
-    model = host.wrap_decoder(loaded)
+    model = host.wrap("decoder", loaded)
     positive, negative, _ = decoder_inputs(model)
     plain = native_sample(model, positive, negative)
     keys = comfy.lora.model_lora_keys_unet(model.model, {})
@@ -326,18 +326,18 @@ def lora_changes_the_decoder() -> None:
     assert patched.patches, "no key of the LoRA fitted"
     changed = native_sample(patched, positive, negative)
     assert (changed - plain).abs().max() > 1e-3, "the LoRA changed nothing"
-    managed, _, _ = host.open_decoder(patched)
+    managed, loaded = host.open("decoder", patched)
     network, _, _ = host.use(managed)
     ours = run_stage("decoder", loaded)
     assert network is loaded.network
-    host.use(host.open_decoder(model)[0])
+    host.use(host.open("decoder", model)[0])
     assert (run_stage("decoder", loaded) - ours).abs().max() > 1e-4, "our sampler missed the LoRA"
     close(native_sample(model, positive, negative), plain, 1e-6)
 
 
 def native_text_encode() -> None:
     loaded = load("text_encoder")
-    clip = host.wrap_text_encoder(loaded)
+    clip = host.wrap("text_encoder", loaded)
     for prompt in ("", "a small red circle on a blue background", "word " * 100):
         (conditioning,) = nodes.CLIPTextEncode().encode(clip.clone(), prompt)
         want = text_encoding(prompt)
@@ -345,7 +345,8 @@ def native_text_encode() -> None:
         close(got.hidden, want.hidden, 0.0)
         close(got.pooled, want.pooled, 0.0)
         assert torch.equal(got.mask, want.mask)
-    managed, tokenizer, space = host.open_text_encoder(clip.clone())
+    managed, loaded = host.open("text_encoder", clip.clone())
+    tokenizer, space = loaded.tokenizer, loaded.space
     assert (tokenizer, space) == (loaded.tokenizer, loaded.space)
     assert host.use(managed)[0] is loaded.network
     keys = comfy.lora.model_lora_keys_clip(clip.cond_stage_model, {})
@@ -355,10 +356,11 @@ def native_text_encode() -> None:
 
 def native_vision_encode() -> None:
     loaded = load("image_encoder")
-    vision = host.wrap_image_encoder(loaded)
+    vision = host.wrap("image_encoder", loaded)
     image = torch.rand(2, 40, 60, 3, generator=torch.Generator().manual_seed(0))
     (output,) = nodes.CLIPVisionEncode().encode(vision, image, "center")
-    managed, preprocess, space = host.open_image_encoder(vision)
+    managed, loaded = host.open("image_encoder", vision)
+    preprocess, space = loaded.preprocess, loaded.space
     network, device, dtype = host.use(managed)
     close(
         output.image_embeds,
@@ -374,7 +376,7 @@ def native_vision_encode() -> None:
 def native_vae_nodes() -> None:
     """The host's own nodes on a VQGAN: codes and pictures as our network functions give them."""
     loaded = load("vqgan")
-    vae = host.wrap_vqgan(loaded)
+    vae = host.wrap("vqgan", loaded)
     assert isinstance(vae, comfy.sd.VAE)
     image = torch.rand(2, 32, 32, 3, generator=torch.Generator().manual_seed(0))
     (latent,) = nodes.VAEEncode().encode(vae, image)
@@ -399,11 +401,11 @@ def native_vae_nodes() -> None:
     close(once, decoded, 1e-5)
     (pieces,) = nodes.VAEEncodeTiled().encode(vae, large, 64, 16)
     assert pieces["samples"].shape == whole["samples"].shape
-    managed, facts = host.open_vqgan(vae)
+    managed, facts = host.open("vqgan", vae)
     network, _, dtype = host.use(managed)
     assert (network, facts, dtype) == (loaded.network, loaded, torch.float32)
     assert vae.get_sd()
-    half = host.wrap_vqgan(load("vqgan", torch.float16))
+    half = host.wrap("vqgan", load("vqgan", torch.float16))
     assert nodes.VAEDecode().decode(half, latent)[0].dtype == torch.float32
     close(nodes.VAEDecode().decode(half, latent)[0], decoded, 0.1)
     foreign = {"samples": torch.zeros(1, 4, 8, 8)}
@@ -417,7 +419,7 @@ def native_vae_nodes() -> None:
 
 def native_noise_mask_is_completed() -> None:
     """Set Latent Noise Mask says what AR Complete draws anew; LATENT goes on to native nodes."""
-    from prior_art.nodes import ARComplete, LoadARTransformer, LoadVQGAN, VQGANEncode
+    from prior_art.nodes.mindalle import ARComplete, LoadARTransformer, LoadVQGAN, VQGANEncode
 
     (vae,) = LoadVQGAN.execute("tiny-mindalle", "auto").args
     (model,) = LoadARTransformer.execute("tiny-mindalle", "auto").args
@@ -430,7 +432,7 @@ def native_noise_mask_is_completed() -> None:
     completed, pictures, weights = ARComplete.execute(
         model, vae, latent, "red", 2, image=image, **draw
     ).args
-    network = host.use(host.open_vqgan(vae)[0])[0]
+    network = host.use(host.open("vqgan", vae)[0])[0]
     codes = [vq.codes_of(network, part["samples"]) for part in (latent, completed)]
     same = (codes[0] == codes[1]).flatten(1)
     kept = torch.nn.functional.max_pool2d(mask, 4).flatten() == 0
@@ -445,15 +447,14 @@ def foreign_inputs_are_refused() -> None:
         model = None
         cond_stage_model = None
 
-    openers = host.open_decoder, host.open_text_encoder, host.open_image_encoder, host.open_vqgan
-    for opener in openers:
+    for stage in ("decoder", "text_encoder", "image_encoder", "vqgan"):
         try:
-            opener(Foreign())
+            host.open(stage, Foreign())
         except EdgeError as error:
             assert "Load" in str(error)
         else:
-            raise AssertionError(f"{opener.__name__} took a foreign object")
-    model = host.wrap_decoder(load("decoder"))
+            raise AssertionError(f"{stage} took a foreign object")
+    model = host.wrap("decoder", load("decoder"))
     _positive, negative, _ = decoder_inputs(model)
     stranger = host.clip_vision_output(torch.randn(1, 1280))
     (wrong,) = nodes.unCLIPConditioning().apply_adm(negative, stranger, 1.0, 0.0)
@@ -467,15 +468,15 @@ def foreign_inputs_are_refused() -> None:
 
 def nothing_is_kept() -> None:
     """An edge that leaves the host's cache takes its network along."""
-    model = host.wrap_decoder(load("decoder"))
+    model = host.wrap("decoder", load("decoder"))
     positive, negative, _ = decoder_inputs(model)
     native_sample(model, positive, negative)
     patched = model.clone()
     native_sample(patched, positive, negative)
     prior = host.manage(load("prior").network)
-    vae = host.wrap_vqgan(load("vqgan"))
+    vae = host.wrap("vqgan", load("vqgan"))
     vae.encode(torch.zeros(1, 32, 32, 3))
-    host.use(prior, beside=[host.open_vqgan(vae)[0]])
+    host.use(prior, beside=[host.open("vqgan", vae)[0]])
     alive = [weakref.ref(one) for one in (model.model, prior.patcher.model, vae.first_stage_model)]
     del model, patched, prior, vae, positive, negative
     assert (
@@ -494,11 +495,13 @@ def interrupts_stop_within_one_step() -> None:
     leave most out.
     """
     from prior_art.edges import Prior, Transformer, Upscaler
-    from prior_art.nodes import ARSample, KarloDecoder, KarloUpscale, PriorSample, TextEncode
+    from prior_art.nodes.karlo import KarloDecoder, KarloUpscale
+    from prior_art.nodes.mindalle import ARSample
+    from prior_art.nodes.unclip import PriorSample, TextEncode
 
     prior, upscaler = load("prior"), load("upscaler")
     sizes = upscaler.low_size, upscaler.high_size
-    text = TextEncode.execute(host.wrap_text_encoder(load("text_encoder")), "a bird").args[0]
+    text = TextEncode.execute(host.wrap("text_encoder", load("text_encoder")), "a bird").args[0]
     common = {"seed": 1, "steps": 20}
     guided = {**common, "positive": text, "negative": text, "cfg": 4.0, "batch_size": 1}
     embeds = host.clip_vision_output(
@@ -512,7 +515,7 @@ def interrupts_stop_within_one_step() -> None:
                 "ar_transformer": Transformer(
                     host.manage(writer.network), writer.tokenizer, writer.config, writer.name
                 ),
-                "vae": host.wrap_vqgan(load("vqgan")),
+                "vae": host.wrap("vqgan", load("vqgan")),
                 "text": "red",
                 "seed": 1,
                 "candidates": 1,
@@ -527,7 +530,7 @@ def interrupts_stop_within_one_step() -> None:
         ),
         (
             KarloDecoder,
-            {**guided, "model": host.wrap_decoder(load("decoder")), "image_embeds": embeds},
+            {**guided, "model": host.wrap("decoder", load("decoder")), "image_embeds": embeds},
         ),
         (
             KarloUpscale,

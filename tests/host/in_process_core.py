@@ -33,6 +33,8 @@ from prior_art.headless.workflow import WorkflowError
 from prior_art.host.embedded import door as embedded
 from prior_art.loaders import kandinsky, koala
 from prior_art.nodes.kandinsky import KandinskyConditioning
+from prior_art.samplers.kandinsky import sample_from_sigmas
+from prior_art.samplers.parts.schedule import published_sigmas
 
 asyncio.run(nodes.init_builtin_extra_nodes())
 
@@ -237,7 +239,7 @@ def koala_source(name: str, stage: str) -> Any:
 
 def text_pairs() -> tuple[Any, Any]:
     pairs = [koala.load_text_encoders(koala_source("koala-1b", "koala_text")) for _ in range(2)]
-    return host.wrap_text_pair(pairs[0]), embedded.wrap_text_pair(pairs[1])
+    return host.wrap("koala_text", pairs[0]), embedded.wrap("koala_text", pairs[1])
 
 
 def weighted_prompts() -> None:
@@ -309,13 +311,13 @@ def koala_models() -> tuple[Any, Any]:
         koala.load_unet(koala_source("koala-1b", "koala_unet"), wanted=koala.ANY_SDXL)
         for _ in range(2)
     ]
-    return host.wrap_koala(unets[0], None), embedded.wrap_koala(unets[1], None)
+    return host.wrap("koala_unet", unets[0], None), embedded.wrap("koala_unet", unets[1], None)
 
 
 def decoders(mode: str) -> tuple[Any, Any]:
     found = find_source(f"tiny-kandinsky/{mode}", "latent_decoder", host.model_folders())
     loaded = [kandinsky.load_latent_decoder(found, torch.float32) for _ in range(2)]
-    return host.wrap_latent_decoder(loaded[0]), embedded.wrap_latent_decoder(loaded[1])
+    return host.wrap("latent_decoder", loaded[0]), embedded.wrap("latent_decoder", loaded[1])
 
 
 def sampled(models: tuple[Any, Any], name: str = "KSampler", **changes: Any) -> None:
@@ -483,12 +485,22 @@ def kandinsky_modes() -> None:
     positive, negative = image_prompts(2)
     models = decoders("inpaint")
     for part in (slice(None), slice(3)):
-        sigmas = host.latent_sigmas(models[0], 5, 1.0)[part]
+        sigmas = published_sigmas(host.open("latent_decoder", models[0])[1].schedule, 5, 1.0)[part]
         latent = {"samples": noise(3, 4, 8, 8), "noise_mask": picture(2, 1, 50, 64)}
         inputs = {"positive": positive, "negative": negative, "latent_image": latent, "cfg": 4.0}
         inputs |= {"sigmas": sigmas, "noise_seed": 3, "add_noise": True}
-        wanted = native("SamplerCustom", model=models[0], sampler=host.latent_sampler(), **inputs)
-        found = ours("SamplerCustom", model=models[1], sampler=embedded.latent_sampler(), **inputs)
+        wanted = native(
+            "SamplerCustom",
+            model=models[0],
+            sampler=host.wrap("latent_sampler", sample_from_sigmas),
+            **inputs,
+        )
+        found = ours(
+            "SamplerCustom",
+            model=models[1],
+            sampler=embedded.wrap("latent_sampler", sample_from_sigmas),
+            **inputs,
+        )
         same(found, wanted, 5e-4)
 
 

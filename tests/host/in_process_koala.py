@@ -31,8 +31,7 @@ from prior_art.loaders.clip import tokenize
 from prior_art.loaders.files.checkpoint import CheckpointError
 from prior_art.networks.koala_vae import LatentKL
 from prior_art.networks.unet import prepare_sdxl
-from prior_art.nodes.koala import KoalaInfo, KoalaSample, KoalaTextEncode
-from prior_art.nodes.load import OWN, LoadKoala
+from prior_art.nodes.koala import OWN, KoalaInfo, KoalaSample, KoalaTextEncode, LoadKoala
 from prior_art.samplers.koala import LATENT_SCALE, encode_text_pair, sample_koala
 
 PROMPT, NEGATIVE = "the red cat", "worst quality, low quality"
@@ -151,7 +150,7 @@ def long_native_prompts_are_sampled() -> None:
 def text_encoders_are_the_librarys() -> None:
     _, clip, _ = load()
     for text in ("", PROMPT, NEGATIVE, "a cat " * 60):
-        wanted, found = ours(text), host.encode_sdxl(clip, text)
+        wanted, found = ours(text), host.open("koala_text", clip)[1].encode(text)
         close(found.hidden, wanted.hidden, 1e-5)
         close(found.pooled, wanted.pooled, 1e-5)
     (native,) = nodes.CLIPTextEncode().encode(clip, PROMPT)
@@ -184,7 +183,7 @@ def published_vae_is_the_hosts() -> None:
     torch.manual_seed(0)
     config = tiny.KL | {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2}
     network = AutoencoderKL(**config).eval().requires_grad_(False)
-    vae = host.wrap_sdxl_vae(koala.SDXLVAE(network, "a test"))
+    vae = host.wrap("koala_vae", koala.SDXLVAE(network, "a test"))
     assert type(vae.first_stage_model).__module__.startswith("comfy.")
     latent = torch.randn(1, 4, 4, 4)
     close(
@@ -252,7 +251,7 @@ def headless_ksampler_is_the_hosts() -> None:
     for name in KINDS[:2]:
         model, clip, _ = load(name)
         positive, negative = said(clip), said(clip, NEGATIVE)
-        own = embedded.wrap_koala(unet(name), None)
+        own = embedded.wrap("koala_unet", unet(name), None)
         known = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1)) * 7
         mask = torch.zeros(1, 64, 64)
         mask[:, :, 32:] = 1
@@ -373,7 +372,7 @@ def embedded_family_runs_in_the_hosts_model() -> None:
         from prior_art.headless import core_sampling
         from prior_art.host.embedded import door as embedded
 
-        headless = embedded.wrap_koala(koala.load_unet(where), None)
+        headless = embedded.wrap("koala_unet", koala.load_unet(where), None)
         shared = (5, 5, 7.5, "euler", "normal", *sides, empty(2), 1.0)
         (native,) = nodes.KSampler().sample(model, *shared)
         found = core_sampling.KSampler.execute(headless, *shared).args[0]
@@ -390,7 +389,7 @@ def image_embeddings_take_the_pooled_prompts_place() -> None:
     name = "shapes-koala-700m"
     model, clip, _ = LoadKoala.execute(name, "fp32", koala.ANY_KOALA, OWN, OWN, OWN).args
     where = find_source(name, "koala_unet", [])
-    headless = embedded.wrap_koala(koala.load_unet(where), None)
+    headless = embedded.wrap("koala_unet", koala.load_unet(where), None)
     sides = [said(clip, text) for text in ("a large red circle on a blue background", "")]
 
     def carrying(dim: int, noise: float):
@@ -423,9 +422,9 @@ def image_embeddings_take_the_pooled_prompts_place() -> None:
 def facts_of_a_model_from_any_loader() -> None:
     for name in KINDS:
         model, _, _ = load(name)
-        known = host.koala_facts(model)
+        known = host.open("koala_unet", model)[1]
         model.attachments.clear()
-        told = host.koala_facts(model)
+        told = host.open("koala_unet", model)[1]
         assert (known.variant, known.widths, known.schedule) == (
             told.variant,
             told.widths,
@@ -453,13 +452,13 @@ def published_size_through_the_hosts_detection() -> None:
     handler.emit = lambda record: heard.append(record.getMessage())
     logging.getLogger().addHandler(handler)
     try:
-        model = host.wrap_koala(loaded, None)
+        model = host.wrap("koala_unet", loaded, latent_rgb_factors=None)
     finally:
         logging.getLogger().removeHandler(handler)
     assert type(model.model.model_config).__name__ == "KOALA_700M"
     assert not any("mid_block" in line or "missing" in line for line in heard), heard
     model.attachments.clear()
-    assert host.koala_facts(model).variant == variant
+    assert host.open("koala_unet", model)[1].variant == variant
 
 
 def other_models_are_refused() -> None:
@@ -467,7 +466,7 @@ def other_models_are_refused() -> None:
 
     _, clip, vae = load()
     for call in (
-        lambda: host.koala_facts(SimpleNamespace(model=None)),
+        lambda: host.open("koala_unet", SimpleNamespace(model=None))[1],
         lambda: host.encode_sdxl(SimpleNamespace(tokenizer=None), "a"),
     ):
         try:
@@ -492,7 +491,7 @@ def files_of_the_hosts_folders() -> None:
         save_file(tensors, folder / name)
         assert name in host.model_files(kind), host.model_files(kind)
         try:
-            host.load_sdxl_vae_file(name)
+            host.load_files("koala_vae", name)
         except CheckpointError as error:
             assert name in str(error) and words in str(error), error
         else:

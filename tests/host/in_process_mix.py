@@ -13,9 +13,13 @@ from in_process import COMFY, FOLDER, close, comfy, core, host, nodes, report, t
 
 from prior_art.edges import EdgeError
 from prior_art.loaders.files.checkpoint import CheckpointError
-from prior_art.nodes.load import LoadImageNormalizer, LoadPrior, LoadTextEncoder
-from prior_art.nodes.text import TextEncode
-from prior_art.nodes.unclip import PriorSample
+from prior_art.nodes.unclip import (
+    LoadImageNormalizer,
+    LoadPrior,
+    LoadTextEncoder,
+    PriorSample,
+    TextEncode,
+)
 
 PROMPT, SEED, LEVEL, STEPS, CFG = "the red cat", 5, 0.3, 5, 3.0
 NORMAL = "normalizer"

@@ -16,7 +16,7 @@ from in_process import close, comfy, host, memory, nodes, report, torch
 
 import prior_art.nodes as pack
 from prior_art.edges import TextEncoding
-from prior_art.nodes.load import OWN
+from prior_art.nodes.koala import OWN
 
 META, CPU = torch.device("meta"), torch.device("cpu")
 KARLO, PRIOR, DECODER = "shapes-karlo", "shapes-kandinsky-prior", "shapes-kandinsky"

@@ -14,7 +14,7 @@ from prior_art.loaders.files.checkpoint import CheckpointError
 from prior_art.loaders.kandinsky import load_mclip, load_movq
 from prior_art.networks.kandinsky_mclip import MultilingualCLIP
 from prior_art.networks.kandinsky_movq import decode
-from prior_art.shapes.words import read_multilingual_tokenizer, write_multilingual_tokenizer
+from prior_art.shapes.train.words import read_multilingual_tokenizer, write_multilingual_tokenizer
 
 from ..networks.test_kandinsky_movq import MOVQ
 from .draw import near

@@ -162,7 +162,7 @@ def test_fp16_files_are_cast_up(hub: Path, copy: Path) -> None:
 def test_embedded_family() -> None:
     """The shipped weights load and speak their own space."""
     root = Path(karlo.__file__).parent.parent / "shapes" / "weights" / "karlo"
-    stages = sources._stages_of(root, "karlo")
+    stages = sources._stages_of(root, sources.SYSTEMS["karlo"], sources._Listing(()))
     assert stages == set(LOADERS)
     source = Source("shapes-karlo", "embedded", root, "karlo", stages)
     for stage, loader in LOADERS.items():

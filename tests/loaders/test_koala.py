@@ -191,3 +191,21 @@ def test_a_schedule_that_is_no_koalas_is_refused(models, tmp_path):
         with pytest.raises(CheckpointError, match="scheduler"):
             koala.load_unet(unet_source(tmp_path, "koala-1b"))
         file.write_text(json.dumps(before))
+
+
+def test_the_first_text_encoder_may_bring_a_projection_that_is_not_read(
+    models: Path, tmp_path: Path
+) -> None:
+    """As Karlo's folder has the same encoder: unCLIP's pooled embedding needs one, SDXL's not."""
+    source = find_source("koala-1b", "koala_text", [models])
+    plain = koala.load_text_encoders(source).first.state_dict()
+    part = copied(models, tmp_path) / "text_encoder"
+    config = json.loads((part / "config.json").read_text())
+    config["architectures"] = ["CLIPTextModelWithProjection"]
+    (part / "config.json").write_text(json.dumps(config))
+    tensors = load_file(part / "model.safetensors")
+    width = config["hidden_size"]
+    save_file(tensors | {"text_projection.weight": torch.eye(width)}, part / "model.safetensors")
+    found = koala.load_text_encoders(find_source("koala-1b", "koala_text", [tmp_path])).first
+    assert found.state_dict().keys() == plain.keys()
+    assert all(torch.equal(found.state_dict()[key], plain[key]) for key in plain)

@@ -14,10 +14,8 @@ from prior_art.edges import EdgeError
 from prior_art.headless.runner import NodeError
 from prior_art.headless.workflow import WorkflowError
 from prior_art.host import host
-from prior_art.nodes.karlo import KarloDecoder
-from prior_art.nodes.text import TextEncode
-from prior_art.nodes.unclip import PriorSample
-from prior_art.nodes.upscale import KarloUpscale
+from prior_art.nodes.karlo import KarloDecoder, KarloUpscale
+from prior_art.nodes.unclip import PriorSample, TextEncode
 
 FAST = {"seed": 0, "steps": 2}
 
@@ -35,9 +33,9 @@ def stages(models):
     prior = unclip.load_prior(source("prior"))
     upscaler = karlo.load_upscaler(source("upscaler"))
     return {
-        "clip": host.wrap_text_encoder(unclip.load_text_encoder(source("text_encoder"))),
+        "clip": host.wrap("text_encoder", unclip.load_text_encoder(source("text_encoder"))),
         "prior": Prior(host.manage(prior.network), prior.schedule, prior.space),
-        "model": host.wrap_decoder(karlo.load_decoder(source("decoder"))),
+        "model": host.wrap("decoder", karlo.load_decoder(source("decoder"))),
         "upscaler": Upscaler(
             host.manage(upscaler.network),
             upscaler.schedule,
@@ -163,7 +161,7 @@ def test_nodes_register_where_a_library_is_broken_and_the_error_names_it(models,
     script = f"""
 import sys
 sys.modules[{missing!r}] = None
-from prior_art.host.runner import node_classes
+from prior_art.headless.runner import node_classes
 nodes = node_classes()
 assert "PriorArtKarloDecoder" in nodes
 for stage in ("LoadTextEncoder", "LoadPrior"):

@@ -13,6 +13,8 @@ from prior_art.shapes.check import check
 from prior_art.shapes.grammar import Scene, parse
 from prior_art.shapes.pictures import draw
 
+pytestmark = pytest.mark.slow
+
 FAMILY = Path(__file__).resolve().parents[2] / "shapes" / "weights" / "kandinsky"
 SHOWN = Scene("red", "circle", "blue", "large")
 

@@ -14,15 +14,18 @@ from prior_art.loaders.files.catalogue import find_source
 from prior_art.networks.kandinsky_movq import encode
 from prior_art.nodes.embeddings import MixEmbeddings
 from prior_art.nodes.kandinsky import (
+    NEGATIVE,
+    ZERO,
     KandinskyConditioning,
     KandinskyDecoder,
     KandinskyDepth,
     KandinskyImage,
     KandinskyInpaint,
+    KandinskyPrior,
+    KandinskyPriorImage,
     KandinskySchedule,
 )
-from prior_art.nodes.text import TextEncode
-from prior_art.nodes.unclip import NEGATIVE, ZERO, KandinskyPrior, KandinskyPriorImage
+from prior_art.nodes.unclip import TextEncode
 
 SPACE, DIM = "custom-32d", 32
 FAST = {"seed": 3, "steps": 3, "cfg": 4.0, "batch_size": 1}
@@ -39,15 +42,15 @@ def stages(models):
     zero = kandinsky.zero_image(source("prior", "prior"))
     text = unclip.load_text_encoder(source("prior", "text_encoder"))
     found = {
-        mode: host.wrap_latent_decoder(
-            kandinsky.load_latent_decoder(source(mode, "latent_decoder"))
+        mode: host.wrap(
+            "latent_decoder", kandinsky.load_latent_decoder(source(mode, "latent_decoder"))
         )
         for mode in ("decoder", "inpaint", "depth")
     }
     return SimpleNamespace(
-        clip=host.wrap_text_encoder(text),
+        clip=host.wrap("text_encoder", text),
         prior=Prior(host.manage(prior.network), prior.schedule, prior.space, zero),
-        vae=host.wrap_movq(kandinsky.load_movq(source("decoder", "movq"))),
+        vae=host.wrap("movq", kandinsky.load_movq(source("decoder", "movq"))),
         **found,
     )
 
@@ -136,7 +139,7 @@ def test_sizes_are_rounded_up_to_64(stages, width, height, shape):
 
 def test_image_to_image_keeps_the_picture_at_strength_0(stages):
     latent, offset = vary(stages, strength=0.0, noise_offset=5)
-    managed, _ = host.open_movq(stages.vae)
+    managed, _ = host.open("movq", stages.vae)
     wanted = encode(managed.network, picture().movedim(-1, 1) * 2 - 1)
     torch.testing.assert_close(latent["samples"], wanted)
     assert offset == 5
@@ -152,7 +155,7 @@ def test_pictures_of_any_size_are_resized_as_they_lie(stages, height, width):
 
 def test_what_is_not_repainted_comes_back_exactly(stages):
     latent = repaint(stages, image=picture(rows=2))[0]["samples"]
-    managed, _ = host.open_movq(stages.vae)
+    managed, _ = host.open("movq", stages.vae)
     pixels = picture(rows=2).movedim(-1, 1) * 2 - 1
     kept = torch.cat([encode(managed.network, row[None]) for row in pixels])
     assert torch.equal(latent[:, :, 5:, :], kept[:, :, 5:, :])
@@ -181,7 +184,7 @@ def test_depth_leads_the_decoder(stages):
 
 
 def test_previews_show_the_latents_colours(stages):
-    colours = host.open_latent_decoder(stages.decoder)[1].colours
+    colours = host.open("latent_decoder", stages.decoder)[1].colours
     assert colours.shape == (5, 3) and bool(torch.isfinite(colours).all())
     seen = []
     host.session.on_progress = lambda step, total, image: seen.append((step, total, image.size))
@@ -194,7 +197,7 @@ def test_previews_show_the_latents_colours(stages):
 
 def test_the_schedule_is_the_published_one(stages):
     (sigmas,) = KandinskySchedule.execute(stages.decoder, 10, 1.0).args
-    alphas = host.open_latent_decoder(stages.decoder)[1].schedule.alphas_cumprod()
+    alphas = host.open("latent_decoder", stages.decoder)[1].schedule.alphas_cumprod()
     wanted = [((1 - alphas[t]) / alphas[t]) ** 0.5 for t in range(900, -1, -100)]
     torch.testing.assert_close(sigmas, torch.tensor([*wanted, 0.0]))
     (sigmas,) = KandinskySchedule.execute(stages.decoder, 10, 0.3).args
@@ -215,12 +218,12 @@ def test_kandinsky_21_reads_the_prompt_too(tiny, tmp_path):
     def source(mode, stage):
         return find_source(f"old/{mode}", stage, [tmp_path])
 
-    clip = host.wrap_text_encoder(kandinsky.load_mclip(source("decoder", "mclip")))
-    vae = host.wrap_movq(kandinsky.load_movq(source("decoder", "movq")))
+    clip = host.wrap("text_encoder", kandinsky.load_mclip(source("decoder", "mclip")))
+    vae = host.wrap("movq", kandinsky.load_movq(source("decoder", "movq")))
     stages = SimpleNamespace(vae=vae, clip=clip)
     for mode in ("decoder", "inpaint"):
         loaded = kandinsky.load_latent_decoder(source(mode, "latent_decoder"))
-        setattr(stages, mode, host.wrap_latent_decoder(loaded))
+        setattr(stages, mode, host.wrap("latent_decoder", loaded))
     said = {"positive": prompt(stages, "a red cat"), "negative": prompt(stages)}
     other = said | {"positive": prompt(stages, "a dog")}
     for run in (decode, vary, repaint):

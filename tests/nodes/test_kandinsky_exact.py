@@ -17,7 +17,8 @@ from prior_art.host import host
 from prior_art.loaders import kandinsky
 from prior_art.networks.kandinsky_movq import encode
 from prior_art.nodes import kandinsky as nodes
-from prior_art.nodes.unclip import NEGATIVE, KandinskyPrior, KandinskyPriorImage
+from prior_art.nodes.kandinsky import KandinskyPrior, KandinskyPriorImage
+from prior_art.nodes.koala import NEGATIVE
 from prior_art.samplers.kandinsky import keep_mask
 
 from .test_kandinsky import DIM, decode, picture, prompt, repaint, sample_prior, vary
@@ -28,7 +29,8 @@ def exact(stages):
     """The same stages, as if their decoders had come from original files."""
 
     def original(model):
-        return host.wrap_latent_decoder(replace(host.open_latent_decoder(model)[1], exact=True))
+        _, loaded = host.open("latent_decoder", model)
+        return host.wrap("latent_decoder", replace(loaded, exact=True))
 
     return SimpleNamespace(
         **vars(stages) | {"decoder": original(stages.decoder), "inpaint": original(stages.inpaint)}
@@ -72,7 +74,7 @@ def test_an_originals_image_to_image_keeps_proportions_and_size(exact, asked):
         pixels = torch.from_numpy(np.array(small)).movedim(-1, 0)[None].float() / 127.5 - 1
     right, below = -size[1] % 64, -size[0] % 64
     pixels = F.pad(pixels, (0, right, 0, below), mode="replicate")
-    wanted = encode(host.open_movq(exact.vae)[0].network, pixels)
+    wanted = encode(host.open("movq", exact.vae)[0].network, pixels)
     torch.testing.assert_close(latent["samples"], wanted, atol=1e-4, rtol=1e-4)
 
 
@@ -109,7 +111,7 @@ def test_pictures_shrink_with_pillows_reducing_gap(size):
 def test_the_originals_samplers_are_offered(tmp_path, tiny):
     from prior_art.loaders.files.catalogue import find_source
     from prior_art.loaders.kandinsky_keys import SAMPLERS
-    from prior_art.nodes.load import LoadLatentDecoder
+    from prior_art.nodes.kandinsky import LoadLatentDecoder
 
     options = LoadLatentDecoder.define_schema().inputs[-1].options["options"]
     assert options[0] == "published" and set(options[1:]) < set(SAMPLERS)

@@ -16,6 +16,8 @@ from PIL import Image
 from prior_art.loaders import mindalle
 from prior_art.loaders.files.catalogue import find_source
 
+pytestmark = pytest.mark.slow
+
 WEIGHTS = Path(__file__).resolve().parents[2] / "shapes" / "weights"
 FAMILY = WEIGHTS / "karlo"
 PROMPT = "a large red circle on a white background"

@@ -17,8 +17,7 @@ from prior_art.loaders import koala
 from prior_art.loaders.files.catalogue import find_source
 from prior_art.loaders.files.checkpoint import CheckpointError
 from prior_art.networks.unet import prepare_sdxl
-from prior_art.nodes.koala import NEGATIVE, KoalaInfo, KoalaSample, KoalaTextEncode
-from prior_art.nodes.load import OWN, LoadKoala
+from prior_art.nodes.koala import NEGATIVE, OWN, KoalaInfo, KoalaSample, KoalaTextEncode, LoadKoala
 from prior_art.samplers.koala import sample_koala
 
 FAST = {"width": 64, "height": 96, "seed": 3, "steps": 3, "cfg": 7.5, "batch_size": 1}
@@ -83,7 +82,7 @@ def test_native_text_encode_gives_the_same_prompt_without_sizes(loaded):
 
 def test_a_prompt_of_ten_thousand_characters_is_cut_with_a_warning(loaded, monkeypatch):
     heard = []
-    monkeypatch.setattr("prior_art.host.embedded.door.warn", heard.append)
+    monkeypatch.setattr("prior_art.host.embedded.door.session.session.on_warning", heard.append)
     _, clip, _ = loaded()
     ((long, _),) = said(clip, "a cat " * 1700)
     assert long.shape == (1, 77, 80)

@@ -12,6 +12,8 @@ from PIL import Image
 from prior_art.shapes.check import check
 from prior_art.shapes.grammar import parse
 
+pytestmark = pytest.mark.slow
+
 FAMILY = Path(__file__).resolve().parents[2] / "shapes" / "weights" / "koala"
 
 

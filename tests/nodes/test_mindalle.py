@@ -21,9 +21,17 @@ from prior_art.loaders.files.checkpoint import CheckpointError
 from prior_art.loaders.mindalle import tokenize
 from prior_art.networks.mindalle_vqgan import codes_of, decode, embeddings, encode
 from prior_art.nodes import mindalle as autoregressive
-from prior_art.nodes.load import LoadARTransformer, LoadVQGAN
-from prior_art.nodes.mindalle import ARComplete, ARSample, ARScore, ARVariations
-from prior_art.nodes.vqgan import VQGANDecode, VQGANEncode, as_text
+from prior_art.nodes.mindalle import (
+    ARComplete,
+    ARSample,
+    ARScore,
+    ARVariations,
+    LoadARTransformer,
+    LoadVQGAN,
+    VQGANDecode,
+    VQGANEncode,
+    as_text,
+)
 from prior_art.samplers.mindalle import complete_by_likelihood, log_likelihood, sample_tokens
 from prior_art.samplers.parts.noise import generators
 
@@ -38,7 +46,7 @@ class Model:
     def __init__(self, source):
         (self.vae,) = LoadVQGAN.execute("tiny-mindalle", "auto").args
         (self.transformer,) = LoadARTransformer.execute(source, "auto").args
-        self.vqgan = host.open_vqgan(self.vae)[0].network
+        self.vqgan = host.open("vqgan", self.vae)[0].network
         self.network = self.transformer.managed.network
 
     def sample(self, text="red cat", **changes):
@@ -155,7 +163,7 @@ def test_decoding_goes_on_in_smaller_chunks_where_memory_runs_out(model, monkeyp
             raise torch.cuda.OutOfMemoryError("no memory")
         return decode(network, codes)
 
-    monkeypatch.setattr("prior_art.nodes.vqgan.decode", failing)
+    monkeypatch.setattr("prior_art.nodes.mindalle.decode", failing)
     torch.testing.assert_close(VQGANDecode.execute(model.vae, latent).args[0], whole)
     assert sizes == [5, 2, 2, 1]
 
@@ -173,6 +181,7 @@ def test_tokens_are_the_samplers(model):
     assert torch.equal(latent["samples"], embeddings(model.vqgan, expected.view(3, GRID, GRID)))
 
 
+@pytest.mark.slow
 def test_a_candidate_can_be_made_alone_whatever_memory_allows(model, monkeypatch):
     together = model.tokens(model.sample(candidates=5))
     assert torch.equal(model.tokens(model.sample(seed=9, candidates=1))[0], together[2])
@@ -480,7 +489,7 @@ def test_a_tokenizer_of_another_size_is_refused_by_the_loader(models, tiny):
 @pytest.mark.parametrize(("choice", "dtype"), [("auto", "float32"), ("bf16", "bfloat16")])
 def test_a_vqgan_is_full_precision_unless_asked(placed, choice, dtype):
     (vae,) = LoadVQGAN.execute("tiny-mindalle", choice).args
-    assert str(next(host.open_vqgan(vae)[0].network.parameters()).dtype) == f"torch.{dtype}"
+    assert str(next(host.open("vqgan", vae)[0].network.parameters()).dtype) == f"torch.{dtype}"
 
 
 def test_unpacking_an_archive_is_shown_and_can_be_stopped(tmp_path, monkeypatch):

@@ -10,17 +10,14 @@ import torch
 
 from prior_art.edges import EdgeError
 from prior_art.host import host
-from prior_art.nodes import (
-    ARComplete,
-    ARSample,
-    ARScore,
-    ARVariations,
-    BatchPrompts,
-    CLIPRerank,
+from prior_art.nodes.embeddings import (
     CompareEmbeddings,
-    ImageEncode,
-    ImageGrid,
     InterpolateEmbeddings,
+    MixEmbeddings,
+    SaveEmbeddings,
+    TextDifference,
+)
+from prior_art.nodes.kandinsky import (
     KandinskyConditioning,
     KandinskyDecoder,
     KandinskyDepth,
@@ -29,30 +26,32 @@ from prior_art.nodes import (
     KandinskyPrior,
     KandinskyPriorImage,
     KandinskySchedule,
-    KarloDecoder,
-    KarloUpscale,
-    KoalaSample,
-    LoadARTransformer,
-    LoadDecoder,
-    LoadImageEncoder,
-    LoadKoala,
     LoadLatentDecoder,
     LoadMCLIP,
     LoadMoVQ,
-    LoadPrior,
-    LoadReranker,
-    LoadTextEncoder,
-    LoadUpscaler,
+)
+from prior_art.nodes.karlo import KarloDecoder, KarloUpscale, LoadDecoder, LoadUpscaler
+from prior_art.nodes.koala import KoalaSample, KoalaTextEncode, LoadKoala
+from prior_art.nodes.mindalle import (
+    ARComplete,
+    ARSample,
+    ARScore,
+    ARVariations,
+    LoadARTransformer,
     LoadVQGAN,
-    MixEmbeddings,
-    PriorSample,
-    SaveEmbeddings,
-    TextDifference,
-    TextEncode,
     VQGANDecode,
     VQGANEncode,
 )
-from prior_art.nodes.koala import KoalaTextEncode
+from prior_art.nodes.rerank import CLIPRerank, ImageGrid, LoadReranker
+from prior_art.nodes.unclip import (
+    BatchPrompts,
+    ImageEncode,
+    LoadImageEncoder,
+    LoadPrior,
+    LoadTextEncoder,
+    PriorSample,
+    TextEncode,
+)
 
 NAN, INF = float("nan"), float("inf")
 VIT_L, VIT_G = ("shapes-vit-l", 64), ("shapes-vit-g", 96)

@@ -9,9 +9,9 @@ from prior_art.edges import EdgeError
 from prior_art.host import host
 from prior_art.loaders.clip import tokenize
 from prior_art.loaders.files.catalogue import find_source
-from prior_art.loaders.reranker import load_reranker
-from prior_art.nodes.load import LoadImageEncoder, LoadReranker
-from prior_art.nodes.rerank import CLIPRerank, ImageGrid
+from prior_art.loaders.rerank import load_reranker
+from prior_art.nodes.rerank import CLIPRerank, ImageGrid, LoadReranker
+from prior_art.nodes.unclip import LoadImageEncoder
 from prior_art.samplers.clip import encode_image, encode_text
 from prior_art.samplers.rerank import preprocess, rerank_scores
 
@@ -59,7 +59,7 @@ def test_pictures_are_truncated_to_8_bits_as_published(towers, models):
     images = torch.rand(3, 32, 32, 3, generator=torch.Generator().manual_seed(1))
     lower = (images * 255).floor() / 255 + 1e-4
     _, vision = towers
-    _, prepare, _ = host.open_image_encoder(vision)
+    prepare = host.open("image_encoder", vision)[1].preprocess
     assert torch.equal(prepare(images), prepare(lower))
 
 

@@ -22,6 +22,8 @@ from prior_art.samplers.prior import sample_prior
 
 from ..tiny import DIM, kandinsky_pipeline, tiny_kandinsky
 
+pytestmark = pytest.mark.slow
+
 SEED, STEPS, CLOSE = 1234, 6, 1e-4
 PLACE = {"device": torch.device("cpu"), "dtype": torch.float32}
 PROMPT, NEGATIVE = "a red cat", "the bird and the cat"

@@ -26,6 +26,8 @@ from ..tiny import kandinsky_21_pipeline, tiny_kandinsky_21
 from .test_kandinsky import SEED, STEPS, close, embeds, picture, pixels, region, streams
 from .test_karlo import computing_in_double
 
+pytestmark = pytest.mark.slow
+
 PROMPT, NEGATIVE = "a red cat", "bad dog"
 PLACE = {"device": torch.device("cpu"), "dtype": torch.float64}
 

@@ -28,6 +28,8 @@ from prior_art.samplers.prior import numbers_drawn
 from ..samplers.stages import Stages
 from ..tiny import DIM, LOW, pipeline, variation_pipeline
 
+pytestmark = pytest.mark.slow
+
 PROMPTS = ["a red cat!", "", "the bird and the cat, a photo of a very long story " * 5, "é 日本 🐈"]
 PRIOR_STEPS, DECODER_STEPS, UPSCALER_STEPS = 5, 6, 4
 FP64 = 1e-6

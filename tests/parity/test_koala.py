@@ -24,6 +24,8 @@ from prior_art.samplers.koala import (
 
 from ..tiny import koala_pipeline, tiny_koala
 
+pytestmark = pytest.mark.slow
+
 SEED, CLOSE = 1234, 1e-4
 PROMPT, NEGATIVE = "the red cat", "worst quality, low quality"
 

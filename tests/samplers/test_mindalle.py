@@ -80,7 +80,10 @@ def reference(
 
 @pytest.mark.parametrize(
     ("kind", "count"),
-    [(kind, count) for kind in KINDS for count in (1, 3, 8)] + [("text", 96)],
+    [
+        *[(kind, count) for kind in KINDS for count in (1, 3, 8)],
+        pytest.param("text", 96, marks=pytest.mark.slow),
+    ],
 )
 def test_tokens_equal_the_published_loop(kind: str, count: int) -> None:
     network = make(KINDS[kind])

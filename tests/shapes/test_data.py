@@ -12,6 +12,7 @@ from prior_art.shapes import grammar, pictures
 from prior_art.shapes.check import check
 
 
+@pytest.mark.slow
 def test_the_rules_know_every_drawn_scene():
     for scene in grammar.training_scenes() + grammar.held_out_scenes():
         found = check(pictures.draw(scene, seed=1))
@@ -104,6 +105,7 @@ def test_more_prompts_than_exist_are_refused():
         grammar.draw_prompts(10_000)
 
 
+@pytest.mark.slow
 def test_training_batches_show_their_scenes():
     scenes = [scene for scene in grammar.training_scenes() if scene.size][::29]
     batch, masks = pictures.training_batch(scenes, np.random.default_rng(0))

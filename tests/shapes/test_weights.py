@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from pathlib import Path
 
 import pytest
 import torch
 
-from prior_art.shapes import layout
+from prior_art.loaders.files.catalogue import find_source
+from prior_art.shapes.train.run import layout
 
 KARLO = layout.WEIGHTS / "karlo"
 pytestmark = pytest.mark.skipif(not KARLO.is_dir(), reason="the family is not trained yet")
@@ -18,6 +21,20 @@ def test_all_weights_are_small():
     assert sum(path.stat().st_size for path in files) <= 50e6
     assert max(path.stat().st_size for path in files) <= 5e6
     assert {path.suffix for path in files} <= {".json", ".safetensors", ".txt"}
+
+
+def test_no_weights_are_stored_twice():
+    """Two tensors of a KiB or more with the same numbers are one network's, stored again."""
+    from safetensors.torch import load_file
+
+    seen: dict[bytes, str] = {}
+    for file in sorted(layout.WEIGHTS.rglob("*.safetensors")):
+        for key, value in load_file(file).items():
+            if value.numel() < 512 or value.float().std() == 0:
+                continue
+            digest = hashlib.sha256(value.numpy().tobytes()).digest()
+            assert digest not in seen, f"{file}: {key} is {seen[digest]} again"
+            seen[digest] = f"{file}: {key}"
 
 
 def test_the_folder_is_whole_and_half_precision():
@@ -52,7 +69,7 @@ def test_configurations_match_the_recipe():
 def test_text_and_image_meet_in_one_space():
     from prior_art.shapes.grammar import Scene
     from prior_art.shapes.pictures import draw
-    from prior_art.shapes.words import read_tokenizer
+    from prior_art.shapes.train.words import read_tokenizer
 
     scenes = [
         Scene(colour, kind, ground, size)
@@ -124,7 +141,7 @@ def test_previews_of_latents_have_the_pictures_colours():
     ("mode", "least"), [("decoder", 0.6), ("inpaint", 0.6), ("depth", 0.6), ("2-1", 0.6)]
 )
 def test_kandinskys_pictures_obey_their_prompts(mode, least):
-    """Not worse than they were when the weights were made (see the README for their figures)."""
+    """Not worse than they were when the weights were made (figures: docs/BENCHMARKS.md)."""
     from prior_art.shapes.check import check
     from prior_art.shapes.grammar import draw_prompts
     from prior_art.shapes.score import score
@@ -140,13 +157,19 @@ def test_kandinskys_pictures_obey_their_prompts(mode, least):
 KOALA = layout.WEIGHTS / "koala"
 
 
+def _part(kind: str, name: str) -> Path:
+    """A component's folder: the variant's own, or where it shares it."""
+    member = find_source(f"shapes-koala-{kind}", "koala_unet", [])
+    return member.folder(name)
+
+
 def test_koalas_folders_are_whole_and_half_precision():
     from safetensors.torch import load_file
 
     index = json.loads((KOALA / "1b" / "model_index.json").read_text())
     parts = {name for name in index if not name.startswith("_")} - {"force_zeros_for_empty_prompt"}
     for kind in ("1b", "700m"):
-        assert {path.name for path in (KOALA / kind).iterdir() if path.is_dir()} == parts
+        assert all(any(_part(kind, name).iterdir()) for name in parts)
     for file in KOALA.rglob("*.safetensors"):
         for key, value in load_file(file).items():
             assert value.dtype == torch.float16, (file, key)
@@ -163,7 +186,7 @@ def test_koalas_configurations_match_the_recipe(kind):
         ("scheduler", recipe.KOALA_SCHEDULER),
     ):
         file = "scheduler_config.json" if name == "scheduler" else "config.json"
-        stored = json.loads((KOALA / kind / name / file).read_text())
+        stored = json.loads((_part(kind, name) / file).read_text())
         for key, value in wanted.items():
             assert stored[key] == (list(value) if isinstance(value, tuple) else value), (name, key)
 
@@ -174,11 +197,10 @@ def test_koalas_text_encoders_are_the_familys():
     for kind in ("1b", "700m"):
         from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
-        folder = str(KOALA / kind)
         for loaded, known in (
-            (CLIPTextModel.from_pretrained(folder, subfolder="text_encoder"),
+            (CLIPTextModel.from_pretrained(_part(kind, "text_encoder")),
              layout.read_network(KARLO, "text_encoder")),
-            (CLIPTextModelWithProjection.from_pretrained(folder, subfolder="text_encoder_2"),
+            (CLIPTextModelWithProjection.from_pretrained(_part(kind, "text_encoder_2")),
              layout.read_network(KANDINSKY, "prior/text_encoder")),
         ):  # fmt: skip
             with torch.no_grad():
@@ -190,7 +212,7 @@ def test_koalas_text_encoders_are_the_familys():
 @pytest.mark.slow
 @pytest.mark.parametrize(("variant", "least"), [("700m", 0.7), ("1b", 0.8)])
 def test_koalas_pictures_obey_their_prompts(variant, least):
-    """Not worse than they were when the weights were made (see the README for their figures)."""
+    """Not worse than they were when the weights were made (figures: docs/BENCHMARKS.md)."""
     from prior_art.shapes.check import check
     from prior_art.shapes.grammar import draw_prompts
     from prior_art.shapes.score import score

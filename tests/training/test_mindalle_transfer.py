@@ -27,6 +27,8 @@ from prior_art.training.state import Unfinished
 
 from ..loaders.mindalle_originals import CODES, GRID, SIZE, vqgan, write_original
 
+pytestmark = pytest.mark.slow
+
 torch.set_num_threads(1)
 CPU = torch.device("cpu")
 SMALL = Recipe("class", epochs=3, batch=6, rate=1e-2, val=0.25, micro_batch=2, save_every=2)

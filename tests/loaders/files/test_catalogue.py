@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from prior_art.loaders.files import catalogue as sources
-from prior_art.loaders.files.catalogue import STAGES, SourceError, find_source, list_sources
+from prior_art.loaders.files.catalogue import SourceError, find_source, list_sources
 
 pytestmark = pytest.mark.usefixtures("alone")
-EVERY = STAGES["karlo"]
+EVERY = tuple(sources.SYSTEMS["karlo"].stages)
 
 
 def names(stage: str, *folders: Path) -> list[str]:
@@ -110,3 +110,56 @@ def test_words(hub: Path, tmp_path: Path) -> None:
         find_source("some", "image_encoder", [tmp_path])
     with pytest.raises(SourceError, match="unknown stage 'lens'"):
         list_sources("lens", [])
+
+
+def test_listing_is_kept_until_something_changes(hub, tmp_path, monkeypatch):
+    models = tmp_path / "models"
+    shutil.copytree(hub, models / "one")
+    walks = []
+    walk = sources._walk
+    monkeypatch.setattr(sources, "_walk", lambda *a, **k: walks.append(a) or walk(*a, **k))
+    monkeypatch.setattr(sources, "SETTLED", -(10**15))  # stamps are taken at their word
+    assert names("prior", models) == ["one"]
+    count = len(walks)
+    assert names("prior", models) == ["one"] and names("decoder", models) == ["one"]
+    assert len(walks) == count
+    shutil.copytree(hub, models / "two")
+    assert names("prior", models) == ["one", "two"]
+    config = models / "two" / "model_index.json"
+    config.write_text('{"_class_name": "SomethingElseEntirely"}')
+    assert names("prior", models) == ["one"]
+    shutil.rmtree(models / "one")
+    assert names("prior", models) == []
+
+
+def test_a_list_of_what_was_just_written_is_made_anew(hub, tmp_path):
+    """Two writes within a file system's tick leave one stamp."""
+    shutil.copytree(hub, tmp_path / "one")
+    assert names("prior", tmp_path) == ["one"]
+    (listing,) = (one for key, one in sources._listings.items() if tmp_path in key)
+    assert not listing.holds
+
+
+def test_links_to_folders_that_are_there_are_entered_once(hub, tmp_path):
+    shutil.copytree(hub, tmp_path / "m")
+    for number in range(10):
+        (tmp_path / f"a{number}").symlink_to(".", target_is_directory=True)
+    (tmp_path / "m" / "l").symlink_to("..", target_is_directory=True)
+    assert names("prior", tmp_path) == ["m"]
+
+
+def test_only_an_embedded_member_may_say_that_a_component_lies_elsewhere(
+    hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    family, models = tmp_path / "family", tmp_path / "models"
+    shutil.copytree(hub, family / "karlo")
+    shutil.move(family / "karlo" / "prior", family / "prior")
+    (family / "karlo" / "shared.json").write_text('{"prior": "../prior"}')
+    monkeypatch.setattr(sources, "EMBEDDED_ROOT", family)
+    (member,) = list_sources("prior", [])
+    assert member.folder("prior") == family / "prior"
+    assert member.folder("decoder") == family / "karlo" / "decoder"
+    shutil.copytree(family / "karlo", models / "karlo")
+    assert names("prior", models) == ["shapes-karlo"]
+    found = find_source("karlo", "decoder", [models])
+    assert found.folder("prior") == models / "karlo" / "prior"

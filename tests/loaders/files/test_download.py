@@ -18,8 +18,6 @@ from prior_art.loaders.files import catalogue as sources
 from prior_art.loaders.files import download as module
 from prior_art.loaders.files.catalogue import list_sources
 from prior_art.loaders.files.download import (
-    SYSTEMS,
-    TOGETHER,
     DownloadError,
     File,
     choose,
@@ -29,7 +27,8 @@ from prior_art.loaders.files.download import (
 
 pytestmark = pytest.mark.usefixtures("alone")
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-MAIN, VARIATIONS = SYSTEMS["karlo"].repositories
+PUBLISHED, TOGETHER = module.published(), module.together()
+MAIN, VARIATIONS = PUBLISHED["karlo"].repositories
 
 
 class Hub:
@@ -394,9 +393,9 @@ def test_choice_of_files() -> None:
 def test_systems_of_several_folders_name_what_there_is() -> None:
     """Every folder is a source of its own, with the components that its stages are read from."""
     for names in TOGETHER.values():
-        assert set(names) <= set(SYSTEMS)
-    for name in (n for n in SYSTEMS if n.startswith("kandinsky")):
-        (components,) = SYSTEMS[name].repositories.values()
+        assert set(names) <= set(PUBLISHED)
+    for name in (n for n in PUBLISHED if n.startswith("kandinsky")):
+        (components,) = PUBLISHED[name].repositories.values()
         table = sources.SYSTEMS["kandinsky-prior" if name.endswith("prior") else "kandinsky"]
         old = "2-1" in name
         parts = {
@@ -408,11 +407,11 @@ def test_systems_of_several_folders_name_what_there_is() -> None:
 
 def test_a_koala_is_one_folder_of_all_its_parts() -> None:
     table = sources.SYSTEMS["koala"]
-    for name in (n for n in SYSTEMS if n.startswith("koala")):
-        (components,) = SYSTEMS[name].repositories.values()
+    for name in (n for n in PUBLISHED if n.startswith("koala")):
+        (components,) = PUBLISHED[name].repositories.values()
         assert {folder for folder, _ in table.components.values()} <= set(components)
         assert {"", "scheduler", "text_encoder_2", "tokenizer", "tokenizer_2"} <= set(components)
-    assert table.download.split()[-1] in SYSTEMS
+    assert table.download.split()[-1] in PUBLISHED
 
 
 def test_console_progress() -> None:

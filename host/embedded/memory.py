@@ -1,0 +1,64 @@
+"""The embedded host's memory management: on the GPU, where there is one, lies what a stage uses."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from ...edges import placed
+
+
+@dataclass
+class Managed:
+    """A network in the embedded host's care."""
+
+    network: nn.Module
+
+
+_on_device: list[Managed] = []
+
+
+def manage(network: nn.Module) -> Managed:
+    """Take a network into care."""
+    return Managed(network)
+
+
+def use(
+    managed: Managed, activations: int = 0, beside: Sequence[Managed] = ()
+) -> tuple[nn.Module, torch.device, torch.dtype]:
+    """Put a network on the device, and those of the stage before back: (network, device, dtype).
+
+    ``beside`` are networks that the same stage uses too.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    wanted = [managed, *beside]
+    for other in [other for other in _on_device if other not in wanted]:
+        other.network.to("cpu")
+        _on_device.remove(other)
+    for one in wanted if device.type != "cpu" else ():
+        if one not in _on_device:
+            one.network.to(device)
+            _on_device.append(one)
+    return managed.network, device, next(managed.network.parameters()).dtype
+
+
+def free_memory() -> int:
+    """Bytes that are free on the device that computes."""
+    if torch.cuda.is_available():
+        cached = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+        return torch.cuda.mem_get_info()[0] + cached
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # not every system tells
+        return 4 * 2**30
+
+
+def offload(value: Any) -> Any:
+    """A node's output, a tensor or lists and dicts of them, in main memory, where what waits
+    between nodes is kept."""
+    return placed(value, "cpu")

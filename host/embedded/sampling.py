@@ -1,0 +1,63 @@
+"""What a MODEL must have for the headless re-telling of ComfyUI's samplers to run it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+Prompt = tuple[str, list]
+"""Which side of the guidance it is on, and one entry of a CONDITIONING."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A network with its conditioning held fixed.
+
+    Attributes:
+        predict: ``(x [R * B, c, h, w], step index)`` → noise, and whatever channels follow.
+        device, dtype: where and in what it runs.
+        beside: further input channels ``[R * B, c', h, w]``, as a rule none.
+    """
+
+    predict: Callable[[torch.Tensor, int], torch.Tensor]
+    device: torch.device
+    dtype: torch.dtype
+    beside: tuple[torch.Tensor, ...] = ()
+
+
+class Sampled(Protocol):
+    """A MODEL that native samplers run.
+
+    Attributes:
+        scale: what latents are multiplied by before they are noised.
+    """
+
+    scale: float
+
+    def sigmas(self) -> torch.Tensor:
+        """Noise over signal at every training timestep, ascending, fp32."""
+        ...
+
+    def prepare(
+        self,
+        prompts: list[Prompt],
+        start: torch.Tensor,
+        mask: torch.Tensor | None,
+        times: list[int],
+        seed: int,
+    ) -> Prepared:
+        """The network for these prompts, each of as many rows as there are latents.
+
+        Args:
+            prompts: of both sides of the guidance.
+            start: latents ``[B, 4, h, w]``, scaled; mask: ``[B, 1, h, w]``, 1 is painted anew.
+            times: of each step.
+            seed: of the run, for what the host draws beside the latents' noise.
+
+        Raises:
+            EdgeError: conditioning of another kind.
+        """
+        ...
