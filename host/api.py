@@ -156,7 +156,7 @@ def adapters(door: str) -> Mapping[str, Adapter]:
     """Every system's adapters of a door, by stage.
 
     Args:
-        door: the package, such as ``prior_art.host.embedded.door``.
+        door: the package, such as ``prior_art.host.embedded``.
     """
     found: dict[str, Adapter] = {}
     for name in SYSTEMS:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from .grammar import Scene
-from .train.painters import KandinskyPainter, KarloPainter, KoalaPainter, MinDALLEPainter
+from .painters import KandinskyPainter, KarloPainter, KoalaPainter, MinDALLEPainter
 
 STRENGTH = 0.5
 """Of image to image: how much of the schedule is run on another system's picture."""

@@ -23,7 +23,7 @@ from PIL import Image
 from .check import Finding, check
 from .grammar import Scene, draw_prompts, held_out
 from .mixes import MIXES
-from .train.painters import KandinskyPainter, KarloPainter, KoalaPainter, MinDALLEPainter
+from .painters import KandinskyPainter, KarloPainter, KoalaPainter, MinDALLEPainter
 
 _SYSTEMS = (
     *("karlo", "mindalle", "kandinsky", "kandinsky-inpaint", "kandinsky-depth"),

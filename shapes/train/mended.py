@@ -107,7 +107,7 @@ def mended_latents(kandinsky: Path, count: int, device: torch.device | str) -> P
     from ...networks.kandinsky_movq import decode
     from ...samplers.kandinsky import sample_latents
     from ...samplers.parts.noise import generators
-    from .painters import KandinskyPainter
+    from ..painters import KandinskyPainter
 
     painter = KandinskyPainter(kandinsky, str(device))
     known, pictures, seen = training_scenes(), [], []

@@ -17,9 +17,9 @@ import torch.nn.functional as F
 
 from ..grammar import KINDS, SIZES, Scene, training_scenes
 from ..pictures import SIDE, coloured, silhouette_pool, training_batch
+from . import layout
 from .clip import ClipTrainee, contrast, towers_of
 from .loop import Draw, Plan, train
-from .run import layout
 from .words import read_tokenizer
 
 PLAN = Plan("reranker", steps=1600, batch=12, rate=5e-4, ema=0.99, warmup=30, save_every=100)

@@ -82,7 +82,7 @@ def test_native_text_encode_gives_the_same_prompt_without_sizes(loaded):
 
 def test_a_prompt_of_ten_thousand_characters_is_cut_with_a_warning(loaded, monkeypatch):
     heard = []
-    monkeypatch.setattr("prior_art.host.embedded.door.session.session.on_warning", heard.append)
+    monkeypatch.setattr("prior_art.host.embedded.session.session.on_warning", heard.append)
     _, clip, _ = loaded()
     ((long, _),) = said(clip, "a cat " * 1700)
     assert long.shape == (1, 77, 80)

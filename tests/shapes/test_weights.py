@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from prior_art.loaders.files.catalogue import find_source
-from prior_art.shapes.train.run import layout
+from prior_art.shapes.train import layout
 
 KARLO = layout.WEIGHTS / "karlo"
 pytestmark = pytest.mark.skipif(not KARLO.is_dir(), reason="the family is not trained yet")
@@ -97,8 +97,8 @@ def test_text_and_image_meet_in_one_space():
 def test_pictures_obey_their_prompts():
     from prior_art.shapes.check import check
     from prior_art.shapes.grammar import draw_prompts
+    from prior_art.shapes.painters import KarloPainter
     from prior_art.shapes.score import score
-    from prior_art.shapes.train.painters import KarloPainter
 
     scenes = draw_prompts(12, seed=3)
     painted = KarloPainter().paint(scenes, seed=11)
@@ -144,8 +144,8 @@ def test_kandinskys_pictures_obey_their_prompts(mode, least):
     """Not worse than they were when the weights were made (figures: docs/BENCHMARKS.md)."""
     from prior_art.shapes.check import check
     from prior_art.shapes.grammar import draw_prompts
+    from prior_art.shapes.painters import KandinskyPainter
     from prior_art.shapes.score import score
-    from prior_art.shapes.train.painters import KandinskyPainter
 
     scenes = draw_prompts(12, seed=3)
     painter = KandinskyPainter(mode=mode)
@@ -215,8 +215,8 @@ def test_koalas_pictures_obey_their_prompts(variant, least):
     """Not worse than they were when the weights were made (figures: docs/BENCHMARKS.md)."""
     from prior_art.shapes.check import check
     from prior_art.shapes.grammar import draw_prompts
+    from prior_art.shapes.painters import KoalaPainter
     from prior_art.shapes.score import score
-    from prior_art.shapes.train.painters import KoalaPainter
 
     scenes = draw_prompts(24, seed=3)
     painted = KoalaPainter(variant=variant).paint(scenes, seed=11)

@@ -11,7 +11,7 @@ import torch
 
 from prior_art.edges import EdgeError
 from prior_art.host.embedded import door as embedded
-from prior_art.host.embedded.door import unclip
+from prior_art.host.embedded import unclip
 from prior_art.loaders.clip import Preprocess
 from prior_art.samplers import clip as clip_sampler
 from prior_art.samplers.kandinsky import check_places

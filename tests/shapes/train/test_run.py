@@ -13,14 +13,14 @@ from prior_art.loaders import kandinsky, koala, mindalle, rerank, unclip
 from prior_art.loaders.files.catalogue import Source
 from prior_art.networks.unet import prepare_sdxl
 from prior_art.samplers.koala import SDXLText
-from prior_art.shapes import grammar, score
+from prior_art.shapes import grammar, painters, score
 from prior_art.shapes.check import Finding
 from prior_art.shapes.grammar import KINDS, Scene
 from prior_art.shapes.pictures import silhouette, training_batch
 from prior_art.shapes.train import kandinsky as stages_latent
 from prior_art.shapes.train import karlo_decoder as stages_decoder
 from prior_art.shapes.train import koala as stages_koala
-from prior_art.shapes.train import layout, loop, mended, painters, recipe
+from prior_art.shapes.train import layout, loop, mended, recipe
 from prior_art.shapes.train import mclip as stages_mclip
 from prior_art.shapes.train import mindalle_vqgan as stages_vqgan
 from prior_art.shapes.train import movq as stages_movq

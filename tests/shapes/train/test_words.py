@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from prior_art.shapes.train.run import words
+from prior_art.shapes.train import words
 
 PROMPT = "a small red circle on a blue background"
 

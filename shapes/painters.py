@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..grammar import COLOURS, KINDS, SIZES, Scene
-from ..pictures import draw
+from .grammar import COLOURS, KINDS, SIZES, Scene
+from .pictures import draw
 
 _STAGES = ("text_encoder", "prior", "decoder", "upscaler")
 
@@ -25,7 +25,7 @@ class KarloPainter:
     """Karlo's whole chain, from loaded weights to pictures."""
 
     def __init__(self, weights: Path | None = None, device: str = "cpu"):
-        from ...loaders import karlo, unclip
+        from ..loaders import karlo, unclip
         from ..loaders.files.catalogue import Source, find_source
 
         if weights is None:
@@ -78,8 +78,8 @@ class KarloPainter:
 
 
 def _encoded(loaded: Any, prompts: Sequence[str], place: dict[str, Any]) -> Any:
-    from ...loaders.clip import tokenize
-    from ...samplers.clip import encode_text
+    from ..loaders.clip import tokenize
+    from ..samplers.clip import encode_text
 
     ids, mask, _ = tokenize(loaded.tokenizer, list(prompts))
     return encode_text(loaded.network, ids, mask, loaded.space, **place)
@@ -87,7 +87,7 @@ def _encoded(loaded: Any, prompts: Sequence[str], place: dict[str, Any]) -> Any:
 
 def _sampled(painter: Any, prompts: Sequence[str], streams: list[torch.Generator]) -> torch.Tensor:
     """What the prior of a painter makes of the prompts ``[B, D]``."""
-    from ...samplers.prior import sample_prior
+    from ..samplers.prior import sample_prior
 
     return sample_prior(
         painter.prior.network,
@@ -109,9 +109,9 @@ class MinDALLEPainter:
     """minDALL-E's whole chain, from loaded weights to the reranker's favourites."""
 
     def __init__(self, weights: Path | None = None, device: str = "cpu", candidates: int = 1):
-        from ...loaders import mindalle
-        from ...loaders.rerank import load_reranker
+        from ..loaders import mindalle
         from ..loaders.files.catalogue import Source, find_source
+        from ..loaders.rerank import load_reranker
 
         if weights is None:
             source = find_source("shapes-mindalle", "ar_transformer", [])
@@ -138,7 +138,7 @@ class MinDALLEPainter:
         return np.stack(painted)
 
     def _candidates(self, prompt: str, seed: int) -> torch.Tensor:
-        from ...loaders.mindalle import tokenize
+        from ..loaders.mindalle import tokenize
         from ..networks.mindalle_vqgan import decode
         from ..samplers.mindalle import sample_tokens
         from ..samplers.parts.noise import generators
@@ -152,9 +152,9 @@ class MinDALLEPainter:
         return (decode(self.vqgan, codes) * 0.5 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
 
     def _best(self, prompt: str, pictures: torch.Tensor) -> int:
-        from ...loaders.clip import tokenize
-        from ...samplers.clip import encode_image, encode_text
-        from ...samplers.rerank import order, preprocess, rerank_scores
+        from ..loaders.clip import tokenize
+        from ..samplers.clip import encode_image, encode_text
+        from ..samplers.rerank import order, preprocess, rerank_scores
 
         clip = self.reranker
         ids, mask, _ = tokenize(clip.tokenizer, [prompt])
@@ -174,7 +174,7 @@ class KandinskyPainter:
     """
 
     def __init__(self, weights: Path | None = None, device: str = "cpu", mode: str = "decoder"):
-        from ...loaders import kandinsky, unclip
+        from ..loaders import kandinsky, unclip
         from ..loaders.files.catalogue import EMBEDDED_ROOT, Source, find_source
 
         root = (weights or EMBEDDED_ROOT / "kandinsky").resolve()
@@ -266,7 +266,7 @@ class KoalaPainter:
     def __init__(
         self, weights: Path | None = None, device: str = "cpu", variant: str = "700m"
     ) -> None:
-        from ...loaders import koala
+        from ..loaders import koala
         from ..loaders.files.catalogue import EMBEDDED_ROOT, Source
 
         folder = ((weights or EMBEDDED_ROOT / "koala") / variant).resolve()
@@ -292,9 +292,9 @@ class KoalaPainter:
     ) -> np.ndarray:
         """Pictures of prompts: uint8 ``[B, 64, 64, 3]``; ``pooled`` ``[B, D]`` in the place of the
         prompts' own pooled embedding."""
-        from ...networks.unet import prepare_sdxl
-        from ...samplers.koala import sample_koala
         from ..networks.koala_vae import LatentKL
+        from ..networks.unet import prepare_sdxl
+        from ..samplers.koala import sample_koala
 
         text = self._encode(list(prompts))
         latents = sample_koala(
@@ -309,8 +309,8 @@ class KoalaPainter:
         return _pixels(LatentKL(self.vae.network).decode(latents))
 
     def _encode(self, prompts: list[str]) -> Any:
-        from ...loaders.clip import tokenize
-        from ...samplers.koala import encode_text_pair
+        from ..loaders.clip import tokenize
+        from ..samplers.koala import encode_text_pair
 
         ids = (
             tokenize(tokenizer, prompts, cleaned=False)[0].to(self.place["device"])
