@@ -1,6 +1,6 @@
 """The headless runner against a real ComfyUI: the same small graphs through both.
 
-    python -m tests.host.differential --cases 500 --seed 7            # starts $COMFYUI_PATH
+    python -m tests.host.differential --cases 500 --seed 7     # starts the host tests' ComfyUI
     python -m tests.host.differential --only 7/132 --host http://127.0.0.1:8188 --keep /tmp/graphs
 
 A graph agrees where both make the same outputs, pictures to one level, or where both refuse. Where
@@ -425,11 +425,15 @@ def sweep(
 
 @contextmanager
 def _started() -> Iterator[str]:
-    """A ComfyUI of COMFYUI_PATH and COMFYUI_PYTHON."""
+    """The ComfyUI that the host tests would take."""
     conftest = beside("conftest")
-    folder = Path(os.environ.get("COMFYUI_PATH", "~/comfy/ComfyUI")).expanduser()
-    python = Path(os.environ.get("COMFYUI_PYTHON", folder / ".venv/bin/python")).expanduser()
-    paths = conftest.HostPaths(folder, python, conftest.host_environment())
+    named = os.environ.get("COMFYUI_PATH")
+    folders = [Path(name).expanduser() for name in ([named] if named else conftest.FOLDERS)]
+    folder = next((one for one in folders if conftest.missing_of(one) is None), None)
+    if folder is None:
+        why = "; ".join(filter(None, map(conftest.missing_of, folders)))
+        raise SystemExit(f"no ComfyUI to start: {why}. Set COMFYUI_PATH and COMFYUI_PYTHON")
+    paths = conftest.HostPaths(folder, conftest.python_of(folder), conftest.host_environment())
     with tempfile.TemporaryDirectory() as base:
         comfy = conftest.start_comfy(paths, Path(base))
         try:
