@@ -11,10 +11,8 @@ refused by name: headless is exact, or says no. Everything else is a difference.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import io
 import json
-import os
 import re
 import shutil
 import sys
@@ -28,27 +26,19 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-HERE = Path(__file__).resolve().parent
+from . import differential_graphs as graphs
+from .finding import found_host, python_of
+
 LEVELS = 1
 """How far a picture's levels may lie apart."""
 SAME, BOTH_REFUSE, BY_NAME, DIFFERENT = "same", "both refuse", "refused by name", "different"
 ON_THE_WAY = "refused on the way"
 """By name too, but for what only a run shows: how many rows an embedding has."""
-
-
-def beside(name: str) -> ModuleType:
-    """A module of this folder; pytest's import mode gives tests no package to import from."""
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, HERE / f"{name}.py")
-        sys.modules[name] = module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    return sys.modules[name]
 
 
 @dataclass
@@ -383,7 +373,6 @@ def sweep(
         keep: where to write the graphs that differ.
         tell: called with a line for each graph that differs, at once.
     """
-    graphs = beside("differential_graphs")
     graphs.write_pictures(headless.pictures)
     for path in sorted(headless.pictures.iterdir()):
         host.send_picture(path)
@@ -426,20 +415,21 @@ def sweep(
 @contextmanager
 def _started() -> Iterator[str]:
     """The ComfyUI that the host tests would take."""
-    conftest = beside("conftest")
-    named = os.environ.get("COMFYUI_PATH")
-    folders = [Path(name).expanduser() for name in ([named] if named else conftest.FOLDERS)]
-    folder = next((one for one in folders if conftest.missing_of(one) is None), None)
-    if folder is None:
-        why = "; ".join(filter(None, map(conftest.missing_of, folders)))
-        raise SystemExit(f"no ComfyUI to start: {why}. Set COMFYUI_PATH and COMFYUI_PYTHON")
-    paths = conftest.HostPaths(folder, conftest.python_of(folder), conftest.host_environment())
+    from .conftest import HostPaths, host_environment, start_comfy, stop_comfy
+
+    try:
+        folder, _ = found_host()
+    except LookupError as error:
+        raise SystemExit(
+            f"no ComfyUI to start: {error}. Set COMFYUI_PATH and COMFYUI_PYTHON"
+        ) from None
+    paths = HostPaths(folder, python_of(folder), host_environment())
     with tempfile.TemporaryDirectory() as base:
-        comfy = conftest.start_comfy(paths, Path(base))
+        comfy = start_comfy(paths, Path(base))
         try:
             yield comfy.url
         finally:
-            conftest.stop_comfy(comfy)
+            stop_comfy(comfy)
 
 
 @contextmanager

@@ -3,19 +3,18 @@ a refusal by name. ``python -m tests.host.differential`` runs more of them."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 import shutil
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 
-HERE = Path(__file__).resolve().parent
+from . import differential
+from . import differential_graphs as graphs
+
 CASES, SEED = 150, 15
 EQUALLED = (0, 33)
 """The release that the runner equals: older ones load pictures by other decoders, and their nodes
@@ -26,17 +25,6 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 QUIET = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
 
 pytestmark = pytest.mark.host
-
-
-def _module(name: str) -> ModuleType:
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, HERE / f"{name}.py")
-        sys.modules[name] = module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    return sys.modules[name]
-
-
-differential, graphs = _module("differential"), _module("differential_graphs")
 
 
 @pytest.mark.slow
