@@ -1246,8 +1246,25 @@ def _one_of_each(plan: Plan, number: int) -> None:
         plan.add("PriorArtSaveEmbeddings", image_embeds=seen, name="seen", note="")
 
 
+def _rare(plan: Plan) -> None:
+    """An output of nodes that no way above goes over."""
+    image = plan.out("LoadImage", image="animated.png")
+    size = plan.add("GetImageSize", image=image)
+    plan.add("PreviewAny", source=Wire(size, 2))
+    many = plan.out("RepeatImageBatch", image=image, amount=2)
+    both = {"width": Wire(size, 0), "height": Wire(size, 1)}
+    method = {"upscale_method": "bilinear", "crop": "center"}
+    plan.add(
+        "SaveImage",
+        images=plan.out("ImageScale", image=many, **method, **both),
+        filename_prefix="rare",
+    )
+
+
 def _finish(plan: Plan, number: int) -> None:
     """One to three outputs, and what hangs behind them."""
+    if number % 50 == 49:
+        _rare(plan)
     if plan.chance(0.7):
         _one_of_each(plan, number)
         if plan.chance(0.6):
