@@ -1717,24 +1717,6 @@ def to_api(plan: Plan) -> dict[str, dict[str, Any]]:
     return made
 
 
-class _Scope:
-    """One graph of a saved file: the workflow itself, or a subgraph's definition."""
-
-    def __init__(self, plan: Plan, path: tuple[int, ...], rng: random.Random, full: bool) -> None:
-        self.plan, self.path, self.rng, self.full = plan, path, rng, full
-        self.links: list[dict[str, Any]] = []
-        self.numbers: dict[Any, list[int]] = {}
-
-    def element(self, number: int) -> int | None:
-        """The node of this graph in which a planned node lies."""
-        node = self.plan.nodes[number]
-        whole = (*node.path, number)
-        return whole[len(self.path)] if whole[: len(self.path)] == self.path else None
-
-    def link(self, source: tuple[int, int], target: tuple[int, str], type_: str) -> None:
-        self.links.append({"source": source, "target": target, "type": type_})
-
-
 def _crossings(plan: Plan, group: int) -> tuple[dict[Any, str], dict[Wire, str]]:
     """What goes into a group by key (a wire, or a promoted widget) and what comes out: types."""
     inward: dict[Any, str] = {}
