@@ -29,7 +29,7 @@ from .files.checkpoint import (
     check_inside,
     read_state_dict,
 )
-from .files.configs import check_config, check_tokens, read_schedule_config
+from .files.configs import check_config, check_tokens, read_schedule_config, sizes_of
 from .files.hub import build, build_diffusers, fill, part, read_hub
 from .files.libraries import require
 from .files.safe import write_whole
@@ -297,9 +297,8 @@ def load_mclip(source: Source, dtype: torch.dtype = torch.float32) -> TextEncode
     """
     config, tensors, name = read_hub(source, "text_encoder", dtype)
     model, config_class = require("transformers", "XLMRobertaModel", "XLMRobertaConfig")
-    own = {k: v for k, v in config.items() if k not in ("architectures", "torch_dtype", "dtype")}
-    own = _xlmr_sizes(tensors) | own
     check_config("XLMRobertaConfig", config, name, len(tensors))
+    own = _xlmr_sizes(tensors) | sizes_of("XLMRobertaConfig", config)
     # The pooler answers a question that this tower is not asked; some files lack it.
     tensors = {k: v for k, v in tensors.items() if not k.startswith("transformer.pooler.")}
     projection = tensors.get("LinearTransformation.weight")

@@ -25,7 +25,7 @@ from .files.checkpoint import (
     read_component,
     read_json,
 )
-from .files.configs import check_config
+from .files.configs import check_config, sizes_of
 from .files.libraries import require
 
 SYSTEMS = (
@@ -166,7 +166,7 @@ def _tower(
     check_config(config_name, own, name, len(tensors))
     try:
         with torch.device("meta"):
-            network = tower_class(config_class.from_dict(own))
+            network = tower_class(config_class.from_dict(sizes_of(config_name, own)))
     except Exception as error:
         raise CheckpointError(
             f"the config.json of '{name}' describes no CLIP that can be built"

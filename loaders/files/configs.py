@@ -267,6 +267,12 @@ def check_config(kind: str, config: Mapping[str, Any], name: str, tensors: int |
             raise _wrong(name, key, value, f"less: its weights are {tensors} tensors")
 
 
+def sizes_of(kind: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """What transformers is to be told: of all that its configurations may hold (a number of labels,
+    say, of which it makes as many words) only what its table here has."""
+    return {k: config[k] for k in TABLES[kind] if k in config and k != "architectures"}
+
+
 def nested(config: dict[str, Any], key: str, name: str) -> dict[str, Any]:
     """A tower's part of a configuration of several, or all of it where it has none.
 

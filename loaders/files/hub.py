@@ -26,7 +26,7 @@ from .checkpoint import (
     read_component,
     read_json,
 )
-from .configs import check_config
+from .configs import check_config, sizes_of
 from .libraries import require
 
 
@@ -106,8 +106,7 @@ def build_transformers(
     check_config(config_name, config, name, len(tensors))
     found = config.get("architectures") or class_name
     expect(found if isinstance(found, str) else found[0], class_name, name)
-    own = {k: v for k, v in config.items() if k not in ("architectures", "torch_dtype", "dtype")}
-    return build(lambda: cls(config_class.from_dict(own)), name)
+    return build(lambda: cls(config_class.from_dict(sizes_of(config_name, config))), name)
 
 
 def expect(found: str, wanted: str, name: str) -> None:

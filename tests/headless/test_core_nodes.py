@@ -13,7 +13,12 @@ from PIL import Image, ImageFile
 from PIL.PngImagePlugin import PngInfo
 
 from prior_art.headless.core_images import ImageBatch, ImageCompositeMasked
-from prior_art.headless.core_latents import LatentBatch, LatentBlend, LatentComposite
+from prior_art.headless.core_latents import (
+    LatentBatch,
+    LatentBlend,
+    LatentComposite,
+    VAEEncodeForInpaint,
+)
 from prior_art.headless.core_nodes import (
     LoadImage,
     LoadImageMask,
@@ -364,3 +369,13 @@ def test_what_is_called_a_picture_starts_no_program(folder, monkeypatch):
     os.mkfifo(folder / "pipe.png")
     with pytest.raises(WorkflowError, match="no such file"):
         LoadImage.execute("pipe.png")
+
+
+def test_other_counts_of_masks_than_pictures_are_refused_to_encode():
+    vae = SimpleNamespace(factor=8, encode=lambda pixels: pixels.movedim(-1, 1)[:, :, ::8, ::8])
+    pixels = torch.rand(2, 16, 16, 3)
+    for masks in (1, 2):
+        made = VAEEncodeForInpaint.execute(pixels, vae, torch.ones(masks, 16, 16), 0).args[0]
+        assert made["samples"].shape[0] == 2 and (made["samples"] == 0.5).all()
+    with pytest.raises(WorkflowError, match="'mask' holds 3 masks for 2 pictures"):
+        VAEEncodeForInpaint.execute(pixels, vae, torch.ones(3, 16, 16), 0)

@@ -1,20 +1,18 @@
 """The headless runner against a real ComfyUI: the same small graphs through both.
 
-    python -m tests.host.differential --cases 500 --seed 7            # starts $COMFYUI_PATH
+    python -m tests.host.differential --cases 500 --seed 7     # starts the host tests' ComfyUI
     python -m tests.host.differential --only 7/132 --host http://127.0.0.1:8188 --keep /tmp/graphs
 
 A graph agrees where both make the same outputs, pictures to one level, or where both refuse. Where
-ComfyUI runs and the runner says before anything ran which node it cannot do, it is listed as
+ComfyUI runs and the runner says before anything ran which node only ComfyUI can do, it is listed as
 refused by name: headless is exact, or says no. Everything else is a difference.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import io
 import json
-import os
 import re
 import shutil
 import sys
@@ -28,25 +26,19 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-HERE = Path(__file__).resolve().parent
+from . import differential_graphs as graphs
+from .finding import found_host, python_of
+
 LEVELS = 1
 """How far a picture's levels may lie apart."""
 SAME, BOTH_REFUSE, BY_NAME, DIFFERENT = "same", "both refuse", "refused by name", "different"
-
-
-def beside(name: str) -> ModuleType:
-    """A module of this folder; pytest's import mode gives tests no package to import from."""
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, HERE / f"{name}.py")
-        sys.modules[name] = module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    return sys.modules[name]
+ON_THE_WAY = "refused on the way"
+"""By name too, but for what only a run shows: how many rows an embedding has."""
 
 
 @dataclass
@@ -71,7 +63,7 @@ class Verdict:
     """How the two compare.
 
     Attributes:
-        kind: one of the four words above.
+        kind: one of the five words above.
         why: what differs or was refused.
         far: largest distance of a picture's levels.
     """
@@ -278,8 +270,9 @@ def compare(host: Outcome, ours: Outcome, api: dict[str, Any]) -> Verdict:
     if theirs and mine:
         return Verdict(BOTH_REFUSE, f"host: {theirs} || headless: {mine}")
     if mine:
-        named = ours.refused and names_a_node(mine, api)
-        return Verdict(BY_NAME if named else DIFFERENT, f"headless alone refuses: {mine}")
+        named = BY_NAME if ours.refused else ON_THE_WAY
+        kind = named if names_a_node(mine, api) else DIFFERENT
+        return Verdict(kind, f"headless alone refuses: {mine}")
     if theirs:
         return Verdict(DIFFERENT, f"ComfyUI alone refuses: {theirs}")
     made = {key for key, shown in host.outputs.items() if shown}
@@ -355,7 +348,7 @@ class Report:
         lines.append(f"seconds: {self.seconds[0]:.0f} in ComfyUI, {self.seconds[1]:.0f} headless")
         lines.append(f"nodes: {_counted(self.nodes)}")
         lines.append(f"features: {_counted(self.features)}")
-        for kind in (BY_NAME, BOTH_REFUSE, DIFFERENT):
+        for kind in (BY_NAME, ON_THE_WAY, BOTH_REFUSE, DIFFERENT):
             if kind == BOTH_REFUSE and not all_refusals:
                 continue
             lines += [f"{name} {kind}: {v.why}" for name, v in self.listed if v.kind == kind]
@@ -380,7 +373,6 @@ def sweep(
         keep: where to write the graphs that differ.
         tell: called with a line for each graph that differs, at once.
     """
-    graphs = beside("differential_graphs")
     graphs.write_pictures(headless.pictures)
     for path in sorted(headless.pictures.iterdir()):
         host.send_picture(path)
@@ -422,17 +414,22 @@ def sweep(
 
 @contextmanager
 def _started() -> Iterator[str]:
-    """A ComfyUI of COMFYUI_PATH and COMFYUI_PYTHON."""
-    conftest = beside("conftest")
-    folder = Path(os.environ.get("COMFYUI_PATH", "~/comfy/ComfyUI")).expanduser()
-    python = Path(os.environ.get("COMFYUI_PYTHON", folder / ".venv/bin/python")).expanduser()
-    paths = conftest.HostPaths(folder, python, conftest.host_environment())
+    """The ComfyUI that the host tests would take."""
+    from .conftest import HostPaths, host_environment, start_comfy, stop_comfy
+
+    try:
+        folder, _ = found_host()
+    except LookupError as error:
+        raise SystemExit(
+            f"no ComfyUI to start: {error}. Set COMFYUI_PATH and COMFYUI_PYTHON"
+        ) from None
+    paths = HostPaths(folder, python_of(folder), host_environment())
     with tempfile.TemporaryDirectory() as base:
-        comfy = conftest.start_comfy(paths, Path(base))
+        comfy = start_comfy(paths, Path(base))
         try:
             yield comfy.url
         finally:
-            conftest.stop_comfy(comfy)
+            stop_comfy(comfy)
 
 
 @contextmanager
