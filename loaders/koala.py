@@ -199,6 +199,13 @@ def load_unet(
             f"'{name}' is no U-Net of SDXL's kind (addition_embed_type is"
             f" {network.config.addition_embed_type!r}); choose the folder of a KOALA"
         )
+    sizes = ("addition_time_embed_dim", "projection_class_embeddings_input_dim")
+    for key in (*sizes, "cross_attention_dim"):
+        if not isinstance(network.config[key], int):
+            raise CheckpointError(
+                f"the configuration of '{name}' says {key} {network.config[key]!r}, but a U-Net of"
+                f" SDXL's kind has one number there. {AGAIN}"
+            )
     if network.config.in_channels != 4:
         raise CheckpointError(
             f"'{name}' has {network.config.in_channels} input channels, as for inpainting or"

@@ -142,7 +142,7 @@ def _load_folder(source: Source, dtype: torch.dtype) -> Reranker:
         network["vision"].config.image_size,
     )
     tokenizer = clip.load_tokenizer(folder, folders)
-    clip.check_tokenizer(tokenizer, network["text"], f"{name}'s tokenizer")
+    clip.check_tokenizer(tokenizer, network["text"], str(folder))
     return Reranker(
         network,
         tokenizer,
@@ -170,7 +170,7 @@ def _tower(
     except Exception as error:
         raise CheckpointError(
             f"the config.json of '{name}' describes no CLIP that can be built"
-            f" ({str(error).strip()[:200]}). {AGAIN}"
+            f" ({' '.join(str(error).split())[:200]}). {AGAIN}"
         ) from error
     wanted = network.state_dict()
     state = {}

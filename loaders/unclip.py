@@ -94,12 +94,13 @@ def load_text_encoder(
     else:
         config, tensors, name = read_hub(source, "text_encoder", dtype)
         config = nested(config, "text_config", name)
-        tokenizer = clip.load_tokenizer(part(source, "tokenizer"), source.folders)
+        found = part(source, "tokenizer")
+        tokenizer = clip.load_tokenizer(found, source.folders)
     network = build_transformers(
         "CLIPTextModelWithProjection", "CLIPTextConfig", config, name, tensors
     )
     fill(network, tensors, dtype, name, "text_model.")
-    clip.check_tokenizer(tokenizer, network, f"{name}'s tokenizer")
+    clip.check_tokenizer(tokenizer, network, str(found))
     return TextEncoder(network, tokenizer, space_of(source, network.config.projection_dim))
 
 

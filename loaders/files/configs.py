@@ -269,8 +269,11 @@ def check_config(kind: str, config: Mapping[str, Any], name: str, tensors: int |
 
 def sizes_of(kind: str, config: Mapping[str, Any]) -> dict[str, Any]:
     """What transformers is to be told: of all that its configurations may hold (a number of labels,
-    say, of which it makes as many words) only what its table here has."""
-    return {k: config[k] for k in TABLES[kind] if k in config and k != "architectures"}
+    say, of which it makes as many words) only what its table here has. Some versions take 0 for no
+    number with a point."""
+    own = {k: config[k] for k in TABLES[kind] if k in config and k != "architectures"}
+    whole = {k: v for k, v in own.items() if TABLES[kind][k].kind == "number" and v is not None}
+    return own | {k: float(v) for k, v in whole.items()}
 
 
 def nested(config: dict[str, Any], key: str, name: str) -> dict[str, Any]:

@@ -73,7 +73,7 @@ def build(make: Callable[[], nn.Module], name: str) -> nn.Module:
     except Exception as error:
         raise CheckpointError(
             f"the config.json of '{name}' describes no network that can be built"
-            f" ({str(error).strip()[:200]}). {AGAIN}"
+            f" ({' '.join(str(error).split())[:200]}). {AGAIN}"
         ) from error
 
 
