@@ -261,6 +261,19 @@ class _Listing:
     sources: list[Source] = field(default_factory=list)
     started: int = field(default_factory=time.time_ns)
 
+    _names: dict[Path, frozenset[str]] = field(default_factory=dict)
+    telling: frozenset[str] = field(default_factory=lambda: _telling())
+
+    def names(self, folder: Path) -> frozenset[str]:
+        """What lies in a folder, whose stamp tells when that changes."""
+        if folder not in self._names:
+            try:
+                found = frozenset(os.listdir(self.see(folder)))
+            except OSError:
+                found = frozenset()
+            self._names[folder] = found
+        return self._names[folder]
+
     def see(self, path: Path) -> Path:
         """Note a path's stamp, once."""
         if path not in self.stamps:
@@ -289,6 +302,17 @@ def _stamp(path: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return found.st_mtime_ns, found.st_size
+
+
+def _telling() -> frozenset[str]:
+    """The names by which any system's folder is told; one without them is none."""
+    found = {"model_index.json", "config.json"}
+    for system in SYSTEMS.values():
+        for stage in system.stages.values():
+            found |= {name for name in (stage.original, *(stage.own or ())[:1]) if name}
+        parts = {component for component, _ in system.components.values() if component}
+        found |= parts | {f"{system.prefix}{component}" for component in parts}
+    return frozenset(found)
 
 
 def _all_sources(folders: Sequence[Path]) -> list[Source]:
@@ -425,28 +449,35 @@ def _folder(path: Path, component: str, embedded: bool) -> Path:
 
 
 def _stages_by_system(folder: Path, listing: _Listing) -> dict[str, frozenset[str]]:
+    if listing.telling.isdisjoint(listing.names(folder)):
+        return {}
     found = {key: _stages_of(folder, system, listing) for key, system in SYSTEMS.items()}
     return {key: stages for key, stages in found.items() if stages}
 
 
 def _prefix(folder: Path, system: System, listing: _Listing) -> str:
     """Of the names of a system's component folders here."""
+    if "model_index.json" not in listing.names(folder):
+        return ""
     index = listing.see(folder / "model_index.json")
     return system.prefix if _class_name(index) in system.combined else ""
 
 
 def _stages_of(folder: Path, system: System, listing: _Listing) -> frozenset[str]:
     """The stages of ``system`` that a folder in hub layout holds."""
+    names = listing.names(folder)
     index = listing.see(folder) / "model_index.json"
-    if index.is_file():
+    if index.name in names and index.is_file():
         name = _class_name(listing.see(index))
         if name is not None and name not in system.pipelines | system.combined:
             return frozenset()
     elif system.indexed:
         return frozenset()
     found, prefix = _loose_stages(folder, system, listing), _prefix(folder, system, listing)
+    embedded = folder.is_relative_to(EMBEDDED_ROOT)
     for stage, (component, wanted) in system.components.items():
-        embedded = folder.is_relative_to(EMBEDDED_ROOT)
+        if not embedded and component and f"{prefix}{component}" not in names:
+            continue
         part = listing.see(_folder(folder, f"{prefix}{component}", embedded))
         config = part / "config.json"
         if not part.is_dir():
@@ -465,9 +496,10 @@ def _loose_stages(folder: Path, system: System, listing: _Listing) -> set[str]:
     """The stages that a folder holds as files by their names, which need no component folders."""
     found = set()
     for name, stage in system.stages.items():
-        if stage.original is not None and (folder / stage.original).is_file():
+        names = listing.names(folder)
+        if stage.original in names and (folder / stage.original).is_file():
             found.add(name)
-        if stage.own is not None and (folder / stage.own[0]).is_file():
+        if stage.own is not None and stage.own[0] in names and (folder / stage.own[0]).is_file():
             config = listing.see(folder / "config.json")
             if _class_name(config) == stage.own[1]:
                 found.add(name)
