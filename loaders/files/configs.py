@@ -97,7 +97,7 @@ _EPSILON = _number(1e-12, 0.1)
 _SHARE = _number(0, 1)
 _DEPTH = _whole(1, 10_000, tensors=4)
 _DEPTHS = _whole(0, 10_000, listed=True, tensors=4)
-_TOKEN = _whole(0, 2**24, none=True, listed=True)
+_TOKEN = _whole(0, 2**24, none=True)
 
 _UNET = {
     "sample_size": replace(_EDGE, none=True, listed=True),

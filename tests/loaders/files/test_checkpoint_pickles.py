@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import json
 import os
 import pickle
 import sys
@@ -13,7 +14,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from prior_art.loaders.files.checkpoint import CheckpointError, Inert, read_state_dict, read_tensors
+from prior_art.loaders.files.checkpoint import (
+    CheckpointError,
+    Inert,
+    read_component,
+    read_state_dict,
+    read_tensors,
+)
 
 from ..draw import random
 
@@ -264,3 +271,67 @@ def test_tuples_of_a_checkpoint_are_no_bomb(tmp_path: Path) -> None:
     few = lightning(state()) | {"betas": ((0.9, 0.95), [(1, (2, (3, 4)))] * 50)}
     torch.save(few, tmp_path / "w.ckpt")
     assert list(read_tensors(tmp_path / "w.ckpt").state) == list(state())
+
+
+@pytest.mark.parametrize("bomb", BOMBS)
+def test_what_torch_is_to_read_is_looked_at_first(tmp_path: Path, bomb: str) -> None:
+    path = write(tmp_path / "w.ckpt", BOMBS[bomb])
+    with pytest.raises(CheckpointError, match=r"damaged .*(tuples in tuples|memo place)"):
+        read_state_dict(path)
+    old = tmp_path / "old.pt"
+    torch.save({"w": random(2)}, old, _use_new_zipfile_serialization=False)
+    assert list(read_state_dict(old)) == ["w"]
+    # torch's old format: what was saved is the fourth pickle.
+    head = b"".join(pickle.dumps(part, protocol=2) for part in (0x1950A86A20F9469CFC6C, 1001, {}))
+    old.write_bytes(head + BOMBS[bomb])
+    with pytest.raises(CheckpointError, match=r"damaged .*(tuples in tuples|memo place)"):
+        read_state_dict(old)
+
+
+def test_small_files_of_large_tensors(tmp_path: Path) -> None:
+    four = bytes(16)
+    for size, stride in (((10**12,), (0,)), ((2, 10**9), (1, 0))):
+        path = write(tmp_path / "w.ckpt", rebuild(0, size, stride), _0=four)
+        for read in (read_state_dict, read_tensors):
+            with pytest.raises(CheckpointError, match="larger than its storage"):
+                read(path)
+    packed = write(tmp_path / "p.ckpt", rebuild(0, (1,), (1,)), zipfile.ZIP_DEFLATED, _0=bytes(99))
+    with pytest.raises(CheckpointError, match="is compressed"):
+        read_state_dict(packed)
+    torch.save({"w": torch.zeros(2, 3).expand(2, 2, 3)}, tmp_path / "e.ckpt")
+    with pytest.raises(CheckpointError, match="larger than its storage"):
+        read_state_dict(tmp_path / "e.ckpt")
+
+
+def test_one_storage_under_many_names(tmp_path: Path) -> None:
+    tied = random(1000, 1000)
+    few, many = tmp_path / "few.ckpt", tmp_path / "many.ckpt"
+    torch.save({str(i): tied for i in range(8)}, few)
+    torch.save({str(i): tied for i in range(40)}, many)
+    assert len(read_state_dict(few)) == len(read_tensors(few).state) == 8
+    for read in (read_state_dict, read_tensors):
+        with pytest.raises(CheckpointError, match="far larger than the file"):
+            read(many)
+
+
+@pytest.mark.parametrize("kind", ["sparse", "meta", "quantised"])
+def test_tensors_of_other_kinds(tmp_path: Path, kind: str) -> None:
+    tensor = {
+        "sparse": lambda: torch.eye(3).to_sparse(),
+        "meta": lambda: torch.empty(10**9, device="meta"),
+        "quantised": lambda: torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8),
+    }[kind]()
+    torch.save({"w": tensor}, tmp_path / "w.ckpt")
+    with pytest.raises(CheckpointError, match=str(tmp_path)):
+        read_state_dict(tmp_path / "w.ckpt")
+
+
+@pytest.mark.parametrize(
+    "name", ["a\0b.safetensors", "", "..", "a\nb", "../a.safetensors", "\x1b[31m"]
+)
+def test_names_of_shards(tmp_path: Path, name: str) -> None:
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"w": name}}))
+    with pytest.raises(CheckpointError, match="which is no plain file name") as seen:
+        read_component(tmp_path, torch.float32)
+    assert str(seen.value).isprintable()
