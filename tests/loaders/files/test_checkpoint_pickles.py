@@ -292,9 +292,7 @@ def test_small_files_of_large_tensors(tmp_path: Path) -> None:
     four = bytes(16)
     for size, stride in (((10**12,), (0,)), ((2, 10**9), (1, 0))):
         path = write(tmp_path / "w.ckpt", rebuild(0, size, stride), _0=four)
-        for read in (read_state_dict, read_tensors):
-            with pytest.raises(CheckpointError, match="larger than its storage"):
-                read(path)
+        refuse(path, "larger than its storage")
     packed = write(tmp_path / "p.ckpt", rebuild(0, (1,), (1,)), zipfile.ZIP_DEFLATED, _0=bytes(99))
     with pytest.raises(CheckpointError, match="is compressed"):
         read_state_dict(packed)
