@@ -21,10 +21,10 @@ from PIL import Image
 
 from ..edges import EdgeError
 from ..samplers.parts.resize import resize_and_crop
-from .files.checkpoint import AGAIN, CheckpointError, check_inside, read_json
+from .files.checkpoint import AGAIN, CheckpointError, check_bytes, check_inside, read_json
 from .files.configs import check_config, check_sides, check_tokens
 from .files.libraries import require
-from .files.safe import WORDS_BYTES, open_regular
+from .files.safe import WORDS_BYTES
 
 logger = logging.getLogger("prior_art")
 
@@ -58,19 +58,12 @@ def load_tokenizer(folder: Path, folders: Sequence[Path] = (), **overrides: Any)
         if file.suffix == ".json":
             read_json(file, WORDS_BYTES)
         elif not file.is_dir():
-            _check_bytes(file)
+            check_bytes(file, WORDS_BYTES)
     tokenizer_class = require("transformers", "CLIPTokenizer")
     try:
         return tokenizer_class.from_pretrained(str(folder), local_files_only=True, **overrides)
     except Exception as error:
         raise CheckpointError(f"'{folder}' is no CLIP tokenizer ({error}). {AGAIN}") from error
-
-
-def _check_bytes(file: Path) -> None:
-    try:
-        open_regular(file, WORDS_BYTES).close()
-    except OSError as error:
-        raise CheckpointError(f"'{file}' is not read: {error}. {AGAIN}") from error
 
 
 def check_tokenizer(tokenizer: Any, network: Any, name: str) -> None:

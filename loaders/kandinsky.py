@@ -26,13 +26,14 @@ from .files.catalogue import Published, Source, Stage, System
 from .files.checkpoint import (
     AGAIN,
     CheckpointError,
+    check_bytes,
     check_inside,
     read_state_dict,
 )
 from .files.configs import check_config, check_tokens, read_schedule_config, sizes_of
 from .files.hub import build, build_diffusers, fill, part, read_hub
 from .files.libraries import require
-from .files.safe import write_whole
+from .files.safe import WORDS_BYTES, write_whole
 from .karlo import OPENAI_VIT_L
 from .karlo_keys import HEAD_DIM
 from .unclip import TextEncoder, load_image_encoder, space_of
@@ -332,6 +333,8 @@ def _xlmr_tokenizer(source: Source) -> Any:
     folder = part(source, "tokenizer" if beside else "text_encoder")
     for file in sorted(folder.iterdir()):
         check_inside(file, source.folders)
+        if file.suffix == ".json":
+            check_bytes(file, WORDS_BYTES)
     pieces = folder / sentencepiece.FILE
     if (folder / "tokenizer.json").is_file():
         tokenizer_class = require("transformers", "XLMRobertaTokenizer")

@@ -29,6 +29,7 @@ from .files.checkpoint import (
     AGAIN,
     CheckpointError,
     cast,
+    check_bytes,
     check_inside,
     load_strict,
     read_json,
@@ -36,7 +37,7 @@ from .files.checkpoint import (
     read_tensors,
 )
 from .files.libraries import LibraryError, require
-from .files.safe import read_bytes, write_whole
+from .files.safe import WORDS_BYTES, read_bytes, write_whole
 from .mindalle_vqgan import GROUPS, VQGAN, build_vqgan
 
 CLASS_NAME = "MinDALLE"
@@ -394,6 +395,7 @@ def load_tokenizer(folder: Path, folders: Sequence[Path] = ()) -> Any:
                 " there"
             )
         check_inside(file, folders)
+        check_bytes(file, WORDS_BYTES)
     ids = read_json(vocabulary)
     if UNKNOWN not in ids or sorted(map(str, ids.values())) != sorted(map(str, range(len(ids)))):
         raise CheckpointError(

@@ -28,7 +28,7 @@ from typing import IO, Any
 import torch
 from torch import nn
 
-from .safe import CONFIG_BYTES, Unreadable, read_bytes
+from .safe import CONFIG_BYTES, Unreadable, open_regular, read_bytes
 
 AGAIN = "Download or copy it again"
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
@@ -56,6 +56,18 @@ def check_inside(path: Path, folders: Sequence[Path]) -> None:
             f"'{path}' leads out of the model folders to '{path.resolve()}'. Move the files into"
             " the model folder, or register their folder with the host (extra_model_paths.yaml)"
         )
+
+
+def check_bytes(path: Path, most: int) -> None:
+    """Refuse what a library shall not be given to read.
+
+    Raises:
+        CheckpointError: no regular file, or one of more than ``most`` bytes.
+    """
+    try:
+        open_regular(path, most).close()
+    except OSError as error:
+        raise CheckpointError(f"'{path}' is not read: {error}. {AGAIN}") from error
 
 
 def read_json(path: Path, most: int = CONFIG_BYTES) -> dict[str, Any]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from prior_art.headless.native_nodes import NATIVE_NODES
-from prior_art.headless.workflow import WorkflowError, to_api, unknown_node
+from prior_art.headless.workflow import WorkflowError, read_workflow, to_api, unknown_node
 from prior_art.host.embedded import io as io
 
 
@@ -288,3 +290,23 @@ def test_a_bypassed_node_without_a_wire_in_the_same_place_passes_on_nothing():
     )
     links = [[5, 1, 1, 2, 1, "FLOAT"], [6, 2, 0, 9, 0, "FLOAT"]]
     assert convert([source(), passer, sink(6)], links)["9"]["inputs"]["scale"] == 1.0
+
+
+def test_what_is_no_file_and_what_is_too_large_is_not_read(tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "pipe.json")
+    (tmp_path / "zero.json").symlink_to("/dev/zero")
+    (tmp_path / "large.json").write_text(" " * 2000)
+    (tmp_path / "deep.json").write_text("[" * 900)
+    monkeypatch.setattr("prior_art.headless.workflow.WORKFLOW_BYTES", 1000)
+    for name, said in (
+        ("pipe", "a pipe, a device"),
+        ("zero", "a pipe, a device"),
+        ("large", "at most"),
+        ("deep", "is no JSON"),
+    ):
+        with pytest.raises(WorkflowError, match=rf"{name}\.json'.*{said}"):
+            read_workflow(tmp_path / f"{name}.json")
+    # No picture starts a program, whatever it is called.
+    (tmp_path / "cute.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n")
+    with pytest.raises(WorkflowError, match=r"cute\.png' is no JSON"):
+        read_workflow(tmp_path / "cute.png")

@@ -11,6 +11,7 @@ from prior_art.loaders import karlo, unclip
 from prior_art.loaders.clip import tokenize
 from prior_art.loaders.files.catalogue import find_source
 from prior_art.loaders.files.checkpoint import CheckpointError, read_state_dict
+from prior_art.loaders.karlo_keys import read_stats
 
 from ..tiny import write_tokenizer
 from . import karlo_originals as originals
@@ -160,3 +161,13 @@ def test_leftover_and_missing_keys_are_named(root: Path, tmp_path: Path) -> None
 def test_wrong_head_width_is_named(root: Path) -> None:
     with pytest.raises(CheckpointError, match="heads"):
         unclip.load_prior(source(root, PRIOR, "prior"))
+
+
+def test_statistics_outside_the_model_folders_are_not_read(tmp_path: Path) -> None:
+    models, theirs = tmp_path / "models", tmp_path / "theirs.th"
+    models.mkdir()
+    torch.save((torch.zeros(2), torch.ones(2)), theirs)
+    (models / "ViT-L-14_stats.th").symlink_to(theirs)
+    with pytest.raises(CheckpointError, match=r"stats\.th' leads out of the model folders to"):
+        read_stats(models / "prior.ckpt", (models,))
+    assert read_stats(models / "prior.ckpt", (tmp_path,))[1].tolist() == [1, 1]

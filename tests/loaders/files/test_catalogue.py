@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -163,3 +165,30 @@ def test_only_an_embedded_member_may_say_that_a_component_lies_elsewhere(
     assert names("prior", models) == ["shapes-karlo"]
     found = find_source("karlo", "decoder", [models])
     assert found.folder("prior") == models / "karlo" / "prior"
+
+
+def test_pipes_devices_and_large_files_are_no_sources_and_hold_nothing_up(
+    hub: Path, tmp_path: Path
+) -> None:
+    models = tmp_path / "models"
+    for name in ("pipe", "zero", "large"):
+        (models / name / "prior").mkdir(parents=True)
+    for config in ("config.json", "model_index.json", "prior/config.json"):
+        os.mkfifo(models / "pipe" / config)
+        (models / "zero" / config).symlink_to("/dev/zero")
+        (models / "large" / config).write_text('{"_class_name": "PriorTransformer"' + " " * 2**20)
+    shutil.copytree(hub, models / "m")
+    started = time.monotonic()
+    found = names("prior", models)
+    assert "m" in found and not {"pipe", "zero"} & set(found)
+    assert time.monotonic() - started < 5
+
+
+def test_a_folder_without_a_telling_name_costs_one_look(tmp_path: Path, monkeypatch) -> None:
+    for i in range(50):
+        (tmp_path / f"lora{i}").mkdir()
+        (tmp_path / f"lora{i}" / "x.safetensors").touch()
+    asked: list[Path] = []
+    monkeypatch.setattr(sources, "_stages_of", lambda folder, *_: asked.append(folder) or set())
+    list_sources("prior", [tmp_path])
+    assert not [folder for folder in asked if folder.name.startswith("lora")]
