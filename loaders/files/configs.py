@@ -213,7 +213,7 @@ TABLES: dict[str, Mapping[str, Rule]] = {
         "cross_attention_dim": _WIDTH,
         "clip_extra_context_tokens": _whole(1, 1000),
     },
-    "CLIPTextConfig": _TOWER | _WORDS,
+    "CLIPTextConfig": _TOWER | _WORDS | {"eos_token_id": replace(_TOKEN, none=False)},
     "CLIPVisionConfig": _TOWER
     | {"image_size": _EDGE, "patch_size": _whole(1, 1024), "num_channels": _whole(1, 64)},
     "XLMRobertaConfig": _TOWER

@@ -129,6 +129,7 @@ def test_each_is_read_or_refused_in_words(file: str, weights: Path, changed: Any
         ("karlo/text_encoder/config.json", "architectures", 5, "text, or a list of such, or null"),
         ("karlo/text_encoder/config.json", "layer_norm_eps", float("nan"), "a number from 1e-12"),
         ("karlo/text_encoder/config.json", "layer_norm_eps", None, "a number from 1e-12"),
+        ("karlo/text_encoder/config.json", "eos_token_id", None, "a whole number from 0"),
         ("koala/700m/unet/config.json", "layers_per_block", 9000, "less: its weights are"),
         ("koala/700m/unet/config.json", "layers_per_block", [9000, 1, 1], "less: its weights are"),
         ("koala/700m/vae/config.json", "scaling_factor", float("nan"), "a number from 1e-06"),
