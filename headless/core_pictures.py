@@ -48,7 +48,9 @@ def read_picture(path: Path) -> tuple[torch.Tensor, torch.Tensor]:
         try:
             with open_picture(path) as picture:
                 frames = _frames(picture, path)
-        except (OSError, SyntaxError) as error:
+        except WorkflowError:
+            raise
+        except Exception as error:  # Pillow's decoders raise many kinds
             raise WorkflowError(f"'image' is '{path.name}', which is no picture: {error}") from None
     colours, masks = zip(*frames, strict=True)
     none = np.zeros((NO_MASK, NO_MASK), dtype=np.float32)
