@@ -6,9 +6,12 @@ What is over today stands here by name. Whoever mends it takes it out: a name to
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 
 import pytest
+
+from prior_art.nodes import NODES
 
 from .test_layers import MODULES, ROOT, room_of
 
@@ -193,3 +196,37 @@ def test_a_system_is_named_in_its_own_files_and_hardly_anywhere_else(system):
         assert naming == NAMED_IN[system] and len(naming) > MOST_FILES
     else:
         assert len(naming) <= MOST_FILES, "\n".join(sorted(naming))
+
+
+NOT_ITS_OWN = {
+    "unclip": {"samplers"},  # clip.py and prior.py: what they run
+    "rerank": {"host/comfyui", "host/embedded"},  # unclip's
+    "embeddings": {"host/comfyui", "host/embedded"},  # there is no network
+}
+"""Rooms in which a word that systems share has no file."""
+
+
+def words() -> dict[str, str]:
+    """Each title's word, by the table in docs/ARCHITECTURE.md."""
+    text = (ROOT / "docs" / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    rows = re.findall(r"(?m)^\| ([^|`]+) \| `(\w+)` \|$", text)
+    found = {}
+    for title in (node.define_schema().display_name for node in NODES):
+        for parts, word in rows:
+            patterns = (rf"(?<!\w){re.escape(part)}(?!\w)" for part in parts.split(", "))
+            if any(re.search(pattern, title) for pattern in patterns):
+                found[title] = word
+                break
+    return found
+
+
+@pytest.mark.parametrize("node", NODES, ids=lambda node: node.__name__)
+def test_a_title_leads_to_its_files(node):
+    title = node.define_schema().display_name
+    word = words().get(title)
+    assert word is not None, f"no row of the table is for '{title}'"
+    assert node.__module__ == f"prior_art.nodes.{word}"
+    own = {"loaders", "samplers", "host/comfyui", "host/embedded"} - NOT_ITS_OWN.get(word, set())
+    for room in own:
+        assert list((ROOT / room).glob(f"{word}*.py")), f"'{title}' has no {room}/{word}*.py"
+    assert list((ROOT / "tests/nodes").glob(f"test_{word}*.py"))

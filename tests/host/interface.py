@@ -1,4 +1,4 @@
-"""What a door lacks or has otherwise than ``host/api.py`` says; shared with in_process_places.py.
+"""What a door lacks or has otherwise than ``host/api.py`` says; shared with places_in_process.py.
 
 Either a running door, or its source, which needs no ComfyUI.
 """

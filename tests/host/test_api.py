@@ -1,5 +1,5 @@
 """The host's interface: both doors have it, nodes use nothing else, and every stage has a way
-through both. What the door to ComfyUI has at run time is told by in_process_places.py."""
+through both. What the door to ComfyUI has at run time is told by places_in_process.py."""
 
 from __future__ import annotations
 

@@ -15,10 +15,11 @@ from unittest import mock
 from in_process import close, comfy, host, memory, nodes, report, torch
 from interface import differences, interface, running
 
-import prior_art.nodes as pack
 from prior_art.edges import TextEncoding
+from prior_art.nodes import NODES
 from prior_art.nodes.koala import OWN
 
+pack = SimpleNamespace(**{node.__name__: node for node in NODES})
 META, CPU = torch.device("meta"), torch.device("cpu")
 KARLO, PRIOR, DECODER = "shapes-karlo", "shapes-kandinsky-prior", "shapes-kandinsky"
 OLD, KOALA, MINDALLE = "shapes-kandinsky-2-1", "shapes-koala-700m", "shapes-mindalle"
@@ -187,7 +188,7 @@ def outputs_wait_where_the_host_keeps_them() -> None:
     graph = Graph(again)
     graph.all_nodes(*pictures())
     assert not wrong, wrong
-    assert graph.ran == set(pack.NODES) - set(NOT_RUN), set(pack.NODES) ^ graph.ran
+    assert graph.ran == set(NODES) - set(NOT_RUN), set(NODES) ^ graph.ran
 
 
 def native_encoders_outputs_wait_there_too() -> None:
