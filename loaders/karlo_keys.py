@@ -341,21 +341,9 @@ def convert_unet(keys: Taker, head_dim: int) -> tuple[dict[str, Any], Tensors]:
         if level < levels - 1:
             old = f"input_blocks.{start + layers}.0."
             tensors |= _resnet(keys, old, f"down_blocks.{level}.downsamplers.0.")
-    for i in range(blocks):
-        level, layer = divmod(i, per_level)
-        new = f"up_blocks.{level}"
-        tensors |= _resnet(keys, f"output_blocks.{i}.0.", f"{new}.resnets.{layer}.")
-        if attentions[levels - 1 - level]:
-            old = f"output_blocks.{i}.1."
-            tensors |= _attention(keys, old, f"{new}.attentions.{layer}.", head_dim)
-        if layer == layers and level < levels - 1:
-            old = f"output_blocks.{i}.{1 + attentions[levels - 1 - level]}."
-            tensors |= _resnet(keys, old, f"{new}.upsamplers.0.")
+    tensors |= _up_blocks(keys, attentions, per_level, head_dim)
     middle = keys.has("middle_block.1.qkv.weight")
-    tensors |= _resnet(keys, "middle_block.0.", "mid_block.resnets.0.")
-    if middle:
-        tensors |= _attention(keys, "middle_block.1.", "mid_block.attentions.0.", head_dim)
-    tensors |= _resnet(keys, f"middle_block.{1 + middle}.", "mid_block.resnets.1.")
+    tensors |= _mid_block(keys, middle, head_dim)
 
     if middle or any(attentions):
         probe = next(k for k in tensors if k.endswith(".add_k_proj.weight"))
@@ -382,6 +370,29 @@ def convert_unet(keys: Taker, head_dim: int) -> tuple[dict[str, Any], Tensors]:
             "mid_block_type": "UNetMidBlock2DSimpleCrossAttn",
         }
     return config, tensors
+
+
+def _up_blocks(keys: Taker, attentions: list[bool], per_level: int, head_dim: int) -> Tensors:
+    """The output blocks; ``attentions``: which levels have them, from the picture inwards."""
+    tensors: Tensors = {}
+    levels = len(attentions)
+    for i in range(levels * per_level):
+        level, layer = divmod(i, per_level)
+        attends, new = attentions[levels - 1 - level], f"up_blocks.{level}"
+        tensors |= _resnet(keys, f"output_blocks.{i}.0.", f"{new}.resnets.{layer}.")
+        if attends:
+            old = f"output_blocks.{i}.1."
+            tensors |= _attention(keys, old, f"{new}.attentions.{layer}.", head_dim)
+        if layer == per_level - 1 and level < levels - 1:
+            tensors |= _resnet(keys, f"output_blocks.{i}.{1 + attends}.", f"{new}.upsamplers.0.")
+    return tensors
+
+
+def _mid_block(keys: Taker, attends: bool, head_dim: int) -> Tensors:
+    tensors = _resnet(keys, "middle_block.0.", "mid_block.resnets.0.")
+    if attends:
+        tensors |= _attention(keys, "middle_block.1.", "mid_block.attentions.0.", head_dim)
+    return tensors | _resnet(keys, f"middle_block.{1 + attends}.", "mid_block.resnets.1.")
 
 
 def _count(keys: Taker, blocks: str) -> int:

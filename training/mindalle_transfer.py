@@ -332,6 +332,21 @@ def _identity(recipe: Recipe, data: Data, loaded: LoadedTransformer) -> dict[str
 # -- training ----------------------------------------------------------------------------------
 
 
+def _state(
+    step: int,
+    identity: dict[str, Any],
+    trained: dict[str, torch.nn.Parameter],
+    optimiser: torch.optim.Optimizer,
+) -> dict[str, Any]:
+    """What :func:`_resume` goes on from."""
+    return {
+        "step": step,
+        "identity": identity,
+        "weights": {name: p.detach() for name, p in trained.items()},
+        "optimiser": optimiser.state_dict(),
+    }
+
+
 def _train(
     network: ARTransformer,
     data: Data,
@@ -355,16 +370,9 @@ def _train(
 
     def save(step: int) -> None:
         nonlocal saved
-        if step == saved:
-            return
-        state = {
-            "step": step,
-            "identity": identity,
-            "weights": {name: p.detach() for name, p in trained.items()},
-            "optimiser": optimiser.state_dict(),
-        }
-        save_atomically(state, state_path)
-        saved = step
+        if step != saved:
+            save_atomically(_state(step, identity, trained, optimiser), state_path)
+            saved = step
 
     def pause(step: int) -> None:
         if stopped():

@@ -112,45 +112,54 @@ def download(
     tell = progress or (lambda name, done, total: None)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        known: list[File] | None = None
+        known = _known_files(target, partial)
+        same = _same_revision(known, revision)
         if target.exists():
-            known = _read_manifest(target)
-            if known is None:
-                raise DownloadError(
-                    f"'{target}' exists and was not made by this command. Move it away, or use it"
-                    " as it is"
-                )
-            if _same_revision(known, revision) and not _damaged(target, known, tell):
+            if same and not _damaged(target, known, tell):
                 return target
             if partial.exists():
                 raise DownloadError(
                     f"'{target}' is damaged or of another revision, and '{partial}' is in the way"
                     " of mending it. Remove one of the two"
                 )
-        elif partial.exists():
-            known = _read_manifest(partial)
-        files = known
-        if files is None or not _same_revision(files, revision):
-            files = _published_files(wanted, revision, api)
+        files = known if same else _published_files(wanted, revision, api)
         if target.exists():
             target.rename(partial)
         partial.mkdir(exist_ok=True)
-        _forget(partial, known or [], files)
+        _forget(partial, known, files)
         _write_manifest(partial, system, files)
         _fetch_all(partial, files, tell, fetch or _hub_fetch(api))
         _clean(partial, files)
         partial.rename(target)
     except OSError as error:
-        if _is_disk_full(error):
-            raise DownloadError(
-                f"the disk of '{target.parent}' is full. Free some space and run the command"
-                f" again; it resumes from '{partial}'"
-            ) from error
-        raise DownloadError(
-            f"'{target.parent}' cannot be written ({error}). Mend that and run the command again;"
-            f" it resumes from '{partial}'"
-        ) from error
+        raise _unwritable(target, partial, error) from error
     return target
+
+
+def _known_files(target: Path, partial: Path) -> list[File]:
+    """What an earlier run wrote down of the finished folder, or else of the unfinished one.
+
+    Raises:
+        DownloadError: a finished folder that is not of this command's making.
+    """
+    known = _read_manifest(target if target.exists() else partial)
+    if known is None and target.exists():
+        raise DownloadError(
+            f"'{target}' exists and was not made by this command. Move it away, or use it as it is"
+        )
+    return known or []
+
+
+def _unwritable(target: Path, partial: Path, error: OSError) -> DownloadError:
+    if _is_disk_full(error):
+        return DownloadError(
+            f"the disk of '{target.parent}' is full. Free some space and run the command again;"
+            f" it resumes from '{partial}'"
+        )
+    return DownloadError(
+        f"'{target.parent}' cannot be written ({error}). Mend that and run the command again;"
+        f" it resumes from '{partial}'"
+    )
 
 
 def console_progress(out: TextIO | None = None) -> Progress:
@@ -429,7 +438,7 @@ def _clean(partial: Path, files: list[File]) -> None:
 
 
 def _same_revision(files: list[File], revision: str | None) -> bool:
-    return revision is None or not files or files[0].commit == revision
+    return bool(files) and (revision is None or files[0].commit == revision)
 
 
 def _write_manifest(folder: Path, system: str, files: list[File]) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from .test_server import (
+from .serving import (
     Graph,
     bar_fills,
     is_a_picture,

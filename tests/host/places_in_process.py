@@ -13,6 +13,7 @@ from typing import Any
 from unittest import mock
 
 from in_process import close, comfy, host, memory, nodes, report, torch
+from interface import differences, interface, running
 
 from prior_art.edges import TextEncoding
 from prior_art.nodes import NODES
@@ -288,6 +289,11 @@ def both_sides_conditions_lie_on_one_device() -> None:
         assert found["positive"] == found["negative"], (name, found)
 
 
+def the_door_is_what_the_interface_says() -> None:
+    assert host.NAME == "ComfyUI"
+    assert differences(running(host, interface()), interface()) == []
+
+
 if __name__ == "__main__":
     report(
         {
@@ -298,6 +304,7 @@ if __name__ == "__main__":
                 half_precision_pictures_and_masks_are_welcome,
                 native_nodes_take_half_precision,
                 both_sides_conditions_lie_on_one_device,
+                the_door_is_what_the_interface_says,
             )
         }
     )
