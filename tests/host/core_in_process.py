@@ -311,7 +311,9 @@ def koala_models() -> tuple[Any, Any]:
         koala.load_unet(koala_source("koala-1b", "koala_unet"), wanted=koala.ANY_SDXL)
         for _ in range(2)
     ]
-    return host.wrap("koala_unet", unets[0], None), embedded.wrap("koala_unet", unets[1], None)
+    return host.wrap("koala_unet", unets[0], latent_rgb_factors=None), embedded.wrap(
+        "koala_unet", unets[1], latent_rgb_factors=None
+    )
 
 
 def decoders(mode: str) -> tuple[Any, Any]:
