@@ -17,7 +17,7 @@ from torch import nn
 
 from ..edges import EdgeError, EmbeddingSpace
 from ..networks.kandinsky_mclip import MultilingualCLIP
-from ..networks.kandinsky_movq import at_latent_size, colours_of
+from ..networks.kandinsky_movq import at_latent_size, rgb_factors_of
 from ..samplers.clip import encode_zero_image
 from ..samplers.parts.schedule import LatentSchedule, last_part_apart
 from . import clip, sentencepiece
@@ -182,8 +182,8 @@ class LatentDecoder:
         schedule: its published constants.
         space: of the image embeddings that it reads.
         text_space: of the prompt that it reads too (Kandinsky 2.1), or ``None``.
-        colours: of its latents, for previews: see ``networks.movq.colours_of``; ``None`` where no
-            MoVQ lies beside it.
+        latent_rgb_factors: for previews ``[5, 3]``, see ``networks.latent_rgb``; ``None`` where
+            they are not known.
         name: where it came from, for messages.
         exact: a picture has the size that was asked for, as the original repository cuts it; else
             the next multiple of 64, as diffusers leaves it.
@@ -193,7 +193,7 @@ class LatentDecoder:
     schedule: LatentSchedule
     space: EmbeddingSpace
     text_space: EmbeddingSpace | None
-    colours: torch.Tensor | None
+    latent_rgb_factors: torch.Tensor | None
     name: str
     exact: bool = False
 
@@ -275,10 +275,10 @@ def load_latent_decoder(
     else:
         schedule = published or kandinsky_original.DDIM_SAMPLER
     fill(network, tensors, dtype, name)
-    colours = colours_of(load_movq(source).network) if "movq" in source.stages else None
+    factors = rgb_factors_of(load_movq(source).network) if "movq" in source.stages else None
     space = space_of(source, dim)
     exact = source.kind == "checkpoint"
-    return LatentDecoder(network, schedule, space, text_space, colours, name, exact)
+    return LatentDecoder(network, schedule, space, text_space, factors, name, exact)
 
 
 def load_mclip(source: Source, dtype: torch.dtype = torch.float32) -> TextEncoder:

@@ -240,8 +240,8 @@ class KoalaFacts:
         schedule: its published constants.
         variant: which one it is.
         widths: of the prompt's hidden states and of its pooled embedding.
-        latent_rgb_factors: for previews ``[5, 3]``, see ``networks.colours``; ``None`` where they
-            are not known.
+        latent_rgb_factors: for previews ``[5, 3]``, see ``networks.latent_rgb``; ``None`` where
+            they are not known.
         prepare: ``(network, hidden, pooled, time_ids, timesteps) -> predict``: how the host that
             has it calls the network, see ``samplers.koala.Prepare``.
     """

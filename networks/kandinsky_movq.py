@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from .colours import fit_colours
+from .latent_rgb import fit_rgb_factors
 
 
 class LatentSizedNorm(nn.Module):
@@ -76,8 +76,8 @@ class LatentMoVQ(nn.Module):
         return decode(self.network, latent)
 
 
-def colours_of(network: nn.Module) -> torch.Tensor:
-    """The colours of its latents: see :func:`~.colours.fit_colours`."""
+def rgb_factors_of(network: nn.Module) -> torch.Tensor:
+    """Its ``latent_rgb_factors`` ``[c + 1, 3]``: see :func:`~.latent_rgb.fit_rgb_factors`."""
     weight = next(network.parameters())
     channels = network.config.latent_channels
-    return fit_colours(lambda latents: decode(network, latents), channels, weight, 1.0)
+    return fit_rgb_factors(lambda latents: decode(network, latents), channels, weight, 1.0)

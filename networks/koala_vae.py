@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from .colours import fit_colours
+from .latent_rgb import fit_rgb_factors
 
 
 class LatentKL(nn.Module):
@@ -27,8 +27,8 @@ class LatentKL(nn.Module):
         return self.network.decoder(self.network.post_quant_conv(latent))
 
 
-def colours_of(network: nn.Module) -> torch.Tensor:
-    """The colours of its latents: see :func:`~.colours.fit_colours`."""
+def rgb_factors_of(network: nn.Module) -> torch.Tensor:
+    """Its ``latent_rgb_factors`` ``[c + 1, 3]``: see :func:`~.latent_rgb.fit_rgb_factors`."""
     config = network.config
     decode, weight = LatentKL(network).decode, next(network.parameters())
-    return fit_colours(decode, config.latent_channels, weight, 1 / config.scaling_factor)
+    return fit_rgb_factors(decode, config.latent_channels, weight, 1 / config.scaling_factor)

@@ -421,7 +421,9 @@ def _sample(
         generators=generators(seed, count, noise_offset),
         device=device,
         dtype=dtype,
-        callback=lambda step, total, x0: progress(step, latent_preview(x0, loaded.colours)),
+        callback=lambda step, total, x0: progress(
+            step, latent_preview(x0, loaded.latent_rgb_factors)
+        ),
         **mode,
         **texts,
     )

@@ -67,11 +67,11 @@ def preview(x0: torch.Tensor, count: int = 1) -> Image:
     return fromarray((picture * 255).round().to(torch.uint8).cpu().numpy())
 
 
-def latent_preview(x0: torch.Tensor, colours: torch.Tensor | None) -> Image | None:
+def latent_preview(x0: torch.Tensor, factors: torch.Tensor | None) -> Image | None:
     """The first latent's colours, eight times as large, for the progress bar; ``None`` where the
-    ``colours`` (see ``networks.colours``) are not known."""
-    if colours is None:
+    ``latent_rgb_factors`` (see ``networks.latent_rgb``) are not known."""
+    if factors is None:
         return None
-    factors = colours.to(x0)
+    factors = factors.to(x0)
     rgb = torch.einsum("bchw,cd->bdhw", x0[:1], factors[:-1]) + factors[-1][:, None, None]
     return preview(rgb.repeat_interleave(8, dim=2).repeat_interleave(8, dim=3))

@@ -292,8 +292,8 @@ class KoalaPainter:
     ) -> np.ndarray:
         """Pictures of prompts: uint8 ``[B, 64, 64, 3]``; ``pooled`` ``[B, D]`` in the place of the
         prompts' own pooled embedding."""
+        from ..networks.koala import prepare_sdxl
         from ..networks.koala_vae import LatentKL
-        from ..networks.unet import prepare_sdxl
         from ..samplers.koala import sample_koala
 
         text = self._encode(list(prompts))

@@ -45,8 +45,8 @@ from ..loaders.mindalle import (
 from ..loaders.mindalle_convert import write_safetensors
 from ..loaders.mindalle_vqgan import VQGAN
 from ..networks.mindalle import ARTransformer
-from .codes import TrainingError, coded, digest, find_pictures
-from .lora import add_lora, merge_lora
+from .mindalle_codes import TrainingError, coded, digest, find_pictures
+from .mindalle_lora import add_lora, merge_lora
 from .state import Unfinished, read_state, save_atomically
 
 WORK = ".training"
@@ -67,8 +67,8 @@ class Recipe:
 
     Attributes:
         kind: what the new transformer is conditioned on.
-        lora: rank of :mod:`.lora` in the blocks, whose other weights stay as they are; ``None``
-            tunes everything.
+        lora: rank of :mod:`.mindalle_lora` in the blocks, whose other weights stay as they are;
+            ``None`` tunes everything.
         epochs: passes over the pictures.
         batch: pictures a step; what is left of an epoch is dropped.
         rate: of AdamW at the start.

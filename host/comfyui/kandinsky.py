@@ -47,15 +47,15 @@ class KandinskyConfig(comfy.supported_models_base.BASE):
 
 
 class MoVQLatents(comfy.latent_formats.LatentFormat):
-    """A MoVQ's latents as they are; previews need the colours of one MoVQ."""
+    """A MoVQ's latents as they are; previews need the factors of one MoVQ."""
 
     latent_channels = 4
     scale_factor = 1.0
 
-    def __init__(self, colours: torch.Tensor | None) -> None:
-        if colours is not None:
-            self.latent_rgb_factors = colours[:-1].tolist()
-            self.latent_rgb_factors_bias = colours[-1].tolist()
+    def __init__(self, factors: torch.Tensor | None) -> None:
+        if factors is not None:
+            self.latent_rgb_factors = factors[:-1].tolist()
+            self.latent_rgb_factors_bias = factors[-1].tolist()
 
 
 class Variance:
@@ -111,7 +111,7 @@ class KandinskyModel(comfy.model_base.BaseModel):
     def __init__(self, loaded: LatentDecoder, device: torch.device, compute: torch.dtype) -> None:
         stored = weight_dtype(loaded.network)
         config = KandinskyConfig({"disable_unet_model_creation": True})
-        config.latent_format = MoVQLatents(loaded.colours)
+        config.latent_format = MoVQLatents(loaded.latent_rgb_factors)
         config.set_inference_dtype(stored, None if compute == stored else compute)
         super().__init__(config, comfy.model_base.ModelType.EPS, device=device)
         self.diffusion_model = LatentNetwork(loaded.network)

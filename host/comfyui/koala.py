@@ -89,13 +89,13 @@ def wrap_koala(loaded: koala.KoalaUNet, latent_rgb_factors: torch.Tensor | None)
 
 
 class MiniatureLatents(comfy.latent_formats.SDXL):
-    """SDXL's latent format in a miniature's colours."""
+    """SDXL's latent format with a miniature's own RGB factors."""
 
-    def __init__(self, colours: torch.Tensor | None) -> None:
+    def __init__(self, factors: torch.Tensor | None) -> None:
         super().__init__()
-        if colours is not None:
-            self.latent_rgb_factors = (colours[:-1] / self.scale_factor).tolist()
-            self.latent_rgb_factors_bias = colours[-1].tolist()
+        if factors is not None:
+            self.latent_rgb_factors = (factors[:-1] / self.scale_factor).tolist()
+            self.latent_rgb_factors_bias = factors[-1].tolist()
             self.taesd_decoder_name = None
 
 
@@ -151,12 +151,12 @@ class AdoptedSDXL(comfy.model_base.SDXL):
         return both[:, :width]
 
 
-def _adopted(loaded: koala.KoalaUNet, colours: torch.Tensor | None) -> Any:
+def _adopted(loaded: koala.KoalaUNet, factors: torch.Tensor | None) -> Any:
     """A U-Net that the host's own class cannot be."""
     device, offload = memory.get_torch_device(), memory.unet_offload_device()
     stored, compute = loaded.variant.dtype, prepare(loaded.network, device)
     config = comfy.supported_models.SDXL({"disable_unet_model_creation": True})
-    config.latent_format = MiniatureLatents(colours)
+    config.latent_format = MiniatureLatents(factors)
     config.set_inference_dtype(stored, None if compute == stored else compute)
     model = AdoptedSDXL(config, device=offload)
     model.diffusion_model = AdoptedNetwork(loaded.network)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ...edges import EdgeError, conditioning_to_embeds, depth_beside, text_beside
+from ...networks.kandinsky import prepare_latent_decoder
 from ...networks.kandinsky_movq import LatentMoVQ
-from ...networks.unet import prepare_latent_decoder
 from ...samplers.kandinsky import check_places, keep_mask, mode_of
 from ...samplers.parts.noise import generators, randn
 from ..api import Adapter

@@ -17,8 +17,8 @@ from ...edges import (
     sdxl_to_conditioning,
     sizes_beside,
 )
+from ...networks.koala import prepare_sdxl
 from ...networks.koala_vae import LatentKL
-from ...networks.unet import prepare_sdxl
 from ...samplers.koala import FACTOR, LATENT_SCALE
 from ...samplers.parts.schedule import UnCLIPSchedule
 from ..api import Adapter
@@ -143,7 +143,7 @@ def open_koala(model: Any) -> tuple[Managed, KoalaFacts]:
     Raises:
         EdgeError: another kind of MODEL.
     """
-    from ...networks.unet import prepare_sdxl
+    from ...networks.koala import prepare_sdxl
 
     if not isinstance(model, KoalaModel):
         raise EdgeError(

@@ -184,8 +184,8 @@ def test_depth_leads_the_decoder(stages):
 
 
 def test_previews_show_the_latents_colours(stages):
-    colours = host.open("latent_decoder", stages.decoder)[1].colours
-    assert colours.shape == (5, 3) and bool(torch.isfinite(colours).all())
+    factors = host.open("latent_decoder", stages.decoder)[1].latent_rgb_factors
+    assert factors.shape == (5, 3) and bool(torch.isfinite(factors).all())
     seen = []
     host.session.on_progress = lambda step, total, image: seen.append((step, total, image.size))
     try:

@@ -18,10 +18,10 @@ from PIL import Image
 from prior_art import cli
 from prior_art.loaders.files.catalogue import SourceError, find_source
 from prior_art.loaders.mindalle import load_transformer, load_vqgan
-from prior_art.training import codes as codes_module
+from prior_art.training import mindalle_codes as codes_module
 from prior_art.training import mindalle_transfer as transfer_module
-from prior_art.training.codes import TrainingError, coded, find_pictures, read_picture
-from prior_art.training.lora import LowRank, add_lora, merge_lora
+from prior_art.training.mindalle_codes import TrainingError, coded, find_pictures, read_picture
+from prior_art.training.mindalle_lora import LowRank, add_lora, merge_lora
 from prior_art.training.mindalle_transfer import Recipe, source_of, start, transfer
 from prior_art.training.state import Unfinished
 

@@ -11,7 +11,7 @@ import torch
 
 from prior_art.loaders import kandinsky, koala, mindalle, rerank, unclip
 from prior_art.loaders.files.catalogue import Source
-from prior_art.networks.unet import prepare_sdxl
+from prior_art.networks.koala import prepare_sdxl
 from prior_art.samplers.koala import SDXLText
 from prior_art.shapes import grammar, painters, score
 from prior_art.shapes.check import Finding

@@ -1,4 +1,4 @@
-"""The colours of latents, for previews while they are sampled."""
+"""Linear factors from latents to RGB, for previews while they are sampled."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import torch
 
 
 @torch.no_grad()
-def fit_colours(
+def fit_rgb_factors(
     decode: Callable[[torch.Tensor], torch.Tensor], channels: int, like: torch.Tensor, spread: float
 ) -> torch.Tensor:
-    """The colour of a latent, roughly: ``[c + 1, 3]``, rows that the channels are multiplied by and
-    one that is added; the sum is in -1..1.
+    """``latent_rgb_factors`` ``[c + 1, 3]``: rows that the channels of a latent are multiplied by,
+    and one that is added; the sum is its colour, roughly, in -1..1.
 
     Fitted to what a decoder makes of plain latents of many values.
 
