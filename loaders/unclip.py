@@ -162,6 +162,29 @@ def load_prior(
     return LoadedPrior(network, schedule, space_of(source, network.config.embedding_dim))
 
 
+ZERO_IMAGE = "zero_image_embeds"
+"""The embedding of a picture of zeros: its name in a file beside a prior, and that file's."""
+
+
+def stored_zero_image(source: Source) -> torch.Tensor | None:
+    """The image encoder's embedding ``[1, D]`` of a picture of zeros (after preparation), fp32.
+
+    It is a constant of the published model, in ``zero_image_embeds.safetensors`` beside the prior;
+    ``None`` where that is not there.
+
+    Raises:
+        CheckpointError: the file is damaged or foreign.
+    """
+    file = source.path / f"{ZERO_IMAGE}.safetensors"
+    if not file.is_file():
+        return None
+    check_inside(file, source.folders)
+    tensors = read_state_dict(file)
+    if set(tensors) != {ZERO_IMAGE} or tensors[ZERO_IMAGE].ndim != 2:
+        raise CheckpointError(f"'{file}' is none of PriorArt's; delete it, it is not needed")
+    return tensors[ZERO_IMAGE].float()
+
+
 @dataclass(frozen=True)
 class ImageNormalizer:
     """Mean and deviation ``[1, D]``, fp32, by which Stable unCLIP normalises image embeddings while

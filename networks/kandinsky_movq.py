@@ -13,8 +13,6 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from .latent_rgb import fit_rgb_factors
-
 
 class LatentSizedNorm(nn.Module):
     """diffusers' ``SpatialNorm``, with its parameters and names, evaluated at latent size."""
@@ -74,10 +72,3 @@ class LatentMoVQ(nn.Module):
     def decode(self, latent: torch.Tensor) -> torch.Tensor:
         """:func:`decode`."""
         return decode(self.network, latent)
-
-
-def rgb_factors_of(network: nn.Module) -> torch.Tensor:
-    """Its ``latent_rgb_factors`` ``[c + 1, 3]``: see :func:`~.latent_rgb.fit_rgb_factors`."""
-    weight = next(network.parameters())
-    channels = network.config.latent_channels
-    return fit_rgb_factors(lambda latents: decode(network, latents), channels, weight, 1.0)

@@ -27,6 +27,7 @@ from ..edges import (
 )
 from ..host import host, io
 from ..loaders import kandinsky
+from ..loaders.files.catalogue import find_source
 from ..networks.kandinsky_movq import encode
 from ..networks.memory import ENCODED_PIXEL, LATENT_PLACE
 from ..samplers.kandinsky import (
@@ -41,7 +42,7 @@ from ..samplers.parts.noise import generators
 from ..samplers.parts.resize import resized
 from ..samplers.parts.schedule import draws, published_sigmas
 from ..samplers.prior import sample_prior
-from .pictures import from_image, latent_preview
+from .pictures import from_image, latent_preview, rgb_factors
 from .widgets import (
     LOAD,
     fingerprint,
@@ -579,6 +580,12 @@ class LoadLatentDecoder(io.ComfyNode):
         loaded = load_stage(
             kandinsky.load_latent_decoder, "latent_decoder", source, dtype, sampler=sampler
         )
+        found = find_source(source, "latent_decoder", host.model_folders())
+        if "movq" in found.stages:
+            factors = rgb_factors(
+                found.folder("movq"), lambda: host.wrap("movq", kandinsky.load_movq(found))
+            )
+            loaded = replace(loaded, latent_rgb_factors=factors)
         return io.NodeOutput(host.wrap("latent_decoder", loaded))
 
 

@@ -13,11 +13,10 @@ from ..host import host, io
 from ..loaders import koala
 from ..loaders.files.catalogue import find_source, list_sources
 from ..loaders.files.checkpoint import CheckpointError
-from ..networks.koala_vae import rgb_factors_of
 from ..networks.memory import SDXL_PLACE
-from ..samplers.koala import FACTOR, SPACINGS, sample_koala
+from ..samplers.koala import FACTOR, LATENT_SCALE, SPACINGS, sample_koala
 from ..samplers.parts.noise import generators
-from .pictures import latent_preview
+from .pictures import latent_preview, rgb_factors
 from .widgets import LOAD, fingerprint, load_stage, sampling_inputs, source_inputs
 
 LARGEST = 4096
@@ -335,7 +334,9 @@ def _sdxl_vae(name: str, dtype: str) -> tuple[Any, Any]:
     if name in host.model_files("vae"):
         return host.load_files("koala_vae", name), None
     loaded = load_stage(koala.load_vae, "koala_vae", name, dtype)
-    return host.wrap("koala_vae", loaded), rgb_factors_of(loaded.network)
+    coder = host.wrap("koala_vae", loaded)
+    folder = find_source(name, "koala_vae", host.model_folders()).folder("vae")
+    return coder, rgb_factors(folder, lambda: coder, 1 / LATENT_SCALE)
 
 
 NODES = [

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import ceil
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from ..host import host
+from ..loaders.files.cache import cached
+from ..networks.latent_rgb import fit_rgb_factors
 from ..samplers.parts.resize import resize_and_crop
 
 if TYPE_CHECKING:
@@ -65,6 +69,22 @@ def preview(x0: torch.Tensor, count: int = 1) -> Image:
 
     picture = grid(to_image(x0[:count].float()), 2)[0]
     return fromarray((picture * 255).round().to(torch.uint8).cpu().numpy())
+
+
+def rgb_factors(source: Path, vae: Callable[[], Any], spread: float = 1.0) -> torch.Tensor:
+    """The ``latent_rgb_factors`` ``[5, 3]`` of a VAE of four channels, for previews: fitted once.
+
+    Args:
+        source: the folder or file of its weights.
+        vae: the host's VAE, asked for only where the factors are not known yet.
+        spread: the latents' standard deviation.
+    """
+
+    def fit() -> torch.Tensor:
+        coder = vae()
+        return fit_rgb_factors(lambda latents: from_image(coder.decode(latents)), spread=spread)
+
+    return cached(host.cache_folder(), "latent_rgb_factors", source, fit)
 
 
 def latent_preview(x0: torch.Tensor, factors: torch.Tensor | None) -> Image | None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from ..edges import (
     EdgeError,
     Prior,
@@ -13,9 +15,10 @@ from ..edges import (
     text_to_conditioning,
 )
 from ..host import host, io
-from ..loaders import kandinsky, unclip
+from ..loaders import unclip
 from ..loaders.clip import tokenize
-from ..loaders.files.catalogue import find_source, list_sources
+from ..loaders.files.cache import cached
+from ..loaders.files.catalogue import SYSTEMS, Source, find_source, list_sources
 from ..samplers.clip import encode_image, encode_text, encode_zero_image
 from ..samplers.parts.noise import generators
 from ..samplers.prior import numbers_drawn, sample_prior
@@ -187,9 +190,25 @@ class LoadPrior(io.ComfyNode):
     def execute(cls, source: str, dtype: str) -> io.NodeOutput:
         loaded = load_stage(unclip.load_prior, "prior", source, dtype)
         found = find_source(source, "prior", host.model_folders())
-        zero = kandinsky.zero_image(found) if found.system == "kandinsky-prior" else None
         managed = host.manage(loaded.network)
-        return io.NodeOutput(Prior(managed, loaded.schedule, loaded.space, zero))
+        return io.NodeOutput(Prior(managed, loaded.schedule, loaded.space, _zero_image(found)))
+
+
+def _zero_image(source: Source) -> torch.Tensor | None:
+    """``[1, D]``: what the image encoder beside a prior makes of a picture of zeros. It is computed
+    once. ``None`` where the system's decoders do not ask for it, or the encoder is not there."""
+    if not SYSTEMS[source.system].zero_image:
+        return None
+    stored, folder = unclip.stored_zero_image(source), source.folder("image_encoder")
+    if stored is not None or not folder.is_dir():
+        return stored
+
+    def encode() -> torch.Tensor:
+        encoder = host.wrap("image_encoder", unclip.load_image_encoder(source))
+        network, device, dtype = host.use(host.open("image_encoder", encoder)[0])
+        return encode_zero_image(network, device, dtype)
+
+    return cached(host.cache_folder(), unclip.ZERO_IMAGE, folder, encode)
 
 
 class LoadImageNormalizer(io.ComfyNode):

@@ -189,7 +189,7 @@ class KandinskyPainter:
         self.text = unclip.load_text_encoder(
             find_source("shapes-karlo", "text_encoder", []) if old else prior
         )
-        self.prior, self.zero = unclip.load_prior(prior), kandinsky.zero_image(prior)
+        self.prior, self.zero = unclip.load_prior(prior), unclip.stored_zero_image(prior)
         self.decoder = kandinsky.load_latent_decoder(source(mode, "kandinsky"))
         self.mclip = kandinsky.load_mclip(source(mode, "kandinsky")) if old else None
         self.movq = kandinsky.load_movq(source("decoder", "kandinsky"))

@@ -111,6 +111,8 @@ class System:
             system's; ``label``: what it is called otherwise.
         indexed: only a folder with a ``model_index.json`` is one: another system has components of
             the same names.
+        zero_image: its prior gives the embedding of a picture of zeros too, which is what its
+            decoders take for nothing.
         places: further folders of the hub's layout that loaders read, by what they hold.
         embedded: name of each embedded member and its folder under ``shapes/weights``.
         spaces: the embedding spaces that this system brings.
@@ -130,6 +132,7 @@ class System:
     beside: re.Pattern[str] | None = None
     label: str = ""
     indexed: bool = False
+    zero_image: bool = False
     places: Mapping[str, str] = field(default_factory=dict)
     embedded: tuple[tuple[str, str], ...] = ()
     spaces: tuple[EmbeddingSpace, ...] = ()
