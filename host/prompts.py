@@ -75,14 +75,18 @@ def chunks(tokenizer: Any, text: str) -> list[Chunk]:
     return [chunk + [(end, 1.0)] + [padding] * (LENGTH - 1 - len(chunk)) for chunk in made]
 
 
+SYNTAX_LOADERS: set[str] = set()
+"""Classes of the nodes whose CLIP reads such prompts; the embedded door's adapters add theirs."""
+
+
 def inversion_refused(values: Mapping[str, Any], sources: Mapping[str, str]) -> str | None:
-    """Why a prompt for KOALA is not encoded, known before anything runs.
+    """Why a prompt for such a CLIP is not encoded, known before anything runs.
 
     Args:
         values: the node's widgets.
         sources: classes of the nodes that are wired to it, by input.
     """
-    if sources.get("clip") != "PriorArtLoadKoala":
+    if sources.get("clip") not in SYNTAX_LOADERS:
         return None
     texts = " ".join(value for value in values.values() if isinstance(value, str))
     found = _EMBEDDING.search(re.sub(r"[()]", " ", texts))

@@ -21,6 +21,7 @@ from PIL import Image
 
 from ..edges import EdgeError
 from ..samplers.parts.resize import resize_and_crop
+from .files.catalogue import download_of, repository_of
 from .files.checkpoint import AGAIN, CheckpointError, check_inside, read_json
 from .files.libraries import require
 
@@ -49,7 +50,7 @@ def load_tokenizer(folder: Path, folders: Sequence[Path] = (), **overrides: Any)
     if not _has_vocabulary(folder):
         raise CheckpointError(
             f"'{folder}' holds no vocab.json and merges.txt (nor a tokenizer.json). {AGAIN}, e.g."
-            " with `prior-art download karlo`"
+            f" with `{download_of('text_encoder')}`"
         )
     for file in sorted(folder.iterdir()):
         check_inside(file, folders)
@@ -80,8 +81,8 @@ def find_tokenizer(beside: Path, vocabulary: int, folders: Sequence[Path]) -> Pa
             return folder
     raise CheckpointError(
         f"'{beside}' brings no tokenizer along and none with {vocabulary} entries was found. Put"
-        f" the `tokenizer` folder of kakaobrain/karlo-v1-alpha or openai/clip-vit-large-patch14"
-        f" into '{beside.parent}' (`prior-art download karlo` brings one)"
+        f" the `tokenizer` folder of {repository_of('tokenizer')} or openai/clip-vit-large-patch14"
+        f" into '{beside.parent}' (`{download_of('text_encoder')}` brings one)"
     )
 
 
@@ -113,8 +114,8 @@ def tokenize(
     Args:
         tokenizer: a CLIPTokenizer, or mCLIP's XLM-R tokenizer, whose original cleans nothing.
         prompts: any text; ``""`` is fine.
-        cleaned: read a prompt as OpenAI's code does (:func:`clean`), which Karlo, Kandinsky's
-            priors and the reranker were published with. SDXL's pipelines and ComfyUI leave it to
+        cleaned: read a prompt as OpenAI's code does (:func:`clean`), which unCLIP
+            systems and the reranker were published with. SDXL's pipelines and ComfyUI leave it to
             transformers, which neither mends characters nor knows entities.
 
     Returns:
@@ -219,7 +220,7 @@ class Preprocess:
     Attributes:
         size: edge of the picture that the tower sees.
         resize: the short edge goes to this before the crop; equal to ``size`` in published CLIPs.
-        squash: resize both edges to ``size`` instead, as Karlo's original repository does.
+        squash: resize both edges to ``size`` instead, as some original code does.
         openai: resize and crop as OpenAI's own preparation does, which rounds half a place
             otherwise; ``resize`` is then ``size``.
         mean: subtracted per channel.
@@ -318,6 +319,12 @@ def preprocess_from_config(config: Mapping[str, Any], image_size: int) -> Prepro
 
 
 # -- OpenAI's layout ---------------------------------------------------------------------------
+
+OPENAI_VIT_L = (
+    re.compile(r"ViT-L-14\.(pt|pth|safetensors)", re.IGNORECASE),
+    frozenset({"text_encoder", "image_encoder"}),
+)
+"""OpenAI's file, which other originals read too, each in its own way."""
 
 Split = Callable[[torch.Tensor], dict[str, torch.Tensor]]
 

@@ -30,8 +30,7 @@ from .files.checkpoint import (
 )
 from .files.hub import build, build_diffusers, fill, part, read_hub
 from .files.libraries import require
-from .karlo import OPENAI_VIT_L
-from .karlo_keys import HEAD_DIM
+from .guided_diffusion import HEAD_DIM
 from .unclip import TextEncoder, space_of
 
 MCLIP_SPACE = EmbeddingSpace("mclip-vit-l-14", 768, "mCLIP XLM-R (Kandinsky 2.1's text encoder)")
@@ -68,11 +67,12 @@ SYSTEMS = (
         combined=_COMBINED,
         prefix="prior_",
         checkpoints=(
-            OPENAI_VIT_L,
+            clip.OPENAI_VIT_L,
             (re.compile(r"prior_fp16\.(ckpt|safetensors)"), frozenset({"prior"})),
         ),
         beside=re.compile(r"(prior|decoder|inpainting)_fp16\..*|movq_final\..*"),
         label="Kandinsky 2.1",
+        readme=kandinsky_original.README,
         indexed=True,
         zero_image=True,
         places={"preprocessor": "image_processor", "prior_schedule": "scheduler"},
@@ -81,11 +81,12 @@ SYSTEMS = (
             ("shapes-kandinsky-2-1-prior", "kandinsky/2-1-prior"),
         ),
         spaces=(
-            EmbeddingSpace("laion-vit-bigg-14", 1280, "OpenCLIP ViT-bigG/14 (Kandinsky 2.2)", 1664),
+            EmbeddingSpace("laion-vit-bigg-14", 1280, "OpenCLIP ViT-bigG/14", 1664),
             EmbeddingSpace(
                 "shapes-vit-g", 96, "the embedded family's wider CLIP (shapes-kandinsky)"
             ),
         ),
+        speaks={"openai-vit-l-14": "Kandinsky 2.1", "laion-vit-bigg-14": "Kandinsky 2.2"},
         published=_folders(
             ("tokenizer", "text_encoder", "image_encoder", "image_processor", "prior"),
             "kandinsky-2-2-prior",

@@ -36,7 +36,8 @@ from .files.checkpoint import (
     read_tensors,
 )
 from .files.libraries import LibraryError, require
-from .mindalle_vqgan import GROUPS, VQGAN, build_vqgan
+from .mindalle_vqgan import VQGAN, build_vqgan
+from .taming import GROUPS
 
 CLASS_NAME = "MinDALLE"
 CONFIG, ORIGINAL_CONFIG = "config.json", "config.yaml"

@@ -1,8 +1,8 @@
 """A CLIP with both towers, to rank pictures by a prompt.
 
 Out of any folder of transformers' ``CLIPModel`` (openai/clip-vit-base-patch32 as published with
-minDALL-E, or another), OpenAI's own ``ViT-B-32.pt``, or a Karlo source, whose two towers are one
-CLIP. Preparing pictures and comparing is ``samplers/rerank.py``.
+minDALL-E, or another), OpenAI's own ``ViT-B-32.pt``, or an unCLIP system's source, whose text
+and image encoder are one CLIP. Preparing pictures and comparing is ``samplers/rerank.py``.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def load_reranker(source: Source, dtype: torch.dtype = torch.float32) -> Reranke
     """
     if source.system == "clip" and source.path.is_dir():
         return _load_folder(source, dtype)
-    # A Karlo source or a file of OpenAI's; both hold the towers apart.
+    # An unCLIP system's or a file of OpenAI's; both hold the text and the vision model apart.
     text = unclip.load_text_encoder(source, dtype)
     image = unclip.load_image_encoder(source, dtype)
     network = nn.ModuleDict({"text": text.network, "vision": image.network})

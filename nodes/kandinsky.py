@@ -793,9 +793,9 @@ def _sample_kandinsky(
         )
     if negative_embeds == ZERO and prior.zero_image is None and negative_decoder_prompt is None:
         raise EdgeError(
-            "this prior has no embedding of a picture of zeros: it is Karlo's, or the folder"
-            " 'image_encoder' is missing beside it. Use 'Prior Sample (unCLIP)' for Karlo, put the"
-            f" folder there, or set 'negative_embeds' to '{NEGATIVE}'"
+            "this prior has no embedding of a picture of zeros: it is another system's, or the"
+            " folder 'image_encoder' is missing beside it. Use 'Prior Sample (unCLIP)' for another"
+            f" system's, put the folder there, or set 'negative_embeds' to '{NEGATIVE}'"
         )
     text = conditioning_to_text(positive, prior.space, "positive", prior.space.dim)
     unconditional = conditioning_to_text(negative, prior.space, "negative", prior.space.dim)

@@ -32,6 +32,10 @@ if TYPE_CHECKING:
     from ...loaders.kandinsky import LatentDecoder, MoVQ
     from ...samplers.parts.schedule import LatentSchedule
 
+CONDITIONING = "Kandinsky Conditioning"
+"""The node that makes what these decoders read, for messages."""
+
+
 VARIANCE = "prior_art_learned_variance"
 """Where, among the host's transformer options, the network leaves its variance for our sampler."""
 
@@ -144,17 +148,17 @@ class KandinskyModel(comfy.model_base.BaseModel):
         """What the network gets beside latent and time, from one CONDITIONING entry."""
         side = kwargs.get("prompt_type", "positive")
         embeds = conditioning_to_embeds(
-            [[kwargs.get("cross_attn"), kwargs]], self.loaded.space, side
+            [[kwargs.get("cross_attn"), kwargs]], self.loaded.space, side, CONDITIONING
         )
         out = super().extra_conds(**kwargs)
         out["c_crossattn"] = comfy.conds.CONDRegular(embeds[:, None])
         if self.loaded.text_space is not None:
-            text = text_beside(kwargs, self.loaded.text_space, side)
+            text = text_beside(kwargs, self.loaded.text_space, side, CONDITIONING)
             out["text_hidden"] = comfy.conds.CONDRegular(text.hidden)
             out["text_pooled"] = comfy.conds.CONDRegular(text.pooled)
         if mode_of(self.network) == "depth":
             noise = kwargs["noise"]
-            hint = depth_beside(kwargs, (noise.shape[-2], noise.shape[-1]), side)
+            hint = depth_beside(kwargs, (noise.shape[-2], noise.shape[-1]), side, CONDITIONING)
             out["hint"] = comfy.conds.CONDRegular(hint)
         device = kwargs.get("device")
         if device is not None:

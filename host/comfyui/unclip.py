@@ -227,7 +227,7 @@ def with_image_normalizer(loaded: ImageNormalizer, model: Any) -> Any:
     if loaded.mean.shape[-1] != width:
         raise EdgeError(
             f"'source' is of {loaded.mean.shape[-1]} dimensions, but 'model' reads embeddings of"
-            f" {width}; Karlo's CLIP (768) belongs to sd21-unclip-l, ViT-H (1024) to sd21-unclip-h"
+            f" {width}; CLIP ViT-L (768) belongs to sd21-unclip-l, ViT-H (1024) to sd21-unclip-h"
         )
     augmentor = copy.deepcopy(inner.noise_augmentor)
     augmentor.data_mean, augmentor.data_std = loaded.mean, loaded.std

@@ -22,7 +22,7 @@ from ...networks.koala_vae import LatentKL
 from ...samplers.koala import FACTOR, LATENT_SCALE
 from ...samplers.parts.schedule import UnCLIPSchedule
 from ..api import Adapter
-from ..prompts import Chunk, chunks, empty_chunk, weigh
+from ..prompts import SYNTAX_LOADERS, Chunk, chunks, empty_chunk, weigh
 from .memory import Managed, manage, offload, use
 from .rows import fitted
 from .sampling import Prepared, Prompt
@@ -203,6 +203,8 @@ def pooled_by_images(entry: list, width: int, seed: int) -> list:
         extra["pooled_output"] = pooled * carried[0]["strength"]
     return [hidden, extra]
 
+
+SYNTAX_LOADERS.add("PriorArtLoadKoala")
 
 ADAPTERS = {
     "koala_unet": Adapter(wrap_koala, open_koala),

@@ -108,7 +108,8 @@ class System:
             begin with ``prefix``.
         checkpoints: original file name pattern to the stages in that file.
         beside: pattern of the original files among which a file that other systems have too is this
-            system's; ``label``: what it is called otherwise.
+            system's; ``label``: what it is called otherwise; ``readme``: where they are linked.
+        squashes: the original squeezes CLIP's pictures square; others crop them.
         indexed: only a folder with a ``model_index.json`` is one: another system has components of
             the same names.
         zero_image: its prior gives the embedding of a picture of zeros too, which is what its
@@ -116,6 +117,8 @@ class System:
         places: further folders of the hub's layout that loaders read, by what they hold.
         embedded: name of each embedded member and its folder under ``shapes/weights``.
         spaces: the embedding spaces that this system brings.
+        speaks: names of spaces that its networks were published in, and which of them were, in
+            words: who else reads an embedding.
         published: what can be downloaded, by the name that the command takes.
         together: names for several of those.
         download: the command that fetches it; empty where there is none.
@@ -131,11 +134,14 @@ class System:
     checkpoints: tuple[tuple[re.Pattern[str], frozenset[str]], ...] = ()
     beside: re.Pattern[str] | None = None
     label: str = ""
+    readme: str = ""
+    squashes: bool = False
     indexed: bool = False
     zero_image: bool = False
     places: Mapping[str, str] = field(default_factory=dict)
     embedded: tuple[tuple[str, str], ...] = ()
     spaces: tuple[EmbeddingSpace, ...] = ()
+    speaks: Mapping[str, str] = field(default_factory=dict)
     published: Mapping[str, Published] = field(default_factory=dict)
     together: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     download: str = ""
@@ -171,10 +177,26 @@ def stage_of(name: str) -> Stage:
 
 
 def titles(stage: str) -> str:
-    """Who has a stage, in words: "Karlo or Kandinsky"."""
+    """Who has a stage, in words, as "A, B or C"."""
     found = dict.fromkeys(s.title for s in SYSTEMS.values() if stage in s.stages)
     *most, last = found
     return f"{', '.join(most)} or {last}" if most else last
+
+
+def download_of(stage: str) -> str:
+    """The command that fetches ``stage``, of the first system that has one."""
+    return next(s.download for s in SYSTEMS.values() if stage in s.stages and s.download)
+
+
+def repository_of(component: str) -> str:
+    """The first repository that a component folder is downloaded from."""
+    return next(
+        repository
+        for system in SYSTEMS.values()
+        for published in system.published.values()
+        for repository, components in published.repositories.items()
+        if component in components
+    )
 
 
 def list_sources(stage: str, folders: Sequence[Path]) -> list[Source]:
