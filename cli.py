@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import signal
 import sys
 import time
@@ -34,7 +35,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print("stopped", file=sys.stderr)
             return 130
         print(f"prior-art: {error}", file=sys.stderr)
+        if not _mendable(error):
+            again = shlex.join(sys.argv[1:] if arguments is None else arguments)
+            print(f"not foreseen; for the traceback: prior-art --debug {again}", file=sys.stderr)
         return 1
+
+
+def _mendable(error: Exception) -> bool:
+    """Whether this is the user's to mend, in a node or outside of one."""
+    from .edges import UserError
+    from .headless.runner import NodeError
+
+    cause = error.__cause__ if isinstance(error, NodeError) else error
+    return isinstance(cause, UserError)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -63,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     run.set_defaults(command=_run)
 
     download = commands.add_parser("download", help="fetch published weights from the hub")
-    download.add_argument("system")
+    download.add_argument("system", nargs="?", default="", help="which; without it: what there is")
     download.add_argument("--models", metavar="DIR", help="where to put them (models/prior_art)")
     download.add_argument("--revision", help="a commit of the hub's repository")
     download.set_defaults(command=_download)

@@ -15,7 +15,15 @@ from typing import Any, Literal
 import torch
 
 
-class EdgeError(ValueError):
+class UserError(ValueError):
+    """What a user can mend; the message says what is wrong, what would fit and what to do.
+
+    The one base of such errors in every room: whatever else is raised is a mistake of ours. There
+    are subclasses only where code tells them apart.
+    """
+
+
+class EdgeError(UserError):
     """An input that does not fit; the message says what was wired, what fits and what to do."""
 
 

@@ -116,7 +116,7 @@ def load_stage(loader: Callable, stage: str, source: str, dtype: str, **options:
     """What ``loader`` makes of the source called ``source``, in the dtype that was chosen.
 
     Raises:
-        SourceError: no such source.
+        UserError: no such source.
     """
     found = find_source(source, stage, host.model_folders())
     kind = stage_of(stage)

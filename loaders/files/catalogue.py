@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ...edges import EmbeddingSpace, Role
+from ...edges import EmbeddingSpace, Role, UserError
 from .checkpoint import STEMS, inside
 
 EMBEDDED_ROOT = Path(__file__).resolve().parents[2] / "shapes" / "weights"
@@ -26,10 +26,6 @@ Weights that members share are stored once; other sources have no such file, or 
 
 DEPTH = 4
 """How deep below a model folder sources are looked for (a hub cache needs 3)."""
-
-
-class SourceError(ValueError):
-    """A source that is not there; the message says what was asked, what is there and the cure."""
 
 
 @dataclass(frozen=True)
@@ -167,13 +163,13 @@ def stage_of(name: str) -> Stage:
     """The stage called ``name``, of the first system that has it.
 
     Raises:
-        SourceError: no system has it.
+        UserError: no system has it.
     """
     for system in SYSTEMS.values():
         if name in system.stages:
             return system.stages[name]
     known = sorted({stage for system in SYSTEMS.values() for stage in system.stages})
-    raise SourceError(f"unknown stage '{name}'; known are {', '.join(known)}")
+    raise UserError(f"unknown stage '{name}'; known are {', '.join(known)}")
 
 
 def titles(stage: str) -> str:
@@ -213,7 +209,7 @@ def list_sources(stage: str, folders: Sequence[Path]) -> list[Source]:
         name where two would be equal.
 
     Raises:
-        SourceError: an unknown stage.
+        UserError: an unknown stage.
     """
     instead = stage_of(stage).instead
     offering = [source for source in _all_sources(folders) if _offers(source, stage, instead)]
@@ -228,7 +224,7 @@ def find_source(name: str, stage: str, folders: Sequence[Path]) -> Source:
     Names are only ever compared with what :func:`list_sources` finds, never joined to a path.
 
     Raises:
-        SourceError: no such source for this stage; says what is there and how to get more.
+        UserError: no such source for this stage; says what is there and how to get more.
     """
     instead = stage_of(stage).instead
     everything = _all_sources(folders)
@@ -242,18 +238,18 @@ def find_source(name: str, stage: str, folders: Sequence[Path]) -> Source:
     system = next(system for system in SYSTEMS.values() if stage in system.stages)
     cure = f"{system.cure}, or choose another source"
     if other is not None:
-        raise SourceError(
+        raise UserError(
             f"'{name}' holds no {words} (only {', '.join(sorted(other.stages))}). {there}. {cure}"
         )
     escaped = next((path for root in folders if (path := _escape(root, name))), None)
     if escaped is not None:
-        raise SourceError(
+        raise UserError(
             f"'{name}' leads out of the model folders to '{escaped}', so it is not used. Move it"
             " into the model folder, or register its folder with the host"
             " (extra_model_paths.yaml)"
         )
     where = ", ".join(f"'{folder}'" for folder in folders) or "no model folder"
-    raise SourceError(f"no {words} called '{name}' in {where}. {there}. {cure}")
+    raise UserError(f"no {words} called '{name}' in {where}. {there}. {cure}")
 
 
 def _offers(source: Source, stage: str, instead: frozenset[str]) -> bool:

@@ -29,12 +29,14 @@ from typing import IO, Any
 import torch
 from torch import nn
 
+from ...edges import UserError
+
 AGAIN = "Download or copy it again"
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 """Names of weight files in a hub component folder: diffusers', transformers', transformers' old."""
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError):
     """A file that cannot be loaded; the message names the file, what is wrong and the cure."""
 
 
