@@ -35,7 +35,7 @@ class EmbeddingSpace:
         name: what travels on the edge as ``embedding_space``.
         dim: width of ``image_embeds`` and of the pooled text embedding.
         encoder: the CLIP in words, for messages.
-        vision_width: width of the vision tower's hidden states, which tells apart foreign
+        vision_width: width of the vision model's hidden states, which tells apart foreign
             CLIP_VISION_OUTPUTs of equal ``dim``; ``None`` where only the name decides.
     """
 
@@ -55,7 +55,7 @@ a network that samplers call at each step, an autoencoder, an upscaler."""
 
 @dataclass(frozen=True)
 class TextEncoding:
-    """A prompt as one CLIP text tower sees it.
+    """A prompt as one CLIP text model sees it.
 
     Attributes:
         hidden: last hidden states ``[B, L, W]``.
@@ -472,7 +472,7 @@ def image_embeds_of(output: Any, wanted: EmbeddingSpace, name: str) -> torch.Ten
     """The unnormalised ``image_embeds`` ``[B, D]`` of a CLIP_VISION_OUTPUT, checked for a stage.
 
     A foreign output (native CLIPVisionEncode) carries no space: it is inferred from the width of
-    the embedding and of the vision tower's hidden states.
+    the embedding and of the vision model's hidden states.
 
     Raises:
         EdgeError: another space (both are named, with the node that made it), NaN, no rows.

@@ -1,7 +1,8 @@
 r"""Prompt syntax as ComfyUI's own text encoders read it, and what ours say about it.
 
 ``(red)`` weighs 1.1 times what is around it, ``(red:1.6)`` weighs 1.6, ``\(`` is a bracket; more
-tokens than a tower takes are several chunks. Numbers and order are those of ``comfy/sd1_clip.py``.
+tokens than a text encoder takes are several chunks. Numbers and order are those of
+``comfy/sd1_clip.py``.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def plain_warnings(text: str, cut: str, length: int) -> list[str]:
 
 
 def chunks(tokenizer: Any, text: str) -> list[Chunk]:
-    """A prompt's tokens and weights for one tower, whose tokenizer this is.
+    """A prompt's tokens and weights for one text encoder, whose tokenizer this is.
 
     Raises:
         EdgeError: an embedding file is named, which only ComfyUI loads.

@@ -1,4 +1,4 @@
-"""CLIP's two towers around the weights: tokenizer, picture preparation, OpenAI's key layout.
+"""What is around CLIP's weights: tokenizer, picture preparation, OpenAI's key layout.
 
 Sources: OpenAI's CLIP repository (model layout and the ``[49406, ..., 49407]`` framing of prompts),
 the hub's ``tokenizer`` and ``feature_extractor`` files, transformers' CLIPImageProcessor (order and
@@ -218,7 +218,7 @@ class Preprocess:
     bicubic resize, centre crop, divide by 255, normalise.
 
     Attributes:
-        size: edge of the picture that the tower sees.
+        size: edge of the picture that the vision model sees.
         resize: the short edge goes to this before the crop; equal to ``size`` in published CLIPs.
         squash: resize both edges to ``size`` instead, as some original code does.
         openai: resize and crop as OpenAI's own preparation does, which rounds half a place
@@ -287,10 +287,10 @@ def preprocess_from_config(config: Mapping[str, Any], image_size: int) -> Prepro
     Args:
         config: its contents, of old (``size: 224``) or new (``size: {"shortest_edge": 224}``) form;
             ``{}`` where there is none: CLIP's own numbers.
-        image_size: edge of the picture that the tower's own config asks for.
+        image_size: edge of the picture that the vision model's own config asks for.
 
     Raises:
-        CheckpointError: the tower sees another size than the preparation makes.
+        CheckpointError: the vision model sees another size than the preparation makes.
     """
     size = config.get("size", image_size)
     crop = config.get("crop_size", image_size)
@@ -367,10 +367,10 @@ def is_openai_clip(state: Mapping[str, torch.Tensor]) -> bool:
 def openai_text(
     state: Mapping[str, torch.Tensor], name: str, head_dim: int = 64
 ) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """Config and keys of the text tower for transformers' CLIPTextModelWithProjection.
+    """Config and keys of the text model for transformers' CLIPTextModelWithProjection.
 
     Args:
-        state: OpenAI's layout, both towers.
+        state: OpenAI's layout, text and vision model.
         name: the file, for messages.
         head_dim: width of an attention head; 64 in every published CLIP.
 
@@ -396,7 +396,7 @@ def openai_text(
 def openai_vision(
     state: Mapping[str, torch.Tensor], name: str, head_dim: int = 64
 ) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """Config and keys of the image tower for transformers' CLIPVisionModelWithProjection.
+    """Config and keys of the vision model for transformers' CLIPVisionModelWithProjection.
 
     Raises:
         CheckpointError: another layout; names some keys.

@@ -274,7 +274,7 @@ def load_latent_decoder(
 
 
 def load_mclip(source: Source, dtype: torch.dtype = torch.float32) -> TextEncoder:
-    """Load Kandinsky 2.1's text tower and its tokenizer.
+    """Load Kandinsky 2.1's text model and its tokenizer.
 
     The original repository's folder ``text_encoder`` works too: it holds the tokenizer itself, and
     its config leaves the sizes to the model's name.
@@ -291,7 +291,7 @@ def load_mclip(source: Source, dtype: torch.dtype = torch.float32) -> TextEncode
     model, config_class = require("transformers", "XLMRobertaModel", "XLMRobertaConfig")
     own = {k: v for k, v in config.items() if k not in ("architectures", "torch_dtype", "dtype")}
     own = _xlmr_sizes(tensors) | own
-    # The pooler answers a question that this tower is not asked; some files lack it.
+    # The pooler answers a question that this model is not asked; some files lack it.
     tensors = {k: v for k, v in tensors.items() if not k.startswith("transformer.pooler.")}
     projection = tensors.get("LinearTransformation.weight")
     if projection is None or projection.ndim != 2:
@@ -311,7 +311,7 @@ def load_mclip(source: Source, dtype: torch.dtype = torch.float32) -> TextEncode
 
 
 def _xlmr_tokenizer(source: Source) -> Any:
-    """XLM-R's tokenizer beside the tower, or in its folder as in the original's.
+    """XLM-R's tokenizer beside the model, or in its folder as in the original's.
 
     Raises:
         CheckpointError: none there, or a damaged one.

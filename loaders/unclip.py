@@ -41,7 +41,7 @@ SYSTEMS = (
 
 @dataclass(frozen=True)
 class TextEncoder:
-    """A CLIP text tower (transformers' CLIPTextModelWithProjection) and its tokenizer."""
+    """A CLIP text model (transformers' CLIPTextModelWithProjection) and its tokenizer."""
 
     network: nn.Module
     tokenizer: Any
@@ -50,7 +50,7 @@ class TextEncoder:
 
 @dataclass(frozen=True)
 class ImageEncoder:
-    """A CLIP image tower (CLIPVisionModelWithProjection) and what prepares its pictures."""
+    """A CLIP vision model (CLIPVisionModelWithProjection) and what prepares its pictures."""
 
     network: nn.Module
     preprocess: Any
@@ -69,7 +69,7 @@ class LoadedPrior:
 def load_text_encoder(
     source: Source, dtype: torch.dtype = torch.float32, head_dim: int = HEAD_DIM
 ) -> TextEncoder:
-    """Load the text tower and its tokenizer.
+    """Load the text model and its tokenizer.
 
     Args:
         source: from :func:`~.sources.find_source`.
@@ -100,7 +100,7 @@ def load_text_encoder(
 def load_image_encoder(
     source: Source, dtype: torch.dtype = torch.float32, head_dim: int = HEAD_DIM
 ) -> ImageEncoder:
-    """Load the image tower and its picture preparation.
+    """Load the vision model and its picture preparation.
 
     A hub folder's ``feature_extractor`` or ``image_processor`` decides the preparation; without one
     it is CLIP's own. Of an original checkpoint the system's record says whether pictures are

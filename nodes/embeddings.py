@@ -298,13 +298,13 @@ class LoadEmbeddings(io.ComfyNode):
         if file not in files:
             there = ", ".join(sorted(files)) or "none"
             raise EdgeError(f"no file of image embeddings called '{file}'; there are: {there}")
-        kept = read_embedding(files[file])
+        stored = read_embedding(files[file])
         output = host.clip_vision_output(
-            host.offload(kept.image_embeds),
-            embedding_space=kept.space,
-            made_by=f"{kept.made_by} (from {file})",
+            host.offload(stored.image_embeds),
+            embedding_space=stored.space,
+            made_by=f"{stored.made_by} (from {file})",
         )
-        return io.NodeOutput(output, kept.note)
+        return io.NodeOutput(output, stored.note)
 
 
 def _files() -> dict[str, Path]:

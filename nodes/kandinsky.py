@@ -351,7 +351,7 @@ class KandinskySchedule(io.ComfyNode):
             node_id="PriorArtKandinskySchedule",
             display_name="Kandinsky Schedule",
             category="PriorArt/sample",
-            description="The noise levels of Kandinsky's published timesteps, for SamplerCustom.",
+            description="The sigmas of Kandinsky's published timesteps, for SamplerCustom.",
             inputs=[
                 io.Model.Input("model", tooltip="From Load Decoder (Kandinsky)."),
                 io.Int.Input(
@@ -590,7 +590,7 @@ class LoadLatentDecoder(io.ComfyNode):
 
 
 class LoadMCLIP(io.ComfyNode):
-    """Kandinsky 2.1's text tower as the host's CLIP."""
+    """Kandinsky 2.1's text model as the host's CLIP."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -598,7 +598,7 @@ class LoadMCLIP(io.ComfyNode):
             node_id="PriorArtLoadMCLIP",
             display_name="Load mCLIP (Kandinsky 2.1)",
             category=LOAD,
-            description="Loads the multilingual text tower (XLM-R) that Kandinsky 2.1's decoder"
+            description="Loads the multilingual text model (XLM-R) that Kandinsky 2.1's decoder"
             " reads prompts with. Its prior reads them with CLIP, from Load Text Encoder.",
             inputs=source_inputs("mclip"),
             outputs=[

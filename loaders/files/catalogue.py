@@ -311,11 +311,11 @@ def _stamp(path: Path) -> tuple[int, int] | None:
 def _all_sources(folders: Sequence[Path]) -> list[Source]:
     roots = tuple(Path(folder) for folder in folders)
     key = (EMBEDDED_ROOT, *(root.absolute() for root in roots))
-    kept = _listings.get(key)
-    if kept is None or not kept.holds:
-        kept = _listings[key] = _Listing(roots)
-        kept.sources = _list(kept)
-    return kept.sources
+    listing = _listings.get(key)
+    if listing is None or not listing.holds:
+        listing = _listings[key] = _Listing(roots)
+        listing.sources = _list(listing)
+    return listing.sources
 
 
 def _list(listing: _Listing) -> list[Source]:

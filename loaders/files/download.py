@@ -204,7 +204,7 @@ def choose(names: Iterable[str], components: Iterable[str]) -> list[str]:
         UserError: a name that is no plain relative path, or a component without weights.
     """
     wanted = set(components)
-    kept: dict[str, list[str]] = {}
+    by_component: dict[str, list[str]] = {}
     for name in names:
         component, _, file = name.rpartition("/")
         if component not in wanted:
@@ -216,17 +216,17 @@ def choose(names: Iterable[str], components: Iterable[str]) -> list[str]:
             )
         if component == "":
             if file == "model_index.json":
-                kept.setdefault(component, []).append(file)
+                by_component.setdefault(component, []).append(file)
         elif re.search(r"\.(json|txt|safetensors|bin)$", file):
-            kept.setdefault(component, []).append(file)
+            by_component.setdefault(component, []).append(file)
     chosen = []
-    for component, found in kept.items():
+    for component, found in by_component.items():
         weights = [f for f in found if re.search(r"\.(safetensors|bin)(\.index.*\.json)?$", f)]
         best = _best(weights)
         for file in found:
             if file in best or file not in weights:
                 chosen.append(f"{component}/{file}" if component else file)
-    missing = [c for c in wanted if c and c not in kept]
+    missing = [c for c in wanted if c and c not in by_component]
     if missing:
         raise UserError(
             f"the hub's repository lacks {', '.join(sorted(missing))}; it changed since this pack"
@@ -370,9 +370,9 @@ def _is_final(error: BaseException) -> bool:
 
 def _forget(folder: Path, known: list[File], files: list[File]) -> None:
     """Remove files of an earlier revision that the new one does not have."""
-    kept = {file.path for file in files}
+    named = {file.path for file in files}
     for file in known:
-        if file.path not in kept:
+        if file.path not in named:
             (folder / file.path).unlink(missing_ok=True)
 
 
