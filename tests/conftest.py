@@ -1,13 +1,16 @@
-"""What every test has: a cache folder that is nobody's."""
+"""What every test has: a cache folder that is nobody's. And what is said at the end of every run."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from prior_art.host.embedded.door import CACHE_VARIABLE
+
+from .host.finding import found_host
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -17,3 +20,16 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         folder = tmp_path_factory.mktemp("cache")
         patch.setenv(CACHE_VARIABLE, str(folder))
         yield folder / "prior_art"
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Says which real ComfyUI was tested, and which was not."""
+    reports = [r for of in terminalreporter.stats.values() for r in of if hasattr(r, "nodeid")]
+    if not any(report.nodeid.startswith("tests/host/test_") for report in reports):
+        return
+    try:
+        folder, others = found_host()
+    except LookupError as error:
+        terminalreporter.write_line(f"host tests: skipped, {error}")
+    else:
+        terminalreporter.write_line(f"host tests: {'; '.join([f'against {folder}', *others])}")
