@@ -1,8 +1,8 @@
 """Original unCLIP priors as keys and config of diffusers' class.
 
 What the layout is, read in ``models/prior_model.py`` and ``modules/xf.py`` of the repository that
-the system's record names (``readme``): a transformer whose qkv rows are interleaved per head, and the
-statistics of the image embedding in a file of their own. Sizes are read off the shapes.
+the system's record names (``readme``): a transformer whose qkv rows are interleaved per head, and
+the statistics of the image embedding in a file of their own. Sizes are read off the shapes.
 """
 
 from __future__ import annotations
