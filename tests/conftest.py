@@ -1,4 +1,4 @@
-"""What every test has, a cache folder that is nobody's; and what is said at the end of every run."""
+"""What every test has, a cache folder that is nobody's; and what is said at the end of a run."""
 
 from __future__ import annotations
 
