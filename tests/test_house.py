@@ -60,71 +60,7 @@ MOST_FILES = 4
 """Where a system is named besides its own files: one line each in ``loaders``, ``nodes`` and
 ``host``, and one file more."""
 
-NAMED_IN: dict[str, set[str]] = {
-    "karlo": {
-        "__init__.py",
-        "cli.py",
-        "edges.py",
-        "host/api.py",
-        "host/comfyui/unclip.py",
-        "loaders/__init__.py",
-        "loaders/clip.py",
-        "loaders/files/catalogue.py",
-        "loaders/files/checkpoint.py",
-        "loaders/kandinsky.py",
-        "loaders/kandinsky_keys.py",
-        "loaders/rerank.py",
-        "loaders/unclip.py",
-        "networks/unet.py",
-        "nodes/__init__.py",
-        "nodes/kandinsky.py",
-        "nodes/unclip.py",
-        "samplers/parts/schedule.py",
-    },
-    "kandinsky": {
-        "__init__.py",
-        "cli.py",
-        "edges.py",
-        "headless/native_nodes.py",
-        "host/api.py",
-        "loaders/__init__.py",
-        "loaders/clip.py",
-        "loaders/files/catalogue.py",
-        "loaders/karlo.py",
-        "loaders/unclip.py",
-        "networks/unet.py",
-        "nodes/__init__.py",
-        "nodes/embeddings.py",
-        "nodes/unclip.py",
-        "nodes/widgets.py",
-        "samplers/clip.py",
-        "samplers/parts/schedule.py",
-        "samplers/prior.py",
-    },
-    "koala": {
-        "__init__.py",
-        "cli.py",
-        "edges.py",
-        "headless/core_nodes.py",
-        "headless/core_prompts.py",
-        "host/api.py",
-        "host/prompts.py",
-        "loaders/__init__.py",
-        "networks/memory.py",
-        "networks/unet.py",
-        "nodes/__init__.py",
-    },
-    "mindalle": {
-        "cli.py",
-        "host/api.py",
-        "loaders/__init__.py",
-        "loaders/kandinsky_keys.py",
-        "networks/graphs.py",
-        "nodes/__init__.py",
-        "training/codes.py",
-        "training/lora.py",
-    },
-}
+NAMED_IN: dict[str, set[str]] = {}
 """To be mended."""
 
 
