@@ -9,6 +9,7 @@ diffusers' already pass through unchanged.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -70,9 +71,6 @@ def convert_vqgan(
     widths: list[int] = []
     while (key := f"encoder.down_blocks.{len(widths)}.resnets.0.conv1.weight") in tensors:
         widths.append(size(key, 0))
-    layers = 0
-    while f"encoder.down_blocks.0.resnets.{layers}.conv1.weight" in tensors:
-        layers += 1
     if not widths:
         shown = ", ".join(list(state)[:4])
         raise CheckpointError(f"'{name}' is no VQGAN: it holds {shown}, ... {cure}")
@@ -85,7 +83,7 @@ def convert_vqgan(
         "down_block_types": [f"{'Attn' if a else ''}DownEncoderBlock2D" for a in down],
         "up_block_types": [f"{'Attn' if a else ''}UpDecoderBlock2D" for a in up],
         "block_out_channels": widths,
-        "layers_per_block": layers,
+        "layers_per_block": _count(tensors, "encoder.down_blocks.0.resnets.{}.conv1.weight"),
         "latent_channels": size("encoder.conv_out.weight", 0),
         "vq_embed_dim": size("quantize.embedding.weight", 1, 2),
         "num_vq_embeddings": size("quantize.embedding.weight", 0, 2),
@@ -93,6 +91,11 @@ def convert_vqgan(
         "lookup_from_codebook": True,
     }
     return config, tensors
+
+
+def _count(state: Mapping[str, Any], key: str) -> int:
+    """How many of the numbered keys there are, from 0."""
+    return next(i for i in itertools.count() if key.format(i) not in state)
 
 
 def _rename(key: str, levels: int) -> str:
