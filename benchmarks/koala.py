@@ -23,7 +23,7 @@ from torch import Tensor
 
 from prior_art.edges import SDXLText
 from prior_art.loaders.koala import WIDTHS
-from prior_art.networks.unet import prepare_sdxl
+from prior_art.networks.koala import prepare_sdxl
 from prior_art.samplers.koala import FACTOR, LATENT_SCALE, EulerSchedule, sample_koala
 
 # Layers a block, transformer blocks of each level, mid block: the table of the model card.

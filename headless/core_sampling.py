@@ -117,12 +117,12 @@ def ddpm(
     for i, (sigma, following) in enumerate(itertools.pairwise(sigmas)):
         x0 = denoise(x, sigma)
         report(i + 1, x0)
-        kept, kept_next = 1 / (sigma**2 + 1), 1 / (following**2 + 1)
-        alpha = kept / kept_next
+        product, product_next = 1 / (sigma**2 + 1), 1 / (following**2 + 1)
+        alpha = product / product_next
         eps = (x - x0) / sigma
-        x = (x * kept**0.5 - (1 - alpha) / (1 - kept) ** 0.5 * eps) / alpha**0.5
+        x = (x * product**0.5 - (1 - alpha) / (1 - product) ** 0.5 * eps) / alpha**0.5
         if following > 0:
-            x = x + ((1 - alpha) * (1 - kept_next) / (1 - kept)) ** 0.5 * draw()
+            x = x + ((1 - alpha) * (1 - product_next) / (1 - product)) ** 0.5 * draw()
             x = x * (1 + following**2) ** 0.5
     return x
 
@@ -165,7 +165,7 @@ def noise_levels(model: Any) -> torch.Tensor:
 
 
 def schedule(levels: torch.Tensor, name: str, steps: int) -> list[float]:
-    """The host's noise levels for so many steps, and 0: one of :data:`SCHEDULERS`.
+    """The host's sigmas for so many steps, and 0: one of :data:`SCHEDULERS`.
 
     Raises:
         WorkflowError: a schedule without so few steps.
@@ -434,7 +434,7 @@ class KSamplerSelect(io.ComfyNode):
 
 
 class BasicScheduler(io.ComfyNode):
-    """A model's noise levels by name of schedule."""
+    """A model's sigmas by name of schedule."""
 
     EQUAL = "to 1e-6 of a level"
     REFUSED = KSampler.REFUSED

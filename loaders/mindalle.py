@@ -36,7 +36,8 @@ from .files.checkpoint import (
     read_tensors,
 )
 from .files.libraries import LibraryError, require
-from .mindalle_vqgan import GROUPS, VQGAN, build_vqgan
+from .mindalle_vqgan import VQGAN, build_vqgan
+from .taming import GROUPS
 
 CLASS_NAME = "MinDALLE"
 CONFIG, ORIGINAL_CONFIG = "config.json", "config.yaml"
@@ -430,13 +431,13 @@ def tokenize(tokenizer: Any, prompts: Sequence[str], length: int) -> Tokens:
         if not isinstance(prompt, str):
             raise TypeError(f"a prompt must be text, not {type(prompt).__name__}")
         encoding = tokenizer.encode(prompt)
-        kept = encoding.ids[:length]
-        tokens.ids[row, : len(kept)] = torch.tensor(kept, dtype=torch.long)
+        ids = encoding.ids[:length]
+        tokens.ids[row, : len(ids)] = torch.tensor(ids, dtype=torch.long)
         cut = len(encoding.ids) > length
         tokens.cut.append(prompt[encoding.offsets[length][0] :].strip() if cut else "")
         strange = [
             prompt[start:end]
-            for token, (start, end) in zip(kept, encoding.offsets, strict=False)
+            for token, (start, end) in zip(ids, encoding.offsets, strict=False)
             if token == unknown
         ]
         tokens.unknown.append("".join(dict.fromkeys(strange)))

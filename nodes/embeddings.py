@@ -20,6 +20,7 @@ from ..edges import (
 )
 from ..host import host, io
 from ..loaders.embeddings import Embedding, read_embedding, write_embedding
+from ..loaders.files.catalogue import titles
 from ..samplers.embeddings import MODES, cosines, interpolate, mix, move_by_texts
 
 CATEGORY = "PriorArt/mix"
@@ -64,9 +65,9 @@ class MixEmbeddings(io.ComfyNode):
             node_id="PriorArtMixEmbeddings",
             display_name="Mix Image Embeddings",
             category=CATEGORY,
-            description="Mixes two image embeddings of one space: as a weighted sum, as Kandinsky's"
-            " interpolation of texts and pictures, or another way. For more than two wire one mix"
-            " into the next, with weight 1.",
+            description="Mixes two image embeddings of one space: as a weighted sum, as"
+            f" {titles('latent_decoder')}'s interpolation of texts and pictures, or another way."
+            " For more than two wire one mix into the next, with weight 1.",
             inputs=[
                 io.ClipVisionOutput.Input(
                     "image_embeds_a", tooltip="From a prior, an image encoder or another mix."
@@ -297,13 +298,13 @@ class LoadEmbeddings(io.ComfyNode):
         if file not in files:
             there = ", ".join(sorted(files)) or "none"
             raise EdgeError(f"no file of image embeddings called '{file}'; there are: {there}")
-        kept = read_embedding(files[file])
+        stored = read_embedding(files[file])
         output = host.clip_vision_output(
-            host.offload(kept.image_embeds),
-            embedding_space=kept.space,
-            made_by=f"{kept.made_by} (from {file})",
+            host.offload(stored.image_embeds),
+            embedding_space=stored.space,
+            made_by=f"{stored.made_by} (from {file})",
         )
-        return io.NodeOutput(output, kept.note)
+        return io.NodeOutput(output, stored.note)
 
 
 def _files() -> dict[str, Path]:

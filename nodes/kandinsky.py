@@ -27,6 +27,7 @@ from ..edges import (
 )
 from ..host import host, io
 from ..loaders import kandinsky
+from ..loaders.files.catalogue import find_source
 from ..networks.kandinsky_movq import encode
 from ..networks.memory import ENCODED_PIXEL, LATENT_PLACE
 from ..samplers.kandinsky import (
@@ -41,7 +42,7 @@ from ..samplers.parts.noise import generators
 from ..samplers.parts.resize import resized
 from ..samplers.parts.schedule import draws, published_sigmas
 from ..samplers.prior import sample_prior
-from .pictures import from_image, latent_preview
+from .pictures import from_image, latent_preview, rgb_factors
 from .widgets import (
     LOAD,
     fingerprint,
@@ -350,7 +351,7 @@ class KandinskySchedule(io.ComfyNode):
             node_id="PriorArtKandinskySchedule",
             display_name="Kandinsky Schedule",
             category="PriorArt/sample",
-            description="The noise levels of Kandinsky's published timesteps, for SamplerCustom.",
+            description="The sigmas of Kandinsky's published timesteps, for SamplerCustom.",
             inputs=[
                 io.Model.Input("model", tooltip="From Load Decoder (Kandinsky)."),
                 io.Int.Input(
@@ -421,7 +422,9 @@ def _sample(
         generators=generators(seed, count, noise_offset),
         device=device,
         dtype=dtype,
-        callback=lambda step, total, x0: progress(step, latent_preview(x0, loaded.colours)),
+        callback=lambda step, total, x0: progress(
+            step, latent_preview(x0, loaded.latent_rgb_factors)
+        ),
         **mode,
         **texts,
     )
@@ -577,11 +580,17 @@ class LoadLatentDecoder(io.ComfyNode):
         loaded = load_stage(
             kandinsky.load_latent_decoder, "latent_decoder", source, dtype, sampler=sampler
         )
+        found = find_source(source, "latent_decoder", host.model_folders())
+        if "movq" in found.stages:
+            factors = rgb_factors(
+                found.folder("movq"), lambda: host.wrap("movq", kandinsky.load_movq(found))
+            )
+            loaded = replace(loaded, latent_rgb_factors=factors)
         return io.NodeOutput(host.wrap("latent_decoder", loaded))
 
 
 class LoadMCLIP(io.ComfyNode):
-    """Kandinsky 2.1's text tower as the host's CLIP."""
+    """Kandinsky 2.1's text model as the host's CLIP."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -589,7 +598,7 @@ class LoadMCLIP(io.ComfyNode):
             node_id="PriorArtLoadMCLIP",
             display_name="Load mCLIP (Kandinsky 2.1)",
             category=LOAD,
-            description="Loads the multilingual text tower (XLM-R) that Kandinsky 2.1's decoder"
+            description="Loads the multilingual text model (XLM-R) that Kandinsky 2.1's decoder"
             " reads prompts with. Its prior reads them with CLIP, from Load Text Encoder.",
             inputs=source_inputs("mclip"),
             outputs=[
@@ -784,9 +793,9 @@ def _sample_kandinsky(
         )
     if negative_embeds == ZERO and prior.zero_image is None and negative_decoder_prompt is None:
         raise EdgeError(
-            "this prior has no embedding of a picture of zeros: it is Karlo's, or the folder"
-            " 'image_encoder' is missing beside it. Use 'Prior Sample (unCLIP)' for Karlo, put the"
-            f" folder there, or set 'negative_embeds' to '{NEGATIVE}'"
+            "this prior has no embedding of a picture of zeros: it is another system's, or the"
+            " folder 'image_encoder' is missing beside it. Use 'Prior Sample (unCLIP)' for another"
+            f" system's, put the folder there, or set 'negative_embeds' to '{NEGATIVE}'"
         )
     text = conditioning_to_text(positive, prior.space, "positive", prior.space.dim)
     unconditional = conditioning_to_text(negative, prior.space, "negative", prior.space.dim)

@@ -13,11 +13,10 @@ from ..host import host, io
 from ..loaders import koala
 from ..loaders.files.catalogue import find_source, list_sources
 from ..loaders.files.checkpoint import CheckpointError
-from ..networks.koala_vae import colours_of
 from ..networks.memory import SDXL_PLACE
-from ..samplers.koala import FACTOR, SPACINGS, sample_koala
+from ..samplers.koala import FACTOR, LATENT_SCALE, SPACINGS, sample_koala
 from ..samplers.parts.noise import generators
-from .pictures import latent_preview
+from .pictures import latent_preview, rgb_factors
 from .widgets import LOAD, fingerprint, load_stage, sampling_inputs, source_inputs
 
 LARGEST = 4096
@@ -290,8 +289,8 @@ class LoadKoala(io.ComfyNode):
             _named(source, chosen, name)
             for name, chosen in (("clip_l", clip_l), ("clip_g", clip_g), ("vae", vae))
         )
-        text, (coder, colours) = _text_pair(clip_l, clip_g, dtype), _sdxl_vae(vae, dtype)
-        return io.NodeOutput(host.wrap("koala_unet", unet, latent_rgb_factors=colours), text, coder)
+        text, (coder, factors) = _text_pair(clip_l, clip_g, dtype), _sdxl_vae(vae, dtype)
+        return io.NodeOutput(host.wrap("koala_unet", unet, latent_rgb_factors=factors), text, coder)
 
 
 def _named(source: str, chosen: str, name: str) -> str:
@@ -331,11 +330,13 @@ def _text_pair(clip_l: str, clip_g: str, dtype: str) -> Any:
 
 
 def _sdxl_vae(name: str, dtype: str) -> tuple[Any, Any]:
-    """VAE of a folder or of the host's file, and the colours of its latents."""
+    """VAE of a folder or of the host's file, and its ``latent_rgb_factors``."""
     if name in host.model_files("vae"):
         return host.load_files("koala_vae", name), None
     loaded = load_stage(koala.load_vae, "koala_vae", name, dtype)
-    return host.wrap("koala_vae", loaded), colours_of(loaded.network)
+    coder = host.wrap("koala_vae", loaded)
+    folder = find_source(name, "koala_vae", host.model_folders()).folder("vae")
+    return coder, rgb_factors(folder, lambda: coder, 1 / LATENT_SCALE)
 
 
 NODES = [

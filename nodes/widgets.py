@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..host import host, io
-from ..loaders import kandinsky
+from ..loaders.files.cache import Stamps, stamps
 from ..loaders.files.catalogue import find_source, list_sources, stage_of
 
 LARGEST_SEED = 0xFFFFFFFFFFFFFFFF
@@ -107,20 +107,16 @@ def source_inputs(stage: str) -> list:
     ]
 
 
-def fingerprint(stage: str, source: str) -> tuple:
+def fingerprint(stage: str, source: str) -> Stamps:
     """Changes when the files behind a source change, so that the host loads them again."""
-    path = find_source(source, stage, host.model_folders()).path
-    files = sorted(path.rglob("*")) if path.is_dir() else [path]
-    # What a loader itself leaves there is no change.
-    stats = [(f.name, f.stat()) for f in files if f.is_file() and f.name != kandinsky.ZERO_IMAGE]
-    return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
+    return stamps(find_source(source, stage, host.model_folders()).path)
 
 
 def load_stage(loader: Callable, stage: str, source: str, dtype: str, **options: Any) -> Any:
     """What ``loader`` makes of the source called ``source``, in the dtype that was chosen.
 
     Raises:
-        SourceError: no such source.
+        UserError: no such source.
     """
     found = find_source(source, stage, host.model_folders())
     kind = stage_of(stage)

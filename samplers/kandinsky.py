@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..edges import EdgeError
-from ..networks.unet import prepare_latent_decoder
+from ..networks.kandinsky import prepare_latent_decoder
 from .parts.guidance import guide, refuse_nan, spread
 from .parts.noise import randn
 from .parts.schedule import (

@@ -11,8 +11,12 @@ import torch
 import torch.nn.functional as F
 
 from ..edges import EdgeError, TextEncoding
-from ..networks.karlo import UnCLIPDecoder, UnCLIPUpscaler
-from ..networks.unet import prepare_decoder, prepare_upscaler
+from ..networks.karlo import (
+    UnCLIPDecoder,
+    UnCLIPUpscaler,
+    prepare_decoder,
+    prepare_upscaler,
+)
 from .parts.guidance import guide, is_guided, refuse_nan, spread, spread_text
 from .parts.noise import randn
 from .parts.schedule import UnCLIPSchedule, predict_x0, previous_sample

@@ -38,7 +38,7 @@ Prepare = Callable[
     Callable[[torch.Tensor, int], torch.Tensor],
 ]
 """``(hidden [R, L, W], pooled [R, D], time_ids [R, 6], timesteps) -> predict(x, step index)``, as
-``networks.unet.prepare_sdxl``."""
+``networks.koala.prepare_sdxl``."""
 
 
 FIXED: dict[str, tuple[Any, Any]] = {

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from ..edges import EdgeError
-from ..networks.graphs import Steps
 from ..networks.mindalle import ARConfig, ARTransformer, Cache, Prefix, lay_out, prefill
+from ..networks.mindalle_graphs import Steps
 from .parts.chunks import in_chunks
 from .parts.guidance import refuse_nan
 from .parts.noise import ExponentialNoise

@@ -49,7 +49,7 @@ def sample_prior(
         start: image embeddings ``[R, D]`` to begin from, unnormalised; ``strength``: how much of
             the schedule is run on them, 0 (none, they come back) to 1.
         negative_generators: as many again, where the negative prompt's own embeddings are wanted
-            too, which Kandinsky's decoders subtract. Guiding it by itself changes nothing, so a
+            too, which some decoders subtract. Guiding it by itself changes nothing, so a
             step runs three rows and not four.
         callback: called with (step from 1, steps, x0 ``[B, D]``) after each step; may raise.
 

@@ -189,7 +189,7 @@ class KandinskyPainter:
         self.text = unclip.load_text_encoder(
             find_source("shapes-karlo", "text_encoder", []) if old else prior
         )
-        self.prior, self.zero = unclip.load_prior(prior), kandinsky.zero_image(prior)
+        self.prior, self.zero = unclip.load_prior(prior), unclip.stored_zero_image(prior)
         self.decoder = kandinsky.load_latent_decoder(source(mode, "kandinsky"))
         self.mclip = kandinsky.load_mclip(source(mode, "kandinsky")) if old else None
         self.movq = kandinsky.load_movq(source("decoder", "kandinsky"))
@@ -292,8 +292,8 @@ class KoalaPainter:
     ) -> np.ndarray:
         """Pictures of prompts: uint8 ``[B, 64, 64, 3]``; ``pooled`` ``[B, D]`` in the place of the
         prompts' own pooled embedding."""
+        from ..networks.koala import prepare_sdxl
         from ..networks.koala_vae import LatentKL
-        from ..networks.unet import prepare_sdxl
         from ..samplers.koala import sample_koala
 
         text = self._encode(list(prompts))

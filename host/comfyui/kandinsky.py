@@ -32,6 +32,10 @@ if TYPE_CHECKING:
     from ...loaders.kandinsky import LatentDecoder, MoVQ
     from ...samplers.parts.schedule import LatentSchedule
 
+CONDITIONING = "Kandinsky Conditioning"
+"""The node that makes what these decoders read, for messages."""
+
+
 VARIANCE = "prior_art_learned_variance"
 """Where, among the host's transformer options, the network leaves its variance for our sampler."""
 
@@ -47,15 +51,15 @@ class KandinskyConfig(comfy.supported_models_base.BASE):
 
 
 class MoVQLatents(comfy.latent_formats.LatentFormat):
-    """A MoVQ's latents as they are; previews need the colours of one MoVQ."""
+    """A MoVQ's latents as they are; previews need the factors of one MoVQ."""
 
     latent_channels = 4
     scale_factor = 1.0
 
-    def __init__(self, colours: torch.Tensor | None) -> None:
-        if colours is not None:
-            self.latent_rgb_factors = colours[:-1].tolist()
-            self.latent_rgb_factors_bias = colours[-1].tolist()
+    def __init__(self, factors: torch.Tensor | None) -> None:
+        if factors is not None:
+            self.latent_rgb_factors = factors[:-1].tolist()
+            self.latent_rgb_factors_bias = factors[-1].tolist()
 
 
 class Variance:
@@ -111,7 +115,7 @@ class KandinskyModel(comfy.model_base.BaseModel):
     def __init__(self, loaded: LatentDecoder, device: torch.device, compute: torch.dtype) -> None:
         stored = weight_dtype(loaded.network)
         config = KandinskyConfig({"disable_unet_model_creation": True})
-        config.latent_format = MoVQLatents(loaded.colours)
+        config.latent_format = MoVQLatents(loaded.latent_rgb_factors)
         config.set_inference_dtype(stored, None if compute == stored else compute)
         super().__init__(config, comfy.model_base.ModelType.EPS, device=device)
         self.diffusion_model = LatentNetwork(loaded.network)
@@ -144,17 +148,17 @@ class KandinskyModel(comfy.model_base.BaseModel):
         """What the network gets beside latent and time, from one CONDITIONING entry."""
         side = kwargs.get("prompt_type", "positive")
         embeds = conditioning_to_embeds(
-            [[kwargs.get("cross_attn"), kwargs]], self.loaded.space, side
+            [[kwargs.get("cross_attn"), kwargs]], self.loaded.space, side, CONDITIONING
         )
         out = super().extra_conds(**kwargs)
         out["c_crossattn"] = comfy.conds.CONDRegular(embeds[:, None])
         if self.loaded.text_space is not None:
-            text = text_beside(kwargs, self.loaded.text_space, side)
+            text = text_beside(kwargs, self.loaded.text_space, side, CONDITIONING)
             out["text_hidden"] = comfy.conds.CONDRegular(text.hidden)
             out["text_pooled"] = comfy.conds.CONDRegular(text.pooled)
         if mode_of(self.network) == "depth":
             noise = kwargs["noise"]
-            hint = depth_beside(kwargs, (noise.shape[-2], noise.shape[-1]), side)
+            hint = depth_beside(kwargs, (noise.shape[-2], noise.shape[-1]), side, CONDITIONING)
             out["hint"] = comfy.conds.CONDRegular(hint)
         device = kwargs.get("device")
         if device is not None:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ...edges import EdgeError, conditioning_to_embeds, depth_beside, text_beside
+from ...networks.kandinsky import prepare_latent_decoder
 from ...networks.kandinsky_movq import LatentMoVQ
-from ...networks.unet import prepare_latent_decoder
 from ...samplers.kandinsky import check_places, keep_mask, mode_of
 from ...samplers.parts.noise import generators, randn
 from ..api import Adapter
@@ -21,6 +21,9 @@ from .vae import Vae, open_vae
 
 if TYPE_CHECKING:
     from ...loaders.kandinsky import LatentDecoder, MoVQ
+
+CONDITIONING = "Kandinsky Conditioning"
+"""The node that makes what these decoders read, for messages."""
 
 
 @dataclass(frozen=True)
@@ -53,10 +56,13 @@ class LatentModel:
         def rows(parts: list[torch.Tensor]) -> torch.Tensor:
             return torch.cat([fitted(part, count) for part in parts]).to(device, dtype)
 
-        embeds = [conditioning_to_embeds([entry], loaded.space, name) for name, entry in prompts]
+        embeds = [
+            conditioning_to_embeds([entry], loaded.space, name, CONDITIONING)
+            for name, entry in prompts
+        ]
         conditions = {"image_embeds": rows(embeds)}
         if mode_of(network) == "depth":
-            hints = [depth_beside(entry[1], size, name) for name, entry in prompts]
+            hints = [depth_beside(entry[1], size, name, CONDITIONING) for name, entry in prompts]
             conditions["hint"] = rows(hints)
         beside: tuple[torch.Tensor, ...] = ()
         if mode_of(network) == "inpainting":
@@ -66,7 +72,10 @@ class LatentModel:
             beside = tuple(torch.cat([p.to(device)] * len(prompts)) for p in (start * seen, seen))
         hidden = None
         if loaded.text_space is not None:
-            texts = [text_beside(entry[1], loaded.text_space, name) for name, entry in prompts]
+            texts = [
+                text_beside(entry[1], loaded.text_space, name, CONDITIONING)
+                for name, entry in prompts
+            ]
             hidden = rows([text.hidden for text in texts])
             conditions["text_embeds"] = rows([text.pooled for text in texts])
         predict = prepare_latent_decoder(network, conditions, times, hidden)

@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ...edges import SDXLText
-from ...networks.unet import prepare_sdxl
+from ...networks.koala import prepare_sdxl
 from ...samplers.koala import FACTOR, LATENT_SCALE, EulerSchedule, encode_text_pair, sample_koala
 from ..grammar import Scene, training_scenes
 from ..pictures import oddly_coloured, training_batch

@@ -29,8 +29,8 @@ from prior_art.host.comfyui import koala as comfy_koala
 from prior_art.loaders import koala
 from prior_art.loaders.clip import tokenize
 from prior_art.loaders.files.checkpoint import CheckpointError
+from prior_art.networks.koala import prepare_sdxl
 from prior_art.networks.koala_vae import LatentKL
-from prior_art.networks.unet import prepare_sdxl
 from prior_art.nodes.koala import OWN, KoalaInfo, KoalaSample, KoalaTextEncode, LoadKoala
 from prior_art.samplers.koala import LATENT_SCALE, encode_text_pair, sample_koala
 

@@ -16,7 +16,7 @@ from prior_art.host import host
 from prior_art.loaders import koala
 from prior_art.loaders.files.catalogue import find_source
 from prior_art.loaders.files.checkpoint import CheckpointError
-from prior_art.networks.unet import prepare_sdxl
+from prior_art.networks.koala import prepare_sdxl
 from prior_art.nodes.koala import NEGATIVE, OWN, KoalaInfo, KoalaSample, KoalaTextEncode, LoadKoala
 from prior_art.samplers.koala import sample_koala
 

@@ -14,7 +14,7 @@ from prior_art.loaders import kandinsky, unclip
 from prior_art.loaders.clip import tokenize
 from prior_art.loaders.files.catalogue import find_source
 from prior_art.networks.kandinsky_movq import decode, encode
-from prior_art.samplers.clip import encode_text
+from prior_art.samplers.clip import encode_text, encode_zero_image
 from prior_art.samplers.kandinsky import Kept, keep_mask, latent_size, sample_latents
 from prior_art.samplers.parts.noise import generators
 from prior_art.samplers.parts.schedule import LatentSchedule
@@ -103,7 +103,9 @@ def test_prior(folder: Path) -> None:
     pipe = kandinsky_pipeline(folder, "prior")
     wanted = pipe(PROMPT, num_images_per_prompt=2, num_inference_steps=STEPS, generator=streams(2))
     close(prior(folder, 2), wanted.image_embeds)
-    zero = kandinsky.zero_image(find_source("prior", "prior", [folder]))
+    zero = encode_zero_image(
+        unclip.load_image_encoder(find_source("prior", "image_encoder", [folder])).network, "cpu"
+    )
     close(zero.expand(2, -1), wanted.negative_image_embeds)
 
 

@@ -13,8 +13,8 @@ from prior_art.edges import SDXLText
 from prior_art.loaders import koala
 from prior_art.loaders.clip import tokenize
 from prior_art.loaders.files.catalogue import find_source
+from prior_art.networks.koala import prepare_sdxl
 from prior_art.networks.koala_vae import LatentKL
-from prior_art.networks.unet import prepare_sdxl
 from prior_art.samplers.koala import (
     LATENT_SCALE,
     EulerSchedule,

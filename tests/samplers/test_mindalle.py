@@ -15,8 +15,8 @@ from prior_art.samplers import mindalle as autoregressive
 from prior_art.samplers.mindalle import complete_by_likelihood, log_likelihood, sample_tokens
 from prior_art.samplers.parts.noise import ExponentialNoise, generators
 
-from ..networks.test_graphs import record_on_cpu
 from ..networks.test_mindalle import KINDS, context_of, make, plain, tokens_of
+from ..networks.test_mindalle_graphs import record_on_cpu
 
 PLACE = {"device": torch.device("cpu"), "dtype": torch.float32}
 LENGTH = KINDS["text"].image_tokens

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from prior_art.edges import UserError
 from prior_art.loaders.files import catalogue as sources
-from prior_art.loaders.files.catalogue import SourceError, find_source, list_sources
+from prior_art.loaders.files.catalogue import find_source, list_sources
 
 pytestmark = pytest.mark.usefixtures("alone")
 EVERY = tuple(sources.SYSTEMS["karlo"].stages)
@@ -89,26 +90,26 @@ def test_links_out_of_the_folders_are_not_followed(hub: Path, tmp_path: Path) ->
     (models / "linked").symlink_to(hub)
     (models / "loop").symlink_to(models)
     assert names("prior", models) == []
-    with pytest.raises(SourceError, match=r"leads out of the model folders.*extra_model_paths"):
+    with pytest.raises(UserError, match=r"leads out of the model folders.*extra_model_paths"):
         find_source("linked", "prior", [models])
     assert names("prior", models, hub.parent) == ["linked"]
 
 
 @pytest.mark.parametrize("name", ["../karlo", "/etc/passwd", "karlo/../karlo", "..", "", "x\\y"])
 def test_names_are_never_paths(hub: Path, name: str) -> None:
-    with pytest.raises(SourceError, match="called"):
+    with pytest.raises(UserError, match="called"):
         find_source(name, "prior", [hub.parent])
 
 
 def test_words(hub: Path, tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match=r"no prior called 'x'.*There are: karlo.*download karlo"):
+    with pytest.raises(UserError, match=r"no prior called 'x'.*There are: karlo.*download karlo"):
         find_source("x", "prior", [hub.parent])
-    with pytest.raises(SourceError, match=r"There is none.*download karlo"):
+    with pytest.raises(UserError, match=r"There is none.*download karlo"):
         find_source("x", "prior", [tmp_path])
     shutil.copytree(hub / "prior", tmp_path / "some" / "prior")
-    with pytest.raises(SourceError, match=r"'some' holds no image encoder \(only prior\)"):
+    with pytest.raises(UserError, match=r"'some' holds no image encoder \(only prior\)"):
         find_source("some", "image_encoder", [tmp_path])
-    with pytest.raises(SourceError, match="unknown stage 'lens'"):
+    with pytest.raises(UserError, match="unknown stage 'lens'"):
         list_sources("lens", [])
 
 

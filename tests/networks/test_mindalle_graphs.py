@@ -16,10 +16,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from prior_art.edges import EdgeError
-from prior_art.networks import graphs as steps
-from prior_art.networks.graphs import Steps, can_record
+from prior_art.networks import mindalle_graphs as steps
 from prior_art.networks.leaf import is_bare
 from prior_art.networks.mindalle import ARTransformer, Cache, prefill
+from prior_art.networks.mindalle_graphs import Steps, can_record
 
 from .test_mindalle import KINDS, context_of, make, plain, tokens_of
 
