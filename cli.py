@@ -197,8 +197,11 @@ class Bars:
 
 def _download(options: argparse.Namespace) -> int:
     from .host import host
-    from .loaders.files.download import console_progress, download, together
+    from .loaders.files.download import console_progress, download, published, together
 
+    if not options.system:
+        print("\n".join(sorted({**published(), **together()})))
+        return 0
     folder = host.model_folders()[0]
     show = console_progress()
     for system in together().get(options.system, (options.system,)):

@@ -195,7 +195,7 @@ def load_movq(source: Source, dtype: torch.dtype = torch.float32) -> MoVQ:
     """Load the MoVQ.
 
     Args:
-        source: from :func:`~.sources.find_source` for the stage ``movq``.
+        source: from :func:`~.files.catalogue.find_source` for the stage ``movq``.
         dtype: storage dtype.
 
     Raises:
@@ -227,7 +227,7 @@ def load_latent_decoder(
     """Load a decoder's U-Net and its scheduler's constants: text-to-image, inpainting or depth.
 
     Args:
-        source: from :func:`~.sources.find_source` for the stage ``latent_decoder``.
+        source: from :func:`~.files.catalogue.find_source` for the stage ``latent_decoder``.
         dtype: storage dtype.
         sampler: "published", the source's own, or one of the original repository's:
             ``kandinsky_original.SAMPLERS``.
@@ -280,7 +280,7 @@ def load_mclip(source: Source, dtype: torch.dtype = torch.float32) -> TextEncode
     its config leaves the sizes to the model's name.
 
     Args:
-        source: from :func:`~.sources.find_source` for the stage ``mclip``.
+        source: from :func:`~.files.catalogue.find_source` for the stage ``mclip``.
         dtype: storage dtype.
 
     Raises:

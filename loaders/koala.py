@@ -170,7 +170,7 @@ def load_unet(
     """Load a U-Net and its scheduler's constants.
 
     Args:
-        source: from :func:`~.sources.find_source` for the stage ``koala_unet``.
+        source: from :func:`~.files.catalogue.find_source` for the stage ``koala_unet``.
         dtype: storage dtype.
         wanted: one of :data:`WANTED`.
 
@@ -324,7 +324,7 @@ def load_text_encoders(source: Source, dtype: torch.dtype = torch.float32) -> Te
     """Load both text encoders and their tokenizers.
 
     Args:
-        source: from :func:`~.sources.find_source` for the stage ``koala_text``.
+        source: from :func:`~.files.catalogue.find_source` for the stage ``koala_text``.
         dtype: storage dtype.
 
     Raises:
@@ -352,7 +352,7 @@ def load_vae(source: Source, dtype: torch.dtype = torch.float32) -> SDXLVAE:
     """Load the VAE.
 
     Args:
-        source: from :func:`~.sources.find_source` for the stage ``koala_vae``.
+        source: from :func:`~.files.catalogue.find_source` for the stage ``koala_vae``.
         dtype: storage dtype; float16 is stored as float32 where the VAE's config says that it
             overflows (``force_upcast``), as SDXL's does.
 

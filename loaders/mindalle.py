@@ -143,7 +143,8 @@ def load_vqgan(
     """Load the VQGAN.
 
     Args:
-        source: from :func:`~.sources.find_source`. An archive is unpacked beside itself, once.
+        source: from :func:`~.files.catalogue.find_source`. An archive is unpacked beside itself,
+            once.
         dtype: storage dtype; half precision changes codes.
         progress: told about unpacking.
 
@@ -163,7 +164,8 @@ def load_transformer(
     """Load the transformer, and its tokenizer if it reads text.
 
     Args:
-        source: from :func:`~.sources.find_source`. An archive is unpacked beside itself, once.
+        source: from :func:`~.files.catalogue.find_source`. An archive is unpacked beside itself,
+            once.
         dtype: storage dtype.
         progress: told about unpacking.
 

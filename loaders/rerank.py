@@ -81,7 +81,7 @@ def load_reranker(source: Source, dtype: torch.dtype = torch.float32) -> Reranke
     """Load both models, the tokenizer and the picture preparation.
 
     Args:
-        source: from :func:`~.sources.find_source` for the stage ``reranker``.
+        source: from :func:`~.files.catalogue.find_source` for the stage ``reranker``.
         dtype: storage dtype. Half precision makes close scores equal.
 
     Raises:

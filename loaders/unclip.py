@@ -72,7 +72,7 @@ def load_text_encoder(
     """Load the text model and its tokenizer.
 
     Args:
-        source: from :func:`~.sources.find_source`.
+        source: from :func:`~.files.catalogue.find_source`.
         dtype: storage dtype.
         head_dim: width of an attention head; only original checkpoints need it.
 

@@ -21,7 +21,7 @@ COMPANIONS = ("torchvision", "torchaudio", "xformers", "flash_attn", "bitsandbyt
 """Optional packages that break the import of others when they do not match torch."""
 
 
-class LibraryError(UserError):
+class LibraryError(UserError, ImportError):
     """A library that a loader needs cannot be imported; the message says which and the cure."""
 
 

@@ -197,6 +197,11 @@ def test_only_what_nobody_foresaw_asks_for_a_traceback(monkeypatch, capsys, erro
     assert not hinted or said[1].endswith("prior-art --debug nodes")
 
 
+def test_download_alone_says_what_there_is(capsys):
+    assert cli.main(["download"]) == 0
+    assert {"karlo", "kandinsky-2-2", "koala-700m"} <= set(capsys.readouterr().out.split())
+
+
 def test_nodes_are_listed(capsys):
     assert cli.main(["nodes"]) == 0
     assert "PriorArtKarloDecoder" in capsys.readouterr().out

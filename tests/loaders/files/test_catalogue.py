@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from prior_art.edges import UserError
+from prior_art.edges import SPACES, UserError
 from prior_art.loaders.files import catalogue as sources
 from prior_art.loaders.files.catalogue import find_source, list_sources
 
@@ -164,3 +164,12 @@ def test_only_an_embedded_member_may_say_that_a_component_lies_elsewhere(
     assert names("prior", models) == ["shapes-karlo"]
     found = find_source("karlo", "decoder", [models])
     assert found.folder("prior") == models / "karlo" / "prior"
+
+
+def test_who_has_what_is_read_off_the_records():
+    assert sources.titles("text_encoder") == "Karlo or Kandinsky"
+    assert sources.titles("movq") == "Kandinsky"
+    assert sources.download_of("text_encoder") == "prior-art download karlo"
+    assert sources.repository_of("tokenizer") == "kakaobrain/karlo-v1-alpha"
+    assert SPACES["openai-vit-l-14"].encoder == "OpenAI CLIP ViT-L/14 (Karlo, Kandinsky 2.1)"
+    assert SPACES["laion-vit-bigg-14"].encoder == "OpenCLIP ViT-bigG/14 (Kandinsky 2.2)"
