@@ -12,8 +12,9 @@ TORCH ?= torch==2.13.0
 demo: $(VENV)/.ready
 	$(BIN)/prior-art demo --out output
 
+# On both cores; what needs a host (tests/host) in one of the two processes, where a ComfyUI is found.
 test: $(VENV)/.ready lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
 
 # The fast lane: what a change breaks most often, without templates, parity, training and hosts.
 check: $(VENV)/.ready lint

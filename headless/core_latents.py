@@ -355,6 +355,7 @@ class VAEEncodeForInpaint(io.ComfyNode):
     """A picture's latent with grey where the mask is, and the mask grown by some pixels."""
 
     EQUAL = "to 1e-4"
+    REFUSED = "other counts of masks than one or one a picture, on which ComfyUI fails"
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -375,6 +376,12 @@ class VAEEncodeForInpaint(io.ComfyNode):
         size, factor = pixels.shape[1:3], vae.factor
         high, wide = (side - side % factor for side in size)
         top, left = (side % factor // 2 for side in size)
+        masks = mask.numel() // (mask.shape[-2] * mask.shape[-1])
+        if masks not in (1, len(pixels)):
+            raise WorkflowError(
+                f"'mask' holds {masks} masks for {len(pixels)} pictures, on which ComfyUI fails;"
+                " wire one, or one for each picture"
+            )
         mask = F.interpolate(mask.reshape(-1, 1, *mask.shape[-2:]), size, mode="bilinear").round()
         mask = mask[:, :, top : top + high, left : left + wide]
         pixels = pixels[:, top : top + high, left : left + wide, :3]

@@ -12,7 +12,12 @@ from PIL import Image, ImageFile
 from PIL.PngImagePlugin import PngInfo
 
 from prior_art.headless.core_images import ImageBatch, ImageCompositeMasked
-from prior_art.headless.core_latents import LatentBatch, LatentBlend, LatentComposite
+from prior_art.headless.core_latents import (
+    LatentBatch,
+    LatentBlend,
+    LatentComposite,
+    VAEEncodeForInpaint,
+)
 from prior_art.headless.core_nodes import LoadImage, LoadImageMask, PreviewAny, SaveImage
 from prior_art.headless.core_prompts import ConditioningAverage, UnCLIPConditioning
 from prior_art.headless.core_sampling import _drawing, euler
@@ -315,3 +320,13 @@ def test_samplers_without_noise_take_the_largest_seed():
     draw = _drawing(x, 2**64 - 1)
     euler(lambda x, sigma: x * 0, x, [1.0, 0.0], draw, lambda step, x0: None)
     assert torch.equal(_drawing(x, 6)(), torch.randn(x.shape, generator=torch.manual_seed(7)))
+
+
+def test_other_counts_of_masks_than_pictures_are_refused_to_encode():
+    vae = SimpleNamespace(factor=8, encode=lambda pixels: pixels.movedim(-1, 1)[:, :, ::8, ::8])
+    pixels = torch.rand(2, 16, 16, 3)
+    for masks in (1, 2):
+        made = VAEEncodeForInpaint.execute(pixels, vae, torch.ones(masks, 16, 16), 0).args[0]
+        assert made["samples"].shape[0] == 2 and (made["samples"] == 0.5).all()
+    with pytest.raises(WorkflowError, match="'mask' holds 3 masks for 2 pictures"):
+        VAEEncodeForInpaint.execute(pixels, vae, torch.ones(3, 16, 16), 0)

@@ -24,11 +24,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from .finding import found_host, python_of
+
 PACK = Path(__file__).resolve().parents[2]
 START_SECONDS = 180
-FOLDERS = ("~/comfy33/ComfyUI", "~/comfy/ComfyUI")
-"""Where a ComfyUI is looked for: the version that people run, then the oldest supported one."""
-TESTED = pytest.StashKey[str]()
 PREVIEW, PREVIEW_WITH_METADATA = 1, 4
 
 
@@ -66,51 +65,27 @@ def host_environment() -> dict[str, str]:
     return env
 
 
-def python_of(folder: Path) -> Path | None:
-    """The Python that runs the ComfyUI in ``folder``: COMFYUI_PYTHON, or that of an environment in
-    or beside it."""
-    named = os.environ.get("COMFYUI_PYTHON")
-    places = (folder / ".venv", folder / "venv", folder.parent / "venv")
-    pythons = [Path(named).expanduser()] if named else [p / "bin" / "python" for p in places]
-    return next((python for python in pythons if python.is_file()), None)
-
-
-def missing_of(folder: Path) -> str | None:
-    """Why the ComfyUI in ``folder`` cannot be tested against, or ``None``."""
-    if not (folder / "main.py").is_file():
-        return f"{folder} has no main.py"
-    if python_of(folder) is None:
-        return f"{os.environ.get('COMFYUI_PYTHON') or f'a Python in or beside {folder}'} is missing"
-    return None
-
-
 @pytest.fixture(scope="session")
-def host_paths(request: pytest.FixtureRequest) -> HostPaths:
-    """The ComfyUI named by COMFYUI_PATH, or the first of :data:`FOLDERS` that is there."""
-    named = os.environ.get("COMFYUI_PATH")
-    folders = [Path(name).expanduser() for name in ([named] if named else FOLDERS)]
-    missing = [missing_of(folder) for folder in folders]
-    if named and missing[0]:
-        pytest.fail(f"COMFYUI_PATH names no ComfyUI that runs: {missing[0]}", pytrace=False)
-    if all(missing):
+def host_paths() -> HostPaths:
+    """The ComfyUI named by COMFYUI_PATH, or the first of :data:`.finding.FOLDERS`."""
+    try:
+        folder, _ = found_host()
+    except LookupError as error:
+        if os.environ.get("COMFYUI_PATH"):
+            pytest.fail(f"COMFYUI_PATH names no ComfyUI that runs: {error}", pytrace=False)
         pytest.skip(
-            f"no ComfyUI to test against: {'; '.join(missing)}. Set COMFYUI_PATH and"
-            " COMFYUI_PYTHON to run these tests"
+            f"no ComfyUI to test against: {error}. Set COMFYUI_PATH and COMFYUI_PYTHON to run"
+            " these tests"
         )
-    at = missing.index(None)
-    others = [
-        why or f"not against {folder}, which COMFYUI_PATH can name"
-        for i, (folder, why) in enumerate(zip(folders, missing, strict=True))
-        if i != at
-    ]
-    request.config.stash[TESTED] = "; ".join([f"against {folders[at]}", *others])
-    return HostPaths(folders[at], python_of(folders[at]), host_environment())
+    return HostPaths(folder, python_of(folder), host_environment())
 
 
-def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    """Says which host was tested, and which was not."""
-    if TESTED in config.stash:
-        terminalreporter.write_line(f"host tests: {config.stash[TESTED]}")
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """One process beside others (`pytest -n 2 --dist loadgroup`) runs everything that needs a
+    host, which is started once."""
+    for item in items:
+        if item.get_closest_marker("host"):
+            item.add_marker(pytest.mark.xdist_group("host"))
 
 
 @dataclass

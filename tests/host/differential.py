@@ -4,7 +4,7 @@
     python -m tests.host.differential --only 7/132 --host http://127.0.0.1:8188 --keep /tmp/graphs
 
 A graph agrees where both make the same outputs, pictures to one level, or where both refuse. Where
-ComfyUI runs and the runner says before anything ran which node it cannot do, it is listed as
+ComfyUI runs and the runner says before anything ran which node only ComfyUI can do, it is listed as
 refused by name: headless is exact, or says no. Everything else is a difference.
 """
 
@@ -38,6 +38,8 @@ HERE = Path(__file__).resolve().parent
 LEVELS = 1
 """How far a picture's levels may lie apart."""
 SAME, BOTH_REFUSE, BY_NAME, DIFFERENT = "same", "both refuse", "refused by name", "different"
+ON_THE_WAY = "refused on the way"
+"""By name too, but for what only a run shows: how many rows an embedding has."""
 
 
 def beside(name: str) -> ModuleType:
@@ -71,7 +73,7 @@ class Verdict:
     """How the two compare.
 
     Attributes:
-        kind: one of the four words above.
+        kind: one of the five words above.
         why: what differs or was refused.
         far: largest distance of a picture's levels.
     """
@@ -278,8 +280,9 @@ def compare(host: Outcome, ours: Outcome, api: dict[str, Any]) -> Verdict:
     if theirs and mine:
         return Verdict(BOTH_REFUSE, f"host: {theirs} || headless: {mine}")
     if mine:
-        named = ours.refused and names_a_node(mine, api)
-        return Verdict(BY_NAME if named else DIFFERENT, f"headless alone refuses: {mine}")
+        named = BY_NAME if ours.refused else ON_THE_WAY
+        kind = named if names_a_node(mine, api) else DIFFERENT
+        return Verdict(kind, f"headless alone refuses: {mine}")
     if theirs:
         return Verdict(DIFFERENT, f"ComfyUI alone refuses: {theirs}")
     made = {key for key, shown in host.outputs.items() if shown}
@@ -355,7 +358,7 @@ class Report:
         lines.append(f"seconds: {self.seconds[0]:.0f} in ComfyUI, {self.seconds[1]:.0f} headless")
         lines.append(f"nodes: {_counted(self.nodes)}")
         lines.append(f"features: {_counted(self.features)}")
-        for kind in (BY_NAME, BOTH_REFUSE, DIFFERENT):
+        for kind in (BY_NAME, ON_THE_WAY, BOTH_REFUSE, DIFFERENT):
             if kind == BOTH_REFUSE and not all_refusals:
                 continue
             lines += [f"{name} {kind}: {v.why}" for name, v in self.listed if v.kind == kind]

@@ -368,7 +368,8 @@ def headless_ksampler_is_the_hosts() -> None:
         given = ("euler", scheduler, positive, negative, latent_image, denoise)
         (native,) = nodes.KSampler().sample(model, 5, 4, cfg, *given)
         (ours,) = core_sampling.KSampler.execute(other, 5, 4, cfg, *given).args
-        close(ours["samples"], native["samples"], 1e-4)
+        # Untrained networks: what they paint is large, and so is rounding.
+        close(ours["samples"], native["samples"], 1e-5 * float(native["samples"].abs().max()))
     sigmas = published_sigmas(host.open("latent_decoder", model)[1].schedule, 6, 1.0)
     given = (positive, negative)
     native, _ = sampler_custom(model, *given, sigmas)

@@ -16,9 +16,10 @@ import regex
 import torch
 
 from prior_art.loaders import clip
-from prior_art.shapes import words
+from prior_art.loaders.files.catalogue import EMBEDDED_ROOT, find_source
+from prior_art.shapes.train import words
 
-WEIGHTS = Path(words.__file__).parent / "weights"
+WEIGHTS = EMBEDDED_ROOT
 KARLO = WEIGHTS / "karlo" / "tokenizer"
 PLAIN = "a small red circle on a blue background"
 
@@ -170,7 +171,7 @@ def test_a_multilingual_prompt_is_not_cleaned() -> None:
 def test_sdxl_prompts_are_left_to_transformers() -> None:
     from transformers import CLIPTokenizer
 
-    folder = WEIGHTS / "koala" / "1b" / "tokenizer"
+    folder = find_source("shapes-koala-1b", "koala_text", []).folder("tokenizer")
     ids, mask, _ = clip.tokenize(clip.load_tokenizer(folder), PROMPTS, cleaned=False)
     wanted = CLIPTokenizer.from_pretrained(folder)(
         PROMPTS, padding="max_length", max_length=77, truncation=True, return_tensors="pt"

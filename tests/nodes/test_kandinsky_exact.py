@@ -17,11 +17,11 @@ from prior_art.host import host
 from prior_art.loaders import kandinsky
 from prior_art.networks.kandinsky_movq import encode
 from prior_art.nodes import kandinsky as nodes
-from prior_art.nodes.kandinsky import KandinskyPrior, KandinskyPriorImage
-from prior_art.nodes.koala import NEGATIVE
+from prior_art.nodes.kandinsky import NEGATIVE, KandinskyPrior, KandinskyPriorImage
 from prior_art.samplers.kandinsky import known_mask
 
 from .test_kandinsky import DIM, decode, picture, prompt, repaint, sample_prior, vary
+from .test_kandinsky import stages as stages
 
 
 @pytest.fixture
