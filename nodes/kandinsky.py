@@ -640,7 +640,7 @@ class LoadLatentDecoder(io.ComfyNode):
 
 
 class LoadMCLIP(io.ComfyNode):
-    """Kandinsky 2.1's text tower as the host's CLIP."""
+    """Kandinsky 2.1's text model as the host's CLIP."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:

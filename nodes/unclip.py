@@ -101,7 +101,7 @@ class PriorSample(io.ComfyNode):
 
 
 class LoadTextEncoder(io.ComfyNode):
-    """The text tower of an unCLIP system as the host's CLIP."""
+    """The text model of an unCLIP system as the host's CLIP."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -126,7 +126,7 @@ class LoadTextEncoder(io.ComfyNode):
 
 
 class LoadImageEncoder(io.ComfyNode):
-    """The image tower of an unCLIP system as the host's CLIP_VISION."""
+    """The vision model of an unCLIP system as the host's CLIP_VISION."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -334,7 +334,7 @@ class ImageEncode(io.ComfyNode):
 
 
 class ZeroImage(io.ComfyNode):
-    """The embedding that Kandinsky's decoders take for nothing, out of the image tower itself."""
+    """The embedding that Kandinsky's decoders take for nothing, out of the vision model itself."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:

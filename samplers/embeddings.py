@@ -75,7 +75,7 @@ def _finite(result: Tensor) -> Tensor:
     if not bool(torch.isfinite(result).all()):
         raise EdgeError(
             "the image embeddings are too large to be mixed with these weights: the result is"
-            " infinite. Published embeddings are of length 10 to 60; look at the node that made"
+            " infinite. Published embeddings are of length 10 to 60; look at what made"
             " them, and take smaller weights"
         )
     return result

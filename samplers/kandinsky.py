@@ -92,6 +92,16 @@ class Known:
         mask = spread(self.mask, count, "known.mask").to(device, torch.float32)
         return Known(latents, mask, self.blend)
 
+    def put_back(
+        self, x: torch.Tensor, noise: torch.Tensor, following: Step | None
+    ) -> torch.Tensor:
+        """``x`` with what is known: noised as far as the following step expects, and at the end not
+        at all."""
+        back = self.latents
+        if following is not None:
+            back = following.sqrt_alpha * back + following.sqrt_beta * noise
+        return self.mask * back + (1 - self.mask) * x
+
 
 @dataclass(frozen=True)
 class Canvas:
@@ -152,13 +162,12 @@ def sample_latents(
         EdgeError: steps or strength out of range, rows that do not divide into B, a decoder that
             needs something else than it got, no finite result.
     """
-    noise, device, dtype = sampling.noise, sampling.device, sampling.dtype
-    count, guided, start = len(noise), is_guided(guidance_scale, negative), canvas.start
+    noise, device, start = sampling.noise, sampling.device, canvas.start
+    count = len(noise)
     sides = [("positive", positive)]
-    if guided and negative is not None:
+    if is_guided(guidance_scale, negative) and negative is not None:
         sides = [("negative", negative), *sides]
-    _check(unet, sides, canvas)
-    told = join(sides, lambda part, name: spread(part, count, name).to(device, dtype))
+    _check(unet, sides, canvas, count)
     shape = (unet.config.out_channels // 2, *canvas.size)
     strength = 1.0 if start is None else start.strength
     steps, add_noise = schedule.noised(sampling.num_inference_steps, strength)
@@ -167,23 +176,8 @@ def sample_latents(
     first = x = noise.normal(shape, device)
     if start is not None:
         x = add_noise(spread(start.clean, count, "start").to(device, torch.float32), first)
-    known, beside = None, []
-    if canvas.known is not None:
-        known = canvas.known.spread(count, device)
-        beside = [torch.cat([p] * len(sides)) for p in (known.latents * known.mask, known.mask)]
-    times = [step.timestep for step in steps]
-    predict = prepare_latent_decoder(unet, told.added(), times, told.text_hidden)
-
-    def noise_in(x: torch.Tensor, i: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The guided noise prediction at step ``i``'s timestep, and the conditional variance."""
-        seen = torch.cat([torch.cat([x] * len(sides)), *beside], dim=1)
-        out = predict(seen.to(dtype), i).float()
-        eps, variance = out[:, : shape[0]], out[-count:, shape[0] :]
-        if guided:
-            unconditional, conditional = eps.chunk(2)
-            eps = guide(unconditional, conditional, guidance_scale)
-        return eps, variance
-
+    known = None if canvas.known is None else canvas.known.spread(count, device)
+    noise_in = _predictor(unet, sides, known, steps, sampling, guidance_scale)
     past: list[torch.Tensor] = []
     for i, step in enumerate(steps):
         eps, variance = noise_in(x, i)
@@ -201,13 +195,9 @@ def sample_latents(
         else:
             x = denoised(step, x0, eps)
         if known is not None and known.blend:
-            # Noised as far as the next step expects, and at the end not at all.
-            back = known.latents
-            if i + 1 < len(steps):
-                back = steps[i + 1].sqrt_alpha * back + steps[i + 1].sqrt_beta * first
-            x = known.mask * back + (1 - known.mask) * x
+            x = known.put_back(x, first, steps[i + 1] if i + 1 < len(steps) else None)
         sampling.tell(i + 1, len(steps), x0)
-    return refuse_nan(x, "decoder", dtype)
+    return refuse_nan(x, "decoder", sampling.dtype)
 
 
 @torch.no_grad()
@@ -278,14 +268,48 @@ def threshold(
     return x0.clamp(-schedule.clip_range, schedule.clip_range)
 
 
-def _check(unet: nn.Module, sides: Sequence[tuple[str, Condition]], canvas: Canvas) -> None:
-    """Refuse a decoder that reads something else.
+def _predictor(
+    unet: nn.Module,
+    sides: Sequence[tuple[str, Condition]],
+    known: Known | None,
+    steps: Sequence[Step],
+    sampling: Sampling,
+    guidance_scale: float,
+) -> Callable[[torch.Tensor, int], tuple[torch.Tensor, torch.Tensor]]:
+    """``(x, i)`` → the guided noise prediction at step i's timestep, and the conditional variance.
+    Two ``sides`` are guided."""
+    count, device, dtype = len(sampling.noise), sampling.device, sampling.dtype
+    channels = unet.config.out_channels // 2
+    told = join(sides, lambda part, name: spread(part, count, name).to(device, dtype))
+    beside = []
+    if known is not None:
+        beside = [torch.cat([p] * len(sides)) for p in (known.latents * known.mask, known.mask)]
+    times = [step.timestep for step in steps]
+    predict = prepare_latent_decoder(unet, told.added(), times, told.text_hidden)
+
+    def noise_in(x: torch.Tensor, i: int) -> tuple[torch.Tensor, torch.Tensor]:
+        seen = torch.cat([torch.cat([x] * len(sides)), *beside], dim=1)
+        out = predict(seen.to(dtype), i).float()
+        eps, variance = out[:, :channels], out[-count:, channels:]
+        if len(sides) == 2:
+            unconditional, conditional = eps.chunk(2)
+            eps = guide(unconditional, conditional, guidance_scale)
+        return eps, variance
+
+    return noise_in
+
+
+def _check(
+    unet: nn.Module, sides: Sequence[tuple[str, Condition]], canvas: Canvas, count: int
+) -> None:
+    """Refuse a decoder that reads something else, and rows that do not divide into ``count``.
 
     Raises:
         EdgeError: says what it reads.
     """
     mode, reads_text = mode_of(unet), unet.config.encoder_hid_dim_type == "text_image_proj"
     for name, side in sides:
+        spread(side.image_embeds, count, f"{name}.image_embeds")
         wanted = mode_for(canvas.known is not None, side.hint is not None)
         if mode != wanted:
             raise EdgeError(

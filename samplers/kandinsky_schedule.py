@@ -19,7 +19,7 @@ from .parts.schedule import (
     Step,
     ancestral_step,
     check_constants,
-    check_share,
+    check_strength,
     ddim_step,
     leading,
     linear_alphas_cumprod,
@@ -220,7 +220,7 @@ class LatentSchedule:
         Raises:
             EdgeError: steps or strength out of range.
         """
-        check_share(strength, "strength")
+        check_strength(strength)
         steps = self.steps(num_inference_steps)
         times = [step.timestep for step in steps]
         first, place = self.begin(times, self.num_train_timesteps, strength)

@@ -11,7 +11,7 @@ from ..edges import EdgeError, TextEncoding
 from ..networks import prior as cached
 from .parts.guidance import guide, is_guided, refuse_nan, spread, spread_text
 from .parts.sampling import Sampling, Start
-from .parts.schedule import UnCLIPSchedule, predict_x0, previous_sample
+from .parts.schedule import Step, UnCLIPSchedule, predict_x0, previous_sample
 
 
 @torch.no_grad()
@@ -50,7 +50,10 @@ def sample_prior(
     steps, add_noise = schedule.noised(sampling.num_inference_steps, strength)
     noise, device, dtype = sampling.noise, sampling.device, sampling.dtype
     count = len(noise) // 2 if with_negative else len(noise)
-    branches = _branches(network, text, negative, guidance_scale, count)
+    branches = {"text": text}
+    if is_guided(guidance_scale, negative) and negative is not None:
+        branches = {"negative": negative, "text": text}
+    _check(network, branches, count)
     if with_negative and len(branches) < 2:
         raise EdgeError(
             f"'guidance_scale' is {guidance_scale}, which leaves the negative prompt out, so there"
@@ -66,18 +69,7 @@ def sample_prior(
     # A prompt's images share its constant tokens, so only distinct prompts are run.
     prompts = math.lcm(*(len(branch.mask) for branch in branches.values()))
     texts = [spread_text(branch, prompts, name) for name, branch in branches.items()]
-    prefix = cached.prefill(
-        network,
-        torch.cat([part.hidden.to(device, dtype) for part in texts]),
-        torch.cat([part.pooled.to(device, dtype) for part in texts]),
-        torch.cat([part.mask.to(device) for part in texts]),
-    )
-    times = cached.time_embeddings(network, [step.timestep for step in steps], device, dtype)
-    times = cached.prefill_times(network, prefix, times)
-    if with_negative:  # the negative prompt's images attend to its tokens once more
-        again = [*range(2 * prompts), *range(prompts)]
-        prefix = prefix.rows(again)
-        times = tuple([part[again] for part in parts] for parts in times)
+    prefix, times = _prefill(network, texts, steps, with_negative, sampling)
     mask = cached.step_mask(prefix, count // prompts)
     x = noise.normal((dim,), device)
     if clean is not None:
@@ -96,21 +88,12 @@ def sample_prior(
     return refuse_nan(cached.denormalise(network, x), "prior", dtype)
 
 
-def _branches(
-    network: nn.Module,
-    text: TextEncoding,
-    negative: TextEncoding | None,
-    guidance_scale: float,
-    count: int,
-) -> dict[str, TextEncoding]:
-    """The prompts that guidance runs, the negative first, by the name of the argument.
+def _check(network: nn.Module, branches: dict[str, TextEncoding], count: int) -> None:
+    """Refuse prompts, by the name of the argument, that do not go with network and images.
 
     Raises:
         EdgeError: rows that do not divide into ``count``, another length than the network's.
     """
-    branches = {"text": text}
-    if is_guided(guidance_scale, negative) and negative is not None:
-        branches = {"negative": negative, "text": text}
     wanted = cached.text_length(network)
     for name, branch in branches.items():
         spread(branch.mask, count, name)
@@ -120,4 +103,29 @@ def _branches(
                 f"'{name}' has {length} tokens, but this prior reads {wanted}: one prompt as its"
                 " own text encoder makes it, not several joined"
             )
-    return branches
+
+
+def _prefill(
+    network: nn.Module,
+    texts: list[TextEncoding],
+    steps: list[Step],
+    with_negative: bool,
+    sampling: Sampling,
+) -> tuple[cached.Prefix, tuple[list[torch.Tensor], list[torch.Tensor]]]:
+    """What the network makes of its constant tokens, and of the time of every step."""
+    device, dtype = sampling.device, sampling.dtype
+    prefix = cached.prefill(
+        network,
+        torch.cat([part.hidden.to(device, dtype) for part in texts]),
+        torch.cat([part.pooled.to(device, dtype) for part in texts]),
+        torch.cat([part.mask.to(device) for part in texts]),
+    )
+    times = cached.time_embeddings(network, [step.timestep for step in steps], device, dtype)
+    times = cached.prefill_times(network, prefix, times)
+    if with_negative:  # the negative prompt's images attend to its tokens once more
+        prompts = len(texts[0].mask)
+        again = [*range(2 * prompts), *range(prompts)]
+        prefix = prefix.rows(again)
+        keys, values = ([part[again] for part in parts] for parts in times)
+        times = keys, values
+    return prefix, times

@@ -118,14 +118,14 @@ class KandinskyModel(comfy.model_base.BaseModel):
         return self.diffusion_model.network
 
     def concat_cond(self, **kwargs: Any) -> torch.Tensor | None:
-        """The inpainting decoder's further channels: the kept part of the latent, and where."""
+        """The inpainting decoder's further channels: the known part of the latent, and where."""
         if mode_of(self.network) != "inpainting":
             return None
         noise, device = kwargs["noise"], kwargs["device"]
         latent = kwargs.get("concat_latent_image")
         latent = kwargs.get("latent_image") if latent is None else latent
         mask = kwargs.get("concat_mask", kwargs.get("denoise_mask"))
-        if latent is None or mask is None:  # nothing to keep
+        if latent is None or mask is None:  # nothing is known
             return torch.zeros_like(torch.cat([noise, noise[:, :1]], dim=1), device=device)
         mask = mask.reshape(-1, *mask.shape[-2:]).float()
         known = known_mask(mask, (noise.shape[-2], noise.shape[-1]))

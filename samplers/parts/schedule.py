@@ -224,14 +224,14 @@ class UnCLIPSchedule:
         return steps, noising(table, steps[0].timestep)
 
 
-def check_share(share: float, name: str) -> None:
+def check_strength(strength: float) -> None:
     """Refuse what is no share of the steps.
 
     Raises:
-        EdgeError: ``share`` outside 0..1; ``name`` is the input's.
+        EdgeError: ``strength`` outside 0..1.
     """
-    if not 0 <= share <= 1:
-        raise EdgeError(f"'{name}' is {share}; it goes from 0 (as it was) to 1 (all anew)")
+    if not 0 <= strength <= 1:
+        raise EdgeError(f"'strength' is {strength}; it goes from 0 (as it was) to 1 (all anew)")
 
 
 def part_of(steps: list[Step], strength: float) -> list[Step]:
@@ -240,7 +240,7 @@ def part_of(steps: list[Step], strength: float) -> list[Step]:
     Raises:
         EdgeError: ``strength`` outside 0..1.
     """
-    check_share(strength, "strength")
+    check_strength(strength)
     return steps[len(steps) - int(len(steps) * strength) :]
 
 
