@@ -15,11 +15,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from ..edges import EdgeError, EmbeddingSpace
+from ..edges import (
+    EdgeError,
+    EmbeddingSpace,
+    conditioning_to_embeds,
+    depth_beside,
+    text_beside,
+)
 from ..networks.kandinsky_mclip import MultilingualCLIP
 from ..networks.kandinsky_movq import at_latent_size, colours_of
 from ..samplers.clip import encode_zero_image
-from ..samplers.parts.schedule import LatentSchedule, last_part_apart
+from ..samplers.kandinsky import Condition, mode_of
+from ..samplers.kandinsky_schedule import LatentSchedule, last_part_apart
 from . import clip, sentencepiece
 from . import kandinsky_keys as kandinsky_original
 from .files.catalogue import Published, Source, Stage, System
@@ -196,6 +203,26 @@ class LatentDecoder:
     colours: torch.Tensor | None
     name: str
     exact: bool = False
+
+    def condition(self, entry: list, size: tuple[int, int], name: str) -> Condition:
+        """What the decoder is told by one entry of a native sampler's CONDITIONING.
+
+        Args:
+            size: height and width of the latents.
+            name: of the sampler's input, for messages.
+
+        Raises:
+            EdgeError: a prompt where an image embedding belongs, another space, no depth map for a
+                depth decoder, no text for one of Kandinsky 2.1.
+        """
+        embeds = conditioning_to_embeds([entry], self.space, name)
+        hidden = pooled = hint = None
+        if self.text_space is not None:
+            text = text_beside(entry[1], self.text_space, name)
+            hidden, pooled = text.hidden, text.pooled
+        if mode_of(self.network) == "depth":
+            hint = depth_beside(entry[1], size, name)
+        return Condition(embeds, hidden, pooled, hint)
 
 
 def load_movq(source: Source, dtype: torch.dtype = torch.float32) -> MoVQ:

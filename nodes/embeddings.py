@@ -21,6 +21,7 @@ from ..edges import (
 from ..host import host, io
 from ..loaders.embeddings import Embedding, read_embedding, write_embedding
 from ..samplers.embeddings import MODES, cosines, interpolate, mix, move_by_texts
+from .widgets import named
 
 CATEGORY = "PriorArt/mix"
 WEIGHT = {"min": -10.0, "max": 10.0, "step": 0.01}
@@ -101,7 +102,9 @@ class MixEmbeddings(io.ComfyNode):
     ) -> io.NodeOutput:
         _finite(weight_a=weight_a, weight_b=weight_b)
         a, b, space = _both(image_embeds_a, image_embeds_b)
-        return _made(mix(a, b, weight_a, weight_b, mode), space, "Mix Image Embeddings")
+        with named(a="image_embeds_a", b="image_embeds_b"):
+            mixed = mix(a, b, weight_a, weight_b, mode)
+        return _made(mixed, space, "Mix Image Embeddings")
 
 
 class InterpolateEmbeddings(io.ComfyNode):
@@ -297,13 +300,13 @@ class LoadEmbeddings(io.ComfyNode):
         if file not in files:
             there = ", ".join(sorted(files)) or "none"
             raise EdgeError(f"no file of image embeddings called '{file}'; there are: {there}")
-        kept = read_embedding(files[file])
+        saved = read_embedding(files[file])
         output = host.clip_vision_output(
-            host.offload(kept.image_embeds),
-            embedding_space=kept.space,
-            made_by=f"{kept.made_by} (from {file})",
+            host.offload(saved.image_embeds),
+            embedding_space=saved.space,
+            made_by=f"{saved.made_by} (from {file})",
         )
-        return io.NodeOutput(output, kept.note)
+        return io.NodeOutput(output, saved.note)
 
 
 def _files() -> dict[str, Path]:
