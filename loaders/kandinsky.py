@@ -14,10 +14,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..edges import EdgeError, EmbeddingSpace
+from ..edges import (
+    EdgeError,
+    EmbeddingSpace,
+    conditioning_to_embeds,
+    depth_beside,
+    text_beside,
+)
 from ..networks.kandinsky_mclip import MultilingualCLIP
 from ..networks.kandinsky_movq import at_latent_size
-from ..samplers.parts.schedule import LatentSchedule, last_part_apart
+from ..samplers.kandinsky import Condition, mode_of
+from ..samplers.kandinsky_schedule import LatentSchedule, last_part_apart
 from . import clip, sentencepiece
 from . import kandinsky_keys as kandinsky_original
 from .files.catalogue import Published, Source, Stage, System
@@ -32,6 +39,9 @@ from .files.hub import build, build_diffusers, fill, part, read_hub
 from .files.libraries import require
 from .guided_diffusion import HEAD_DIM
 from .unclip import TextEncoder, space_of
+
+CONDITIONING = "Kandinsky Conditioning"
+"""The node that makes what these decoders read from a native sampler, for messages."""
 
 MCLIP_SPACE = EmbeddingSpace("mclip-vit-l-14", 768, "mCLIP XLM-R (Kandinsky 2.1's text encoder)")
 
@@ -189,6 +199,26 @@ class LatentDecoder:
     name: str
     exact: bool = False
     latent_rgb_factors: torch.Tensor | None = None
+
+    def condition(self, entry: list, size: tuple[int, int], name: str) -> Condition:
+        """What the decoder is told by one entry of a native sampler's CONDITIONING.
+
+        Args:
+            size: height and width of the latents.
+            name: of the sampler's input, for messages.
+
+        Raises:
+            EdgeError: a prompt where an image embedding belongs, another space, no depth map for a
+                depth decoder, no text for one of Kandinsky 2.1.
+        """
+        embeds = conditioning_to_embeds([entry], self.space, name, CONDITIONING)
+        hidden = pooled = hint = None
+        if self.text_space is not None:
+            text = text_beside(entry[1], self.text_space, name, CONDITIONING)
+            hidden, pooled = text.hidden, text.pooled
+        if mode_of(self.network) == "depth":
+            hint = depth_beside(entry[1], size, name, CONDITIONING)
+        return Condition(embeds, hidden, pooled, hint)
 
 
 def load_movq(source: Source, dtype: torch.dtype = torch.float32) -> MoVQ:

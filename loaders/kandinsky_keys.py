@@ -11,7 +11,8 @@ import math
 from dataclasses import replace
 from typing import Any
 
-from ..samplers.parts.schedule import LatentSchedule, last_sums, sums, up_to_share, whole_strides
+from ..samplers.kandinsky_schedule import LatentSchedule, last_sums, up_to_share, whole_strides
+from ..samplers.parts.schedule import sums
 from .guided_diffusion import HEAD_DIM, State, Taker, Tensors, convert_unet
 from .taming import GROUPS, convert_vqgan
 
@@ -41,12 +42,12 @@ P_SAMPLER = LatentSchedule(
     clip_range=2.0,
     clip_first=True,
     largest=math.inf,
-    keeps_x0=True,
+    known_in_x0=True,
     begin=last_sums,
     start_betas=START_BETAS,
 )
 """``p_sample_loop`` of ``model/gaussian_diffusion.py``, ancestral with learned variance: x0 clamped
-to ±2, what inpainting keeps put in, and then thresholded. The original takes sample 0's threshold
+to ±2, what inpainting knows put in, and then thresholded. The original takes sample 0's threshold
 for the whole batch; here each picture has its own, so that it does not depend on the others."""
 
 SAMPLERS = {

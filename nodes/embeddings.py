@@ -22,6 +22,7 @@ from ..host import host, io
 from ..loaders.embeddings import Embedding, read_embedding, write_embedding
 from ..loaders.files.catalogue import titles
 from ..samplers.embeddings import MODES, cosines, interpolate, mix, move_by_texts
+from .widgets import named
 
 CATEGORY = "PriorArt/mix"
 WEIGHT = {"min": -10.0, "max": 10.0, "step": 0.01}
@@ -102,7 +103,9 @@ class MixEmbeddings(io.ComfyNode):
     ) -> io.NodeOutput:
         _finite(weight_a=weight_a, weight_b=weight_b)
         a, b, space = _both(image_embeds_a, image_embeds_b)
-        return _made(mix(a, b, weight_a, weight_b, mode), space, "Mix Image Embeddings")
+        with named(a="image_embeds_a", b="image_embeds_b"):
+            mixed = mix(a, b, weight_a, weight_b, mode)
+        return _made(mixed, space, "Mix Image Embeddings")
 
 
 class InterpolateEmbeddings(io.ComfyNode):

@@ -15,9 +15,10 @@ from ..loaders.files.catalogue import find_source, list_sources
 from ..loaders.files.checkpoint import CheckpointError
 from ..networks.memory import SDXL_PLACE
 from ..samplers.koala import FACTOR, LATENT_SCALE, SPACINGS, sample_koala
-from ..samplers.parts.noise import generators
+from ..samplers.parts.noise import Noise
+from ..samplers.parts.sampling import Sampling
 from .pictures import latent_preview, rgb_factors
-from .widgets import LOAD, fingerprint, load_stage, sampling_inputs, source_inputs
+from .widgets import LOAD, Bar, fingerprint, load_stage, named, sampling_inputs, source_inputs
 
 LARGEST = 4096
 NEGATIVE = "worst quality, low quality, illustration, low resolution"
@@ -168,20 +169,11 @@ class KoalaSample(io.ComfyNode):
         size = height // FACTOR, width // FACTOR
         activations = size[0] * size[1] * count * SDXL_PLACE
         network, device, dtype = host.use(managed, activations)
-        progress, factors = host.progress(steps), facts.latent_rgb_factors
-        latents = sample_koala(
-            partial(facts.prepare, network),
-            schedule,
-            text,
-            away,
-            size=size,
-            num_inference_steps=steps,
-            guidance_scale=cfg,
-            generators=generators(seed, count),
-            device=device,
-            dtype=dtype,
-            callback=lambda step, total, x0: progress(step, latent_preview(x0, factors)),
-        )
+        bar = Bar(lambda x0: latent_preview(x0, facts.latent_rgb_factors))
+        with named(text="positive"):
+            sampling = Sampling(Noise.seeded(seed, count), device, dtype, steps, bar)
+            predict = partial(facts.prepare, network)
+            latents = sample_koala(predict, schedule, text, away, size, sampling, cfg)
         return io.NodeOutput({"samples": host.offload(latents)})
 
 

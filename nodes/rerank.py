@@ -76,8 +76,8 @@ class CLIPRerank(io.ComfyNode):
             raise EdgeError(f"'keep' is {keep}; keep 1 or more pictures, or 0 for all")
         scores = _scores(clip, clip_vision, image[..., :3], text)
         best = order(scores)[: keep or None]
-        kept = host.offload(image[best.to(image.device)])
-        return io.NodeOutput(kept, scores[best].tolist(), best.tolist())
+        pictures = host.offload(image[best.to(image.device)])
+        return io.NodeOutput(pictures, scores[best].tolist(), best.tolist())
 
 
 class ImageGrid(io.ComfyNode):

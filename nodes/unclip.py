@@ -20,12 +20,15 @@ from ..loaders.clip import tokenize
 from ..loaders.files.cache import cached
 from ..loaders.files.catalogue import SYSTEMS, Source, find_source, list_sources, titles
 from ..samplers.clip import encode_image, encode_text, encode_zero_image
-from ..samplers.parts.noise import generators
-from ..samplers.prior import numbers_drawn, sample_prior
+from ..samplers.parts.noise import Noise
+from ..samplers.parts.sampling import Sampling
+from ..samplers.prior import sample_prior
 from .widgets import (
     LOAD,
+    Bar,
     fingerprint,
     load_stage,
+    named,
     noise_offset_input,
     noise_offset_output,
     sampling_inputs,
@@ -92,25 +95,16 @@ class PriorSample(io.ComfyNode):
         text = conditioning_to_text(positive, prior.space, "positive", prior.space.dim)
         unconditional = conditioning_to_text(negative, prior.space, "negative", prior.space.dim)
         network, device, dtype = host.use(prior.managed)
-        progress = host.progress(steps)
-        embeds = sample_prior(
-            network,
-            prior.schedule,
-            text,
-            unconditional,
-            num_inference_steps=steps,
-            guidance_scale=cfg,
-            generators=generators(seed, len(text.pooled) * batch_size, noise_offset),
-            device=device,
-            dtype=dtype,
-            callback=lambda step, total, x0: progress(step, None),
-        )
+        with named(text="positive"):
+            noise = Noise.seeded(seed, len(text.pooled) * batch_size, noise_offset)
+            sampling = Sampling(noise, device, dtype, steps, Bar())
+            embeds = sample_prior(network, prior.schedule, text, unconditional, sampling, cfg)
         output = host.clip_vision_output(
             host.offload(embeds),
             embedding_space=prior.space.name,
             made_by="Prior Sample (unCLIP)",
         )
-        return io.NodeOutput(output, noise_offset + numbers_drawn(prior.space.dim, steps))
+        return io.NodeOutput(output, noise_offset + noise.drawn)
 
 
 class LoadTextEncoder(io.ComfyNode):

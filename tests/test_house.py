@@ -29,25 +29,12 @@ OTHERS_SIGNATURES = {
 """Functions whose parameters somebody else has laid down. A node's ``execute`` is one too: its
 parameters are the node's inputs, whose names and order saved workflows hold."""
 
-MANY_PARAMETERS: set[str] = {
-    "nodes/kandinsky.py:_sample",
-    "nodes/kandinsky.py:_sample_kandinsky",
-    "samplers/kandinsky.py:sample_latents",
-    "samplers/karlo.py:sample_decoder",
-    "samplers/koala.py:sample_koala",
-    "samplers/mindalle.py:complete_by_likelihood",
-    "samplers/mindalle.py:sample_tokens",
-    "samplers/prior.py:sample_prior",
-}
+MANY_PARAMETERS: set[str] = set()
 """To be mended."""
 
 MANY_LINES: set[str] = {
-    "nodes/kandinsky.py:_sample_kandinsky",
     "samplers/kandinsky.py:sample_latents",
     "samplers/karlo.py:sample_decoder",
-    "samplers/koala.py:sample_koala",
-    "samplers/mindalle.py:complete_by_likelihood",
-    "samplers/mindalle.py:sample_tokens",
     "samplers/prior.py:sample_prior",
 }
 """To be mended."""

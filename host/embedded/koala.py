@@ -43,7 +43,7 @@ class KoalaModel:
 
     def sigmas(self) -> torch.Tensor:
         """Noise over signal at every training timestep, ascending, fp32."""
-        return torch.from_numpy(self.facts.schedule.levels())
+        return torch.from_numpy(self.facts.schedule.sigmas())
 
     def prepare(
         self,

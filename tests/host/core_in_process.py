@@ -34,7 +34,7 @@ from prior_art.host.embedded import door as embedded
 from prior_art.loaders import kandinsky, koala
 from prior_art.nodes.kandinsky import KandinskyConditioning
 from prior_art.samplers.kandinsky import sample_from_sigmas
-from prior_art.samplers.parts.schedule import published_sigmas
+from prior_art.samplers.kandinsky_schedule import published_sigmas
 
 asyncio.run(nodes.init_builtin_extra_nodes())
 

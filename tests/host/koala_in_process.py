@@ -16,7 +16,6 @@ from in_process import (
     comfy,
     core,
     find_source,
-    generators,
     host,
     nodes,
     report,
@@ -33,6 +32,8 @@ from prior_art.networks.koala import prepare_sdxl
 from prior_art.networks.koala_vae import LatentKL
 from prior_art.nodes.koala import OWN, KoalaInfo, KoalaSample, KoalaTextEncode, LoadKoala
 from prior_art.samplers.koala import LATENT_SCALE, encode_text_pair, sample_koala
+from prior_art.samplers.parts.noise import Noise
+from prior_art.samplers.parts.sampling import Sampling
 
 PROMPT, NEGATIVE = "the red cat", "worst quality, low quality"
 KINDS = ("koala-1b", "koala-700m", "sdxl")
@@ -203,11 +204,8 @@ def sampler_is_the_librarys() -> None:
             loaded.schedule,
             ours(),
             ours(NEGATIVE),
-            size=(12, 8),
-            num_inference_steps=5,
-            generators=generators(3, 2),
-            device=torch.device("cpu"),
-            dtype=torch.float32,
+            (12, 8),
+            Sampling(Noise.seeded(3, 2), torch.device("cpu"), torch.float32, 5),
         )
         sized = [said(clip, text) for text in (PROMPT, NEGATIVE)]
         for conditioning in sized:
@@ -358,10 +356,8 @@ def embedded_family_runs_in_the_hosts_model() -> None:
             partial(prepare_sdxl, loaded.network),
             loaded.schedule,
             *texts,
-            size=(8, 8),
-            generators=generators(3, 2),
-            device=torch.device("cpu"),
-            dtype=torch.float32,
+            (8, 8),
+            Sampling(Noise.seeded(3, 2), torch.device("cpu"), torch.float32, 25),
         )
         sides = [said(clip, text) for text in ("a large red circle on a blue background", "")]
         made = koala_sample(model, clip, positive=sides[0], negative=sides[1], height=64, steps=25)

@@ -6,10 +6,11 @@ from typing import Any
 
 from ..host import host, io
 from ..loaders import toy
-from ..samplers.parts.noise import generators
+from ..samplers.parts.noise import Noise
+from ..samplers.parts.sampling import Sampling
 from ..samplers.toy import sample_toy
 from .pictures import preview, to_image
-from .widgets import LOAD, fingerprint, load_stage, sampling_inputs, source_inputs
+from .widgets import LOAD, Bar, fingerprint, load_stage, named, sampling_inputs, source_inputs
 
 
 class LoadToy(io.ComfyNode):
@@ -62,16 +63,10 @@ class ToySample(io.ComfyNode):
     def execute(cls, model: Any, seed: int, steps: int, batch_size: int) -> io.NodeOutput:
         managed, _ = host.open("toy_decoder", model)
         network, device, dtype = host.use(managed)
-        progress = host.progress(steps)
-        pixels = sample_toy(
-            network,
-            cls.SIZE,
-            steps,
-            generators(seed, batch_size),
-            device,
-            dtype,
-            lambda step, x0: progress(step, preview(x0)),
-        )
+        with named():
+            noise = Noise.seeded(seed, batch_size)
+            sampling = Sampling(noise, device, dtype, steps, Bar(preview))
+            pixels = sample_toy(network, cls.SIZE, sampling)
         return io.NodeOutput(host.offload(to_image(pixels)))
 
 

@@ -2,32 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import nn
 
-from .parts.noise import randn
+from .parts.sampling import Sampling
 
 
 @torch.no_grad()
-def sample_toy(
-    network: nn.Module,
-    size: int,
-    steps: int,
-    generators: list[torch.Generator],
-    device: torch.device,
-    dtype: torch.dtype,
-    callback: Callable[[int, torch.Tensor], None],
-) -> torch.Tensor:
-    """Pixels ``[B, 3, size, size]`` in -1..1, one for each generator, fp32.
-
-    Args:
-        callback: told of each step: how many are done, and x0 ``[B, 3, size, size]``.
-    """
-    x = randn((3, size, size), generators, device)
+def sample_toy(network: nn.Module, size: int, sampling: Sampling) -> torch.Tensor:
+    """Pixels ``[B, 3, size, size]`` in -1..1, fp32."""
+    steps = sampling.num_inference_steps
+    x = sampling.noise.normal((3, size, size), sampling.device)
     for step in range(steps):
-        x0 = network(x.to(dtype)).float()
+        x0 = network(x.to(sampling.dtype)).float()
         x = x + (x0 - x) / (steps - step)
-        callback(step + 1, x0)
+        sampling.tell(step + 1, steps, x0)
     return x
