@@ -157,7 +157,7 @@ def our_decoder(model, **changes):
 
 def native_decoding_cuts_an_originals_picture() -> None:
     """VAE Decode and its tiled form, but not what other nodes have made of the latents."""
-    exact = host.wrap_latent_decoder(replace(decoder(), exact=True))
+    exact = host.wrap("latent_decoder", replace(decoder(), exact=True))
     sized = {"width": 100, "height": 50}
     latents = our_decoder(exact, **sized)
     coder = vae()
@@ -167,7 +167,7 @@ def native_decoding_cuts_an_originals_picture() -> None:
     close(cut, whole[:, :50, :100], 1e-5)
     (tiled,) = nodes.VAEDecodeTiled().decode(coder, {"samples": latents}, 512, 64)
     assert tiled.shape == cut.shape
-    published = our_decoder(host.wrap_latent_decoder(decoder()), **sized)
+    published = our_decoder(host.wrap("latent_decoder", decoder()), **sized)
     (rounded,) = nodes.VAEDecode().decode(coder, {"samples": published})
     assert rounded.shape == whole.shape
 
