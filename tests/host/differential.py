@@ -1,6 +1,6 @@
 """The headless runner against a real ComfyUI: the same small graphs through both.
 
-    python -m tests.host.differential --cases 500 --seed 7            # starts $COMFYUI_PATH
+    python -m tests.host.differential --cases 500 --seed 7     # starts the host tests' ComfyUI
     python -m tests.host.differential --only 7/132 --host http://127.0.0.1:8188 --keep /tmp/graphs
 
 A graph agrees where both make the same outputs, pictures to one level, or where both refuse. Where
@@ -11,10 +11,8 @@ refused by name: headless is exact, or says no. Everything else is a difference.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import io
 import json
-import os
 import re
 import shutil
 import sys
@@ -28,27 +26,19 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-HERE = Path(__file__).resolve().parent
+from . import differential_graphs as graphs
+from .finding import found_host, python_of
+
 LEVELS = 1
 """How far a picture's levels may lie apart."""
 SAME, BOTH_REFUSE, BY_NAME, DIFFERENT = "same", "both refuse", "refused by name", "different"
 ON_THE_WAY = "refused on the way"
 """By name too, but for what only a run shows: how many rows an embedding has."""
-
-
-def beside(name: str) -> ModuleType:
-    """A module of this folder; pytest's import mode gives tests no package to import from."""
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, HERE / f"{name}.py")
-        sys.modules[name] = module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    return sys.modules[name]
 
 
 @dataclass
@@ -383,7 +373,6 @@ def sweep(
         keep: where to write the graphs that differ.
         tell: called with a line for each graph that differs, at once.
     """
-    graphs = beside("differential_graphs")
     graphs.write_pictures(headless.pictures)
     for path in sorted(headless.pictures.iterdir()):
         host.send_picture(path)
@@ -425,17 +414,22 @@ def sweep(
 
 @contextmanager
 def _started() -> Iterator[str]:
-    """A ComfyUI of COMFYUI_PATH and COMFYUI_PYTHON."""
-    conftest = beside("conftest")
-    folder = Path(os.environ.get("COMFYUI_PATH", "~/comfy/ComfyUI")).expanduser()
-    python = Path(os.environ.get("COMFYUI_PYTHON", folder / ".venv/bin/python")).expanduser()
-    paths = conftest.HostPaths(folder, python, conftest.host_environment())
+    """The ComfyUI that the host tests would take."""
+    from .conftest import HostPaths, host_environment, start_comfy, stop_comfy
+
+    try:
+        folder, _ = found_host()
+    except LookupError as error:
+        raise SystemExit(
+            f"no ComfyUI to start: {error}. Set COMFYUI_PATH and COMFYUI_PYTHON"
+        ) from None
+    paths = HostPaths(folder, python_of(folder), host_environment())
     with tempfile.TemporaryDirectory() as base:
-        comfy = conftest.start_comfy(paths, Path(base))
+        comfy = start_comfy(paths, Path(base))
         try:
             yield comfy.url
         finally:
-            conftest.stop_comfy(comfy)
+            stop_comfy(comfy)
 
 
 @contextmanager

@@ -1246,8 +1246,25 @@ def _one_of_each(plan: Plan, number: int) -> None:
         plan.add("PriorArtSaveEmbeddings", image_embeds=seen, name="seen", note="")
 
 
+def _rare(plan: Plan) -> None:
+    """An output of nodes that no way above goes over."""
+    image = plan.out("LoadImage", image="animated.png")
+    size = plan.add("GetImageSize", image=image)
+    plan.add("PreviewAny", source=Wire(size, 2))
+    many = plan.out("RepeatImageBatch", image=image, amount=2)
+    both = {"width": Wire(size, 0), "height": Wire(size, 1)}
+    method = {"upscale_method": "bilinear", "crop": "center"}
+    plan.add(
+        "SaveImage",
+        images=plan.out("ImageScale", image=many, **method, **both),
+        filename_prefix="rare",
+    )
+
+
 def _finish(plan: Plan, number: int) -> None:
     """One to three outputs, and what hangs behind them."""
+    if number % 50 == 49:
+        _rare(plan)
     if plan.chance(0.7):
         _one_of_each(plan, number)
         if plan.chance(0.6):
@@ -1698,24 +1715,6 @@ def to_api(plan: Plan) -> dict[str, dict[str, Any]]:
             "_meta": {"title": title},
         }
     return made
-
-
-class _Scope:
-    """One graph of a saved file: the workflow itself, or a subgraph's definition."""
-
-    def __init__(self, plan: Plan, path: tuple[int, ...], rng: random.Random, full: bool) -> None:
-        self.plan, self.path, self.rng, self.full = plan, path, rng, full
-        self.links: list[dict[str, Any]] = []
-        self.numbers: dict[Any, list[int]] = {}
-
-    def element(self, number: int) -> int | None:
-        """The node of this graph in which a planned node lies."""
-        node = self.plan.nodes[number]
-        whole = (*node.path, number)
-        return whole[len(self.path)] if whole[: len(self.path)] == self.path else None
-
-    def link(self, source: tuple[int, int], target: tuple[int, str], type_: str) -> None:
-        self.links.append({"source": source, "target": target, "type": type_})
 
 
 def _crossings(plan: Plan, group: int) -> tuple[dict[Any, str], dict[Wire, str]]:

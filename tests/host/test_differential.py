@@ -3,19 +3,22 @@ a refusal by name. ``python -m tests.host.differential`` runs more of them."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
+import re
 import shutil
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 
-HERE = Path(__file__).resolve().parent
+from . import differential
+from . import differential_graphs as graphs
+
 CASES, SEED = 150, 15
+EQUALLED = (0, 33)
+"""The release that the runner equals: older ones load pictures by other decoders, and their nodes
+have other ranges."""
 EDITED = 60
 """Graphs that the editor itself must queue as the generator says."""
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -24,21 +27,13 @@ QUIET = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-backgroun
 pytestmark = pytest.mark.host
 
 
-def _module(name: str) -> ModuleType:
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, HERE / f"{name}.py")
-        sys.modules[name] = module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    return sys.modules[name]
-
-
-differential, graphs = _module("differential"), _module("differential_graphs")
-
-
 @pytest.mark.slow
 def test_headless_makes_what_comfyui_makes_or_refuses_by_name(
     comfy: Any, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
+    version = comfy.get("/system_stats")["system"]["comfyui_version"]
+    if tuple(map(int, re.findall(r"\d+", version)[:2])) < EQUALLED:
+        pytest.skip(f"this ComfyUI is {version}; docs/HEADLESS.md speaks of v0.33.0")
     headless = differential.Headless(tmp_path / "input", tmp_path)
     host = differential.Host(comfy.url)
     report = differential.sweep(host, headless, [(SEED, number) for number in range(CASES)])
