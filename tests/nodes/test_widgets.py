@@ -39,7 +39,7 @@ def test_two_samplers_share_a_bar(told):
 
 def test_an_error_speaks_of_the_nodes_inputs():
     with (
-        pytest.raises(EdgeError, match="^'cfg' is 2, so 'image' needs 'steps', not 'strength'$"),
+        pytest.raises(EdgeError, match=r"^'cfg' is 2, so 'image' needs 'steps', not 'strength'$"),
         named(**{"known.latents": "image"}),
     ):
         raise EdgeError(
