@@ -238,5 +238,5 @@ def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     compiled = torch.compile(steps.run_block, backend=backend)
     monkeypatch.setattr(steps, "compiled_block", lambda: compiled)
     network = make(KINDS["text"])
-    with pytest.raises(EdgeError, match=r"(?s)'compile' off.*no working C\+\+"), torch.no_grad():
+    with pytest.raises(EdgeError, match=r"(?s)'compiled' off.*no working C\+\+"), torch.no_grad():
         logits_of(network, tokens_of(network.config, 2), 0, fed=2, compiled=True)
