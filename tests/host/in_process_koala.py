@@ -249,7 +249,7 @@ def headless_ksampler_is_the_hosts() -> None:
     for name in KINDS[:2]:
         model, clip, _ = load(name)
         positive, negative = said(clip), said(clip, NEGATIVE)
-        own = embedded.wrap("koala_unet", unet(name), None)
+        own = embedded.wrap("koala_unet", unet(name), latent_rgb_factors=None)
         known = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1)) * 7
         mask = torch.zeros(1, 64, 64)
         mask[:, :, 32:] = 1
@@ -368,7 +368,7 @@ def embedded_family_runs_in_the_hosts_model() -> None:
         from prior_art.headless import core_sampling
         from prior_art.host.embedded import door as embedded
 
-        headless = embedded.wrap("koala_unet", koala.load_unet(where), None)
+        headless = embedded.wrap("koala_unet", koala.load_unet(where), latent_rgb_factors=None)
         shared = (5, 5, 7.5, "euler", "normal", *sides, empty(2), 1.0)
         (native,) = nodes.KSampler().sample(model, *shared)
         found = core_sampling.KSampler.execute(headless, *shared).args[0]
@@ -385,7 +385,7 @@ def image_embeddings_take_the_pooled_prompts_place() -> None:
     name = "shapes-koala-700m"
     model, clip, _ = LoadKoala.execute(name, "fp32", koala.ANY_KOALA, OWN, OWN, OWN).args
     where = find_source(name, "koala_unet", [])
-    headless = embedded.wrap("koala_unet", koala.load_unet(where), None)
+    headless = embedded.wrap("koala_unet", koala.load_unet(where), latent_rgb_factors=None)
     sides = [said(clip, text) for text in ("a large red circle on a blue background", "")]
 
     def carrying(dim: int, noise: float):
@@ -463,7 +463,7 @@ def other_models_are_refused() -> None:
     _, clip, vae = load()
     for call in (
         lambda: host.open("koala_unet", SimpleNamespace(model=None))[1],
-        lambda: host.encode_sdxl(SimpleNamespace(tokenizer=None), "a"),
+        lambda: host.open("koala_text", SimpleNamespace(tokenizer=None)),
     ):
         try:
             call()
