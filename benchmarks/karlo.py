@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from measure import alternate, machine, matmul_rate, print_table, summed, write
 from torch import Tensor, nn
 
+import prior_art.loaders  # noqa: F401, fills SPACES
 from prior_art.edges import SPACES, EmbeddingSpace, TextEncoding
 from prior_art.networks.karlo import TextProjection, UnCLIPDecoder, UnCLIPUpscaler
 from prior_art.samplers import karlo as unclip
