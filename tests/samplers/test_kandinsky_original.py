@@ -18,6 +18,7 @@ from torch import nn
 from prior_art.edges import EdgeError
 from prior_art.loaders.kandinsky_keys import SAMPLERS, schedule_of
 from prior_art.loaders.unclip import original_schedule
+from prior_art.loaders.unclip_keys import SCHEDULE
 from prior_art.samplers.kandinsky import Canvas, Condition, Known, sample_latents
 from prior_art.samplers.kandinsky_schedule import LatentSchedule, last_part_apart
 from prior_art.samplers.parts.noise import Noise
@@ -229,7 +230,7 @@ def test_respacing_adds_up_its_rounding_errors_as_the_original_does() -> None:
             place += 999 / (count - 1)
         return times[::-1]
 
-    original, hub = original_schedule("prior"), UnCLIPSchedule()
+    original, hub = original_schedule(SCHEDULE), UnCLIPSchedule()
     counts = range(2, 1001)
     assert all(original.timesteps(n) == added(n) for n in counts)
     assert sum(original.timesteps(n) != hub.timesteps(n) for n in counts) == 278
