@@ -1,4 +1,4 @@
-"""ComfyUI-PriorArt: Karlo, Kandinsky, KOALA and minDALL-E, every stage a node."""
+"""ComfyUI-PriorArt: four text-to-image systems taken apart, every stage a node."""
 
 from __future__ import annotations
 

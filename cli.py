@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import shlex
 import signal
 import sys
 import time
@@ -33,7 +35,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print("stopped", file=sys.stderr)
             return 130
         print(f"prior-art: {error}", file=sys.stderr)
+        if not _mendable(error):
+            again = shlex.join(sys.argv[1:] if arguments is None else arguments)
+            print(f"not foreseen; for the traceback: prior-art --debug {again}", file=sys.stderr)
         return 1
+
+
+def _mendable(error: Exception) -> bool:
+    """Whether this is the user's to mend, in a node or outside of one."""
+    from .edges import UserError
+    from .headless.runner import NodeError
+
+    cause = error.__cause__ if isinstance(error, NodeError) else error
+    return isinstance(cause, UserError)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -62,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     run.set_defaults(command=_run)
 
     download = commands.add_parser("download", help="fetch published weights from the hub")
-    download.add_argument("system")
+    download.add_argument("system", nargs="?", default="", help="which; without it: what there is")
     download.add_argument("--models", metavar="DIR", help="where to put them (models/prior_art)")
     download.add_argument("--revision", help="a commit of the hub's repository")
     download.set_defaults(command=_download)
@@ -183,8 +197,11 @@ class Bars:
 
 def _download(options: argparse.Namespace) -> int:
     from .host import host
-    from .loaders.files.download import console_progress, download, together
+    from .loaders.files.download import console_progress, download, published, together
 
+    if not options.system:
+        print("\n".join(sorted({**published(), **together()})))
+        return 0
     folder = host.model_folders()[0]
     show = console_progress()
     for system in together().get(options.system, (options.system,)):
@@ -266,56 +283,29 @@ def _nodes(options: argparse.Namespace) -> int:
     return 0
 
 
-DEMO = (
-    ("a large red circle on a blue background", 7),
-    ("a small yellow square on a purple background", 8),
-    ("a large green triangle on a white background", 9),
-    ("a large white cross on a green background", 10),
-)
+DEMO = HERE / "headless" / "demo.json"
+"""The pictures of the demo: a template, its caption on the contact sheet, and settings, in which
+``{first}`` is the first picture's file."""
 
 
 def _demo(options: argparse.Namespace) -> int:
-    """Karlo: a few prompts, three seeds of one, variations of the first picture. Kandinsky: text to
-    image, native sampling, a picture and a text mixed. KOALA: both U-Nets, native sampling.
-    minDALL-E: the best of sixteen candidates, a class. Across systems: the prior of one with the
-    decoder of another, a walk between two prompts."""
+    """Draw :data:`DEMO`: of each system a few pictures, and some across systems."""
     from .headless.runner import node_classes
     from .headless.workflow import read_workflow, to_api
 
     nodes = node_classes()
     runner = _runner(nodes, options.out, options.out)
     started, seconds, sheet = time.perf_counter(), {}, []
-
-    def paint(name: str, caption: str, *settings: str) -> list[Path]:
-        saved = read_workflow(HERE / "example_workflows" / f"{name}.json")
+    for picture in json.loads(DEMO.read_text(encoding="utf-8")):
+        first = sheet[0][1].name if sheet else ""
+        settings = [setting.format(first=first) for setting in picture.get("set", ())]
+        saved = read_workflow(HERE / "example_workflows" / f"{picture['workflow']}.json")
         prompt = to_api(saved, nodes, settings)
         run = runner.run(prompt)
         for key, taken in run.seconds.items():
             stage = nodes[prompt[key]["class_type"]].define_schema().display_name
             seconds[stage] = seconds.get(stage, 0.0) + taken
-        sheet.extend((caption, picture) for picture in run.pictures)
-        return run.pictures
-
-    for prompt, seed in DEMO:
-        paint(
-            "karlo_text_to_image",
-            prompt,
-            f"Prompt.text={prompt}",
-            f"PrimitiveInt.value={seed}",
-        )
-    paint("karlo_three_seeds", "three seeds")
-    first = sheet[0][1]
-    paint("karlo_image_variation", "variation of the first", f"LoadImage.image={first.name}")
-    paint("kandinsky_text_to_image", "Kandinsky")
-    paint("kandinsky_ksampler", "Kandinsky: KSampler")
-    pictures = [f"{title}.image={first.name}" for title in ("First picture", "Second picture")]
-    paint("kandinsky_image_mixing", "mixed with the first", *pictures)
-    paint("koala_side_by_side", "KOALA-700M and -1B")
-    paint("koala_ksampler", "KOALA: KSampler")
-    paint("mindalle_rerank", "minDALL-E: best of 16")
-    paint("mindalle_class_grid", "minDALL-E: a class")
-    paint("mix_karlo_kandinsky", "Karlo's prior, Kandinsky 2.1")
-    paint("mix_walk", "from one prompt to another")
+        sheet.extend((picture["caption"], made) for made in run.pictures)
     path = contact_sheet(sheet, options.out / "contact_sheet.png")
     print("\nseconds per stage, all pictures:")
     for stage, taken in seconds.items():

@@ -15,7 +15,15 @@ from typing import Any, Literal
 import torch
 
 
-class EdgeError(ValueError):
+class UserError(ValueError):
+    """What a user can mend; the message says what is wrong, what would fit and what to do.
+
+    The one base of such errors in every room: whatever else is raised is a mistake of ours. There
+    are subclasses only where code tells them apart.
+    """
+
+
+class EdgeError(UserError):
     """An input that does not fit; the message says what was wired, what fits and what to do."""
 
 
@@ -27,7 +35,7 @@ class EmbeddingSpace:
         name: what travels on the edge as ``embedding_space``.
         dim: width of ``image_embeds`` and of the pooled text embedding.
         encoder: the CLIP in words, for messages.
-        vision_width: width of the vision tower's hidden states, which tells apart foreign
+        vision_width: width of the vision model's hidden states, which tells apart foreign
             CLIP_VISION_OUTPUTs of equal ``dim``; ``None`` where only the name decides.
     """
 
@@ -47,7 +55,7 @@ a network that samplers call at each step, an autoencoder, an upscaler."""
 
 @dataclass(frozen=True)
 class TextEncoding:
-    """A prompt as one CLIP text tower sees it.
+    """A prompt as one CLIP text model sees it.
 
     Attributes:
         hidden: last hidden states ``[B, L, W]``.
@@ -82,8 +90,8 @@ class SDXLText:
 class Prior:
     """UNCLIP_PRIOR: a prior in the host's care, its published ``UnCLIPSchedule``, its space.
 
-    ``zero_image``, for a prior of Kandinsky, is the image encoder's embedding ``[1, D]`` of a
-    picture of zeros, which its decoders take for the negative side.
+    ``zero_image`` is the image encoder's embedding ``[1, D]`` of a picture of zeros, where the
+    decoders of the prior's system take it for the negative side.
     """
 
     managed: Any
@@ -94,7 +102,7 @@ class Prior:
 
 @dataclass(frozen=True)
 class Upscaler:
-    """UNCLIP_UPSCALER: Karlo's super-resolution networks, their schedule and picture sizes."""
+    """UNCLIP_UPSCALER: super-resolution networks, their schedule and picture sizes."""
 
     managed: Any
     schedule: Any
@@ -354,7 +362,7 @@ def conditioning_to_sdxl(conditioning: list, widths: tuple[int, int], name: str)
         raise EdgeError(
             f"'{name}' got a prompt of {found[0]} dimensions with a pooled embedding of {found[1]},"
             f" but 'model' reads {widths[0]} and {widths[1]}: both of SDXL's text encoders. Encode"
-            " the prompt with 'Text Encode (KOALA)' and the clip of 'Load KOALA'"
+            " the prompt with the clip of the node that loaded 'model'"
         )
     if any(key in extra for key in ("control", "area", "mask", "unclip_conditioning")):
         raise EdgeError(
@@ -376,8 +384,8 @@ def embeds_to_conditioning(
     text: TextEncoding | None = None,
 ) -> list:
     """Image embeddings ``[B, D]`` as CONDITIONING ``[B, 1, D]`` for a native sampler, so that
-    native nodes combine and average them. ``depth`` ``[B, 3, H, W]`` in 0..1 and Kandinsky 2.1's
-    prompt go beside."""
+    native nodes combine and average them. ``depth`` ``[B, 3, H, W]`` in 0..1 and the
+    prompt that some decoders read too go beside."""
     extra: dict[str, Any] = {"embedding_space": space, "prior_art": "image_embeds"}
     if depth is not None:
         extra["depth_hint"] = depth
@@ -386,8 +394,13 @@ def embeds_to_conditioning(
     return [[embeds[:, None], extra]]
 
 
-def text_beside(extra: dict, wanted: EmbeddingSpace, name: str) -> TextEncoding:
-    """The prompt that travels beside image embeddings, for Kandinsky 2.1's decoder.
+def text_beside(extra: dict, wanted: EmbeddingSpace, name: str, node: str) -> TextEncoding:
+    """The prompt that travels beside image embeddings, for a decoder that reads both.
+
+    Args:
+        extra: what is beside the embeddings in CONDITIONING.
+        wanted: the space of the prompt that the decoder reads.
+        name: the consuming input, and node: the one that puts the prompt there, for messages.
 
     Raises:
         EdgeError: there is none, or another encoder's.
@@ -396,14 +409,18 @@ def text_beside(extra: dict, wanted: EmbeddingSpace, name: str) -> TextEncoding:
     if text is None or text.space.name != wanted.name:
         found = "no prompt" if text is None else f"a prompt in the space '{text.space.name}'"
         raise EdgeError(
-            f"'{name}' carries {found}, but Kandinsky 2.1's decoder reads one of {wanted.encoder};"
-            " wire Text Encode with 'Load mCLIP (Kandinsky 2.1)' into 'Kandinsky Conditioning'"
+            f"'{name}' carries {found}, but this decoder reads one of {wanted.encoder}; wire Text"
+            f" Encode with that encoder into '{node}'"
         )
     return text
 
 
-def depth_beside(extra: Mapping[str, Any], size: tuple[int, int], name: str) -> torch.Tensor:
+def depth_beside(
+    extra: Mapping[str, Any], size: tuple[int, int], name: str, node: str
+) -> torch.Tensor:
     """The depth map ``[B, 3, 8h, 8w]`` beside image embeddings, for latents of ``size`` (h, w).
+
+    ``name``, the consuming input, and ``node``, which puts the map there, are for messages.
 
     Raises:
         EdgeError: there is none.
@@ -412,14 +429,18 @@ def depth_beside(extra: Mapping[str, Any], size: tuple[int, int], name: str) -> 
     if depth is None:
         raise EdgeError(
             f"'{name}' has no depth map, but 'model' is a depth decoder; wire a picture into"
-            " 'depth' of 'Kandinsky Conditioning'"
+            f" 'depth' of '{node}'"
         )
     pixels = (8 * size[0], 8 * size[1])
     return torch.nn.functional.interpolate(depth, pixels, mode="bilinear", antialias=True)
 
 
-def conditioning_to_embeds(conditioning: list, wanted: EmbeddingSpace, name: str) -> torch.Tensor:
+def conditioning_to_embeds(
+    conditioning: list, wanted: EmbeddingSpace, name: str, node: str
+) -> torch.Tensor:
     """The image embeddings ``[B, D]`` in a CONDITIONING for a decoder that speaks ``wanted``.
+
+    ``name``, the consuming input, and ``node``, which makes such a CONDITIONING, are for messages.
 
     Raises:
         EdgeError: a text prompt, another space, NaN.
@@ -428,7 +449,7 @@ def conditioning_to_embeds(conditioning: list, wanted: EmbeddingSpace, name: str
     if embeds is None or extra.get("prior_art") != "image_embeds":
         raise EdgeError(
             f"'{name}' is a text prompt, but this decoder reads image embeddings; wire a prior's"
-            " or an image encoder's output through 'Kandinsky Conditioning'"
+            f" or an image encoder's output through '{node}'"
         )
     if embeds.ndim != 3 or embeds.shape[1] != 1:
         raise EdgeError(
@@ -451,7 +472,7 @@ def image_embeds_of(output: Any, wanted: EmbeddingSpace, name: str) -> torch.Ten
     """The unnormalised ``image_embeds`` ``[B, D]`` of a CLIP_VISION_OUTPUT, checked for a stage.
 
     A foreign output (native CLIPVisionEncode) carries no space: it is inferred from the width of
-    the embedding and of the vision tower's hidden states.
+    the embedding and of the vision model's hidden states.
 
     Raises:
         EdgeError: another space (both are named, with the node that made it), NaN, no rows.
@@ -500,11 +521,12 @@ def check_pooled(output: Any, width: int) -> torch.Tensor:
     embeds = any_image_embeds(output, "clip_vision_output")
     if embeds.shape[-1] != width:
         made_by = getattr(output, "made_by", None) or "native CLIP Vision Encode"
+        fitting = [space.encoder for space in SPACES.values() if space.dim == width]
         raise EdgeError(
             f"the image embedding on the prompt (space '{space_of_output(output)}', made by"
             f" {made_by}) has {embeds.shape[-1]} dimensions, but 'model' reads {width}: the CLIP of"
-            " its second text encoder, which is Kandinsky 2.2's too. Sample Kandinsky 2.2's prior,"
-            " or encode the picture again with that CLIP"
+            f" its second text encoder{f', {fitting[0]}' if fitting else ''}. Sample a prior of"
+            " that CLIP, or encode the picture again with it"
         )
     return embeds
 

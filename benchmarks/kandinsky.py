@@ -26,8 +26,16 @@ from torch import Tensor, nn
 
 from prior_art.edges import SPACES
 from prior_art.networks.kandinsky_movq import at_latent_size, decode
-from prior_art.samplers.kandinsky import keep_mask, latent_size, sample_latents
-from prior_art.samplers.parts.schedule import LatentSchedule
+from prior_art.samplers.kandinsky import (
+    Canvas,
+    Condition,
+    known_mask,
+    latent_size,
+    sample_latents,
+)
+from prior_art.samplers.kandinsky_schedule import LatentSchedule
+from prior_art.samplers.parts.noise import Noise
+from prior_art.samplers.parts.sampling import Sampling
 from prior_art.shapes.train import recipe
 
 PUBLISHED: dict[str, dict[str, Any]] = {
@@ -117,14 +125,11 @@ class Decoder(Stage):
         return sample_latents(
             self.network,
             self.schedule,
-            given,
-            self.zero,
-            size=latent_size(self.pixels, self.pixels),
-            num_inference_steps=self.steps,
-            guidance_scale=GUIDANCE,
-            generators=[generator()],
-            device=self.device,
-            dtype=self.dtype,
+            Condition(given),
+            Condition(self.zero),
+            Canvas(latent_size(self.pixels, self.pixels)),
+            Sampling(Noise([generator()]), self.device, self.dtype, self.steps),
+            GUIDANCE,
         )
 
     def peer(self, given: Tensor) -> Tensor:
@@ -162,7 +167,7 @@ class Mask(Stage):
     """The inpainting mask at the latents' size, from the picture's."""
 
     def ours(self, given: Tensor) -> Tensor:
-        return keep_mask(given, latent_size(self.pixels, self.pixels))
+        return known_mask(given, latent_size(self.pixels, self.pixels))
 
     def peer(self, given: Tensor) -> Tensor:
         from diffusers.pipelines.kandinsky2_2.pipeline_kandinsky2_2_inpainting import prepare_mask

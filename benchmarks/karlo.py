@@ -24,10 +24,13 @@ import torch.nn.functional as F
 from measure import alternate, machine, matmul_rate, print_table, summed, write
 from torch import Tensor, nn
 
+import prior_art.loaders  # noqa: F401, fills SPACES
 from prior_art.edges import SPACES, EmbeddingSpace, TextEncoding
 from prior_art.networks.karlo import TextProjection, UnCLIPDecoder, UnCLIPUpscaler
 from prior_art.samplers import karlo as unclip
 from prior_art.samplers import prior
+from prior_art.samplers.parts.noise import Noise
+from prior_art.samplers.parts.sampling import Sampling
 from prior_art.samplers.parts.schedule import UnCLIPSchedule
 from prior_art.shapes.train import recipe
 
@@ -141,14 +144,9 @@ class Stage(ABC):
             for key in ("hidden", "pooled", "mask")
         )
 
-    def shared(self) -> dict[str, Any]:
-        """The arguments that every sampler takes."""
-        return {
-            "num_inference_steps": self.steps,
-            "generators": [generator()],
-            "device": self.device,
-            "dtype": self.dtype,
-        }
+    def sampling(self) -> Sampling:
+        """What every sampler takes."""
+        return Sampling(Noise([generator()]), self.device, self.dtype, self.steps)
 
     @abstractmethod
     def build(self) -> None:
@@ -177,8 +175,8 @@ class PriorStage(Stage):
             self.schedule,
             self.positive,
             self.negative,
-            guidance_scale=PRIOR_GUIDANCE,
-            **self.shared(),
+            self.sampling(),
+            PRIOR_GUIDANCE,
         )
 
     def peer(self, given: Tensor) -> Tensor:
@@ -219,8 +217,8 @@ class DecoderStage(Stage):
             given,
             self.positive,
             self.negative,
-            guidance_scale=DECODER_GUIDANCE,
-            **self.shared(),
+            self.sampling(),
+            DECODER_GUIDANCE,
         )
 
     def peer(self, given: Tensor) -> Tensor:
@@ -261,7 +259,7 @@ class UpscaleStage(Stage):
         self.network = UnCLIPUpscaler(first, last)
 
     def ours(self, given: Tensor) -> Tensor:
-        return unclip.upscale(self.network, self.schedule, given, **self.shared())
+        return unclip.upscale(self.network, self.schedule, given, self.sampling())
 
     def peer(self, given: Tensor) -> Tensor:
         size = self.config["sr"]["sample_size"]

@@ -23,8 +23,10 @@ from torch import Tensor
 
 from prior_art.edges import SDXLText
 from prior_art.loaders.koala import WIDTHS
-from prior_art.networks.unet import prepare_sdxl
+from prior_art.networks.koala import prepare_sdxl
 from prior_art.samplers.koala import FACTOR, LATENT_SCALE, EulerSchedule, sample_koala
+from prior_art.samplers.parts.noise import Noise
+from prior_art.samplers.parts.sampling import Sampling
 
 # Layers a block, transformer blocks of each level, mid block: the table of the model card.
 UNETS: dict[str, tuple[int, tuple[int, int, int], bool]] = {
@@ -112,12 +114,9 @@ class UNet:
             EulerSchedule(),
             self.text,
             self.negative,
-            size=(side, side),
-            num_inference_steps=self.steps,
-            guidance_scale=GUIDANCE,
-            generators=[generator()],
-            device=self.device,
-            dtype=self.dtype,
+            (side, side),
+            Sampling(Noise([generator()]), self.device, self.dtype, self.steps),
+            GUIDANCE,
         )
         return latent * LATENT_SCALE
 

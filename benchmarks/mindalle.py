@@ -44,8 +44,8 @@ from torch import Tensor, nn
 
 from prior_art.networks.mindalle import ARConfig, ARTransformer, Block
 from prior_art.networks.mindalle_vqgan import decode
-from prior_art.samplers.mindalle import sample_tokens
-from prior_art.samplers.parts.noise import generators
+from prior_art.samplers.mindalle import Draw, sample_tokens
+from prior_art.samplers.parts.noise import Noise, generators
 
 # Layers, width, heads.
 SIZES = {"true": (42, 1536, 24), "small": (12, 512, 8)}
@@ -189,15 +189,9 @@ def original(folder: Path, network: ARTransformer) -> tuple[Work, nn.Module]:
 
 
 def ours(network: ARTransformer, prompt: Tensor, count: int, compiled: bool = False) -> Tensor:
-    return sample_tokens(
-        network,
-        prompt,
-        generators=generators(SEED, count),
-        top_k=TOP_K,
-        device=prompt.device,
-        dtype=network.pos_emb_img.weight.dtype,
-        compiled=compiled,
-    )
+    noise, dtype = Noise.seeded(SEED, count), network.pos_emb_img.weight.dtype
+    draw = Draw(noise, prompt.device, dtype, top_k=TOP_K, compiled=compiled)
+    return sample_tokens(network, prompt, draw)
 
 
 def in_dtype(network: ARTransformer, dtype: torch.dtype) -> ARTransformer:

@@ -259,7 +259,7 @@ class VAELoader(io.ComfyNode):
     """The VAE that does nothing, for pixel-space latents."""
 
     EQUAL = "exactly"
-    REFUSED = "VAE files: load them with 'Load KOALA', 'Load MoVQ' or 'Load VQGAN'"
+    REFUSED = "VAE files: load them with the PriorArt loader of their system"
 
     @classmethod
     def define_schema(cls) -> io.Schema:

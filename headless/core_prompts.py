@@ -19,11 +19,11 @@ def _schema(node_id: str, inputs: list) -> io.Schema:
 
 
 class CLIPTextEncode(io.ComfyNode):
-    """A prompt through whatever text encoder is wired: with weights and in chunks for KOALA's,
-    plain and cut for the others, as in ComfyUI with this pack."""
+    """A prompt through whatever text encoder is wired: with weights and in chunks for SDXL's
+    two, plain and cut for the others, as in ComfyUI with this pack."""
 
     EQUAL = "to 1e-4"
-    REFUSED = "textual inversions (embedding:name) in a prompt for KOALA"
+    REFUSED = "textual inversions (embedding:name) in a prompt for SDXL's text encoders"
     only_in_comfyui = staticmethod(inversion_refused)
 
     @classmethod
@@ -67,7 +67,7 @@ class CLIPTextEncodeSDXL(io.ComfyNode):
     def execute(cls, clip: Any, text_g: str, text_l: str, **sizes: int) -> io.NodeOutput:
         if not hasattr(clip, "encode_ids"):
             raise WorkflowError(
-                "'clip' is one text encoder, but this node needs SDXL's two, from 'Load KOALA'"
+                "'clip' is one text encoder, but this node needs SDXL's two together"
             )
         tokens = clip.tokenize(text_l)[0], clip.tokenize(text_g)[1]
         longer = max(map(len, tokens))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from ..host.embedded.door import (
     progress,
 )
 from ..host.embedded.rows import fitted
+from ..host.embedded.sampling import Prepared, Prompt
 from ..samplers.parts.guidance import guide
 from .workflow import WorkflowError
 
@@ -115,12 +117,12 @@ def ddpm(
     for i, (sigma, following) in enumerate(itertools.pairwise(sigmas)):
         x0 = denoise(x, sigma)
         report(i + 1, x0)
-        kept, kept_next = 1 / (sigma**2 + 1), 1 / (following**2 + 1)
-        alpha = kept / kept_next
+        product, product_next = 1 / (sigma**2 + 1), 1 / (following**2 + 1)
+        alpha = product / product_next
         eps = (x - x0) / sigma
-        x = (x * kept**0.5 - (1 - alpha) / (1 - kept) ** 0.5 * eps) / alpha**0.5
+        x = (x * product**0.5 - (1 - alpha) / (1 - product) ** 0.5 * eps) / alpha**0.5
         if following > 0:
-            x = x + ((1 - alpha) * (1 - kept_next) / (1 - kept)) ** 0.5 * draw()
+            x = x + ((1 - alpha) * (1 - product_next) / (1 - product)) ** 0.5 * draw()
             x = x * (1 + following**2) ** 0.5
     return x
 
@@ -163,7 +165,7 @@ def noise_levels(model: Any) -> torch.Tensor:
 
 
 def schedule(levels: torch.Tensor, name: str, steps: int) -> list[float]:
-    """The host's noise levels for so many steps, and 0: one of :data:`SCHEDULERS`.
+    """The host's sigmas for so many steps, and 0: one of :data:`SCHEDULERS`.
 
     Raises:
         WorkflowError: a schedule without so few steps.
@@ -432,7 +434,7 @@ class KSamplerSelect(io.ComfyNode):
 
 
 class BasicScheduler(io.ComfyNode):
-    """A model's noise levels by name of schedule."""
+    """A model's sigmas by name of schedule."""
 
     EQUAL = "to 1e-6 of a level"
     REFUSED = KSampler.REFUSED
@@ -487,29 +489,14 @@ def sample(
         WorkflowError: a MODEL, a sampler or a LATENT that does not fit.
     """
     levels, scale = noise_levels(model), model.scale
-    if isinstance(sampler, str):
-        if sampler not in SAMPLERS:
-            raise WorkflowError(
-                f"the headless runner has no sampler '{sampler}'; run it in ComfyUI"
-            )
-    else:
-        sampler.check(model)
+    _check_sampler(sampler, model)
     samples = _channels(latent_image["samples"].float())
-    start, count = samples * scale, len(samples)
+    start = samples * scale
     noise = _noise(start, seed, latent_image.get("batch_index"))
     noise = noise if noisy else torch.zeros_like(start)
-    prompts: list[tuple[str, list]] = [("positive", entry) for entry in positive]
-    guided = not math.isclose(cfg, 1.0)
-    if guided:
-        prompts = [("negative", entry) for entry in negative] + prompts
-    for name, side in (("positive", positive), ("negative", negative)):
-        if not side:
-            raise WorkflowError(f"'{name}' got an empty CONDITIONING; wire a prompt into it")
+    prompts = _prompts(positive, negative, cfg)
     times = [int((levels.log() - math.log(s)).abs().argmin()) if s else 0 for s in sigmas]
-    mask = latent_image.get("noise_mask")
-    if mask is not None:
-        mask = mask.reshape(-1, 1, *mask.shape[-2:]).float()
-        mask = fitted(F.interpolate(mask, start.shape[2:], mode="bilinear"), count)
+    mask = _mask_like(latent_image.get("noise_mask"), start)
     network = model.prepare(prompts, start, mask, times, seed)
     start, noise = start.to(network.device), noise.to(network.device)
     around = noise
@@ -520,25 +507,8 @@ def sample(
         mask = mask.to(network.device)
     places = {sigma: i for i, sigma in enumerate(sigmas)}
     sides = [name for name, _ in prompts]
+    denoiser = _Denoiser(network, start, around, mask, places, sides, cfg)
     last: dict[str, torch.Tensor] = {}
-
-    def both(x: torch.Tensor, sigma: float) -> tuple[torch.Tensor, torch.Tensor]:
-        """The picture that is seen, and the learned variance of the last positive prompt."""
-        if mask is not None:
-            x = x * mask + (around * sigma + start) * (1 - mask)
-        scaled = x / (1 + sigma**2) ** 0.5
-        seen = torch.cat([torch.cat([scaled] * len(sides)), *network.beside], dim=1)
-        out = network.predict(seen.to(network.dtype), places[sigma]).float()
-        channels = start.shape[1]
-        parts = [x - sigma * eps for eps in out[:, :channels].chunk(len(sides))]
-        split = sides.count("negative")
-        x0 = sum(parts[split:]) / len(parts[split:])
-        if split:
-            x0 = guide(sum(parts[:split]) / split, x0, cfg)
-        if mask is not None:
-            x0 = x0 * mask + start * (1 - mask)
-        return x0, out[-count:, channels:]
-
     update = progress(len(sigmas) - 1)
 
     def report(step: int, x0: torch.Tensor) -> None:
@@ -550,11 +520,84 @@ def sample(
     x = noise * ((1 + first**2) ** 0.5 if fully else first) + start
     if isinstance(sampler, str):
         draw = _drawing(x, seed)
-        x = SAMPLERS[sampler](lambda x, sigma: both(x, sigma)[0], x, sigmas, draw, report)
+        x = SAMPLERS[sampler](lambda x, sigma: denoiser(x, sigma)[0], x, sigmas, draw, report)
     else:
-        x = sampler.sample(model, both, x, sigmas, seed, report)
+        x = sampler.sample(model, denoiser, x, sigmas, seed, report)
     made, seen = offload(x / scale), offload(last.get("x0", x) / scale)
     return {**latent_image, "samples": made}, {**latent_image, "samples": seen}
+
+
+@dataclass(frozen=True)
+class _Denoiser:
+    """A network under guidance, within a mask.
+
+    Attributes:
+        network: with its prompts held fixed.
+        start: latents ``[B, C, h, w]``, scaled; around: the noise on them outside of the mask.
+        mask: ``[B, 1, h, w]``, 1 is painted anew.
+        places: which step each sigma is of.
+        sides: of the guidance, that each prompt is on: "negative", then "positive".
+        cfg: the guidance scale.
+    """
+
+    network: Prepared
+    start: torch.Tensor
+    around: torch.Tensor
+    mask: torch.Tensor | None
+    places: Mapping[float, int]
+    sides: list[str]
+    cfg: float
+
+    def __call__(self, x: torch.Tensor, sigma: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """The picture that is seen, and the learned variance of the last positive prompt."""
+        network, sides, mask = self.network, self.sides, self.mask
+        if mask is not None:
+            x = x * mask + (self.around * sigma + self.start) * (1 - mask)
+        scaled = x / (1 + sigma**2) ** 0.5
+        seen = torch.cat([torch.cat([scaled] * len(sides)), *network.beside], dim=1)
+        out = network.predict(seen.to(network.dtype), self.places[sigma]).float()
+        count, channels = self.start.shape[:2]
+        parts = [x - sigma * eps for eps in out[:, :channels].chunk(len(sides))]
+        split = sides.count("negative")
+        x0 = sum(parts[split:]) / len(parts[split:])
+        if split:
+            x0 = guide(sum(parts[:split]) / split, x0, self.cfg)
+        if mask is not None:
+            x0 = x0 * mask + self.start * (1 - mask)
+        return x0, out[-count:, channels:]
+
+
+def _check_sampler(sampler: Any, model: Any) -> None:
+    """Refuse a sampler that is not here, or a system's own for another model.
+
+    Raises:
+        WorkflowError: says which.
+    """
+    if not isinstance(sampler, str):
+        sampler.check(model)
+    elif sampler not in SAMPLERS:
+        raise WorkflowError(f"the headless runner has no sampler '{sampler}'; run it in ComfyUI")
+
+
+def _prompts(positive: list, negative: list, cfg: float) -> list[Prompt]:
+    """The prompts of both sides, the negative ones first; none of those without guidance.
+
+    Raises:
+        WorkflowError: a side without any.
+    """
+    for name, side in (("positive", positive), ("negative", negative)):
+        if not side:
+            raise WorkflowError(f"'{name}' got an empty CONDITIONING; wire a prompt into it")
+    sides = [("negative", negative)] if not math.isclose(cfg, 1.0) else []
+    return [(name, entry) for name, side in [*sides, ("positive", positive)] for entry in side]
+
+
+def _mask_like(mask: torch.Tensor | None, start: torch.Tensor) -> torch.Tensor | None:
+    """A noise mask ``[B, 1, h, w]`` for latents ``[B, C, h, w]``."""
+    if mask is None:
+        return None
+    mask = mask.reshape(-1, 1, *mask.shape[-2:]).float()
+    return fitted(F.interpolate(mask, start.shape[2:], mode="bilinear"), len(start))
 
 
 def _channels(samples: torch.Tensor) -> torch.Tensor:

@@ -263,10 +263,10 @@ class Editor:
             node.inputs.append(slot)
             self._promote(node, slot, port)
         promoted = [slot.name for slot in node.inputs if slot.widget]
-        kept, named = node.data.get("widgets_values"), node.data.get("widgets_values_named")
-        if isinstance(kept, list):
-            node.widgets |= {n: rounded(v) for n, v in zip(promoted, kept, strict=False)}
-        elif isinstance(by_name := kept or named, Mapping):
+        listed, named = node.data.get("widgets_values"), node.data.get("widgets_values_named")
+        if isinstance(listed, list):
+            node.widgets |= {n: rounded(v) for n, v in zip(promoted, listed, strict=False)}
+        elif isinstance(by_name := listed or named, Mapping):
             node.widgets |= {n: rounded(v) for n, v in by_name.items() if n in promoted}
         # What an older file had by name and a newer editor could not place.
         for entry in reversed(_parsed(node.properties.get("proxyWidgetErrorQuarantine"))):
@@ -290,11 +290,11 @@ class Editor:
             not isinstance(text, str) for entry in entries for text in entry
         ):
             return
-        inside, kept = node.definition, node.data.get("widgets_values")
-        kept = kept if isinstance(kept, list) else []
+        inside, listed = node.definition, node.data.get("widgets_values")
+        listed = listed if isinstance(listed, list) else []
         primitives: dict[str, list[Any]] = {}
         for i, (source, name, *others) in enumerate(entries):
-            value = rounded(kept[i]) if i < len(kept) else None
+            value = rounded(listed[i]) if i < len(listed) else None
             inner = inside.nodes.get(source)
             linked = _promoted_from(node, source, name)
             stripped = re.match(r"(?:\s*(\d+)\s*:\s*)+(.+)$", name)
@@ -609,8 +609,8 @@ def _values(schema: Any, data: Mapping[str, Any]) -> dict[str, Any]:
         values |= {name: rounded(saved[name]) for name in values if name in saved}
     else:
         names = [name for socket in widgets for name in (socket.id, *_controls(socket))]
-        kept = _without_dummies(ordered, saved or [])
-        for name, value in reversed([*zip(names, kept, strict=False)]):
+        listed = _without_dummies(ordered, saved or [])
+        for name, value in reversed([*zip(names, listed, strict=False)]):
             values[name] = rounded(value)
     for socket in widgets:
         if socket.io_type == "COMBO" and values[socket.id] is None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from ..edges import UserError
 
-class WorkflowError(ValueError):
+
+class WorkflowError(UserError):
     """A workflow that cannot be read or run; the message names the node and the cure."""
 
 

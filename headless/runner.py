@@ -142,9 +142,9 @@ class Runner:
                     )
                     if not any(waiting[source, s] for s in range(len(run.values[source]))):
                         del run.values[source]
-        kept = set(numbers.values())
-        self._cache = {name: value for name, value in self._cache.items() if name in kept}
-        self._numbers = {name: value for name, value in self._numbers.items() if value in kept}
+        valid = set(numbers.values())
+        self._cache = {name: value for name, value in self._cache.items() if name in valid}
+        self._numbers = {name: value for name, value in self._numbers.items() if value in valid}
         return run
 
     def _execute(self, key: str, title: str, node: dict, run: Run, number: int) -> None:

@@ -1,7 +1,8 @@
 r"""Prompt syntax as ComfyUI's own text encoders read it, and what ours say about it.
 
 ``(red)`` weighs 1.1 times what is around it, ``(red:1.6)`` weighs 1.6, ``\(`` is a bracket; more
-tokens than a tower takes are several chunks. Numbers and order are those of ``comfy/sd1_clip.py``.
+tokens than a text encoder takes are several chunks. Numbers and order are those of
+``comfy/sd1_clip.py``.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def plain_warnings(text: str, cut: str, length: int) -> list[str]:
 
 
 def chunks(tokenizer: Any, text: str) -> list[Chunk]:
-    """A prompt's tokens and weights for one tower, whose tokenizer this is.
+    """A prompt's tokens and weights for one text encoder, whose tokenizer this is.
 
     Raises:
         EdgeError: an embedding file is named, which only ComfyUI loads.
@@ -75,14 +76,18 @@ def chunks(tokenizer: Any, text: str) -> list[Chunk]:
     return [chunk + [(end, 1.0)] + [padding] * (LENGTH - 1 - len(chunk)) for chunk in made]
 
 
+SYNTAX_LOADERS: set[str] = set()
+"""Classes of the nodes whose CLIP reads such prompts; the embedded door's adapters add theirs."""
+
+
 def inversion_refused(values: Mapping[str, Any], sources: Mapping[str, str]) -> str | None:
-    """Why a prompt for KOALA is not encoded, known before anything runs.
+    """Why a prompt for such a CLIP is not encoded, known before anything runs.
 
     Args:
         values: the node's widgets.
         sources: classes of the nodes that are wired to it, by input.
     """
-    if sources.get("clip") != "PriorArtLoadKoala":
+    if sources.get("clip") not in SYNTAX_LOADERS:
         return None
     texts = " ".join(value for value in values.values() if isinstance(value, str))
     found = _EMBEDDING.search(re.sub(r"[()]", " ", texts))

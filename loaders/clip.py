@@ -1,4 +1,4 @@
-"""CLIP's two towers around the weights: tokenizer, picture preparation, OpenAI's key layout.
+"""What is around CLIP's weights: tokenizer, picture preparation, OpenAI's key layout.
 
 Sources: OpenAI's CLIP repository (model layout and the ``[49406, ..., 49407]`` framing of prompts),
 the hub's ``tokenizer`` and ``feature_extractor`` files, transformers' CLIPImageProcessor (order and
@@ -21,6 +21,7 @@ from PIL import Image
 
 from ..edges import EdgeError
 from ..samplers.parts.resize import resize_and_crop
+from .files.catalogue import download_of, repository_of
 from .files.checkpoint import AGAIN, CheckpointError, check_bytes, check_inside, read_json
 from .files.configs import check_config, check_sides, check_tokens
 from .files.libraries import require
@@ -51,7 +52,7 @@ def load_tokenizer(folder: Path, folders: Sequence[Path] = (), **overrides: Any)
     if not _has_vocabulary(folder):
         raise CheckpointError(
             f"'{folder}' holds no vocab.json and merges.txt (nor a tokenizer.json). {AGAIN}, e.g."
-            " with `prior-art download karlo`"
+            f" with `{download_of('text_encoder')}`"
         )
     for file in sorted(folder.iterdir()):
         check_inside(file, folders)
@@ -94,8 +95,8 @@ def find_tokenizer(beside: Path, vocabulary: int, folders: Sequence[Path]) -> Pa
             return folder
     raise CheckpointError(
         f"'{beside}' brings no tokenizer along and none with {vocabulary} entries was found. Put"
-        f" the `tokenizer` folder of kakaobrain/karlo-v1-alpha or openai/clip-vit-large-patch14"
-        f" into '{beside.parent}' (`prior-art download karlo` brings one)"
+        f" the `tokenizer` folder of {repository_of('tokenizer')} or openai/clip-vit-large-patch14"
+        f" into '{beside.parent}' (`{download_of('text_encoder')}` brings one)"
     )
 
 
@@ -127,8 +128,8 @@ def tokenize(
     Args:
         tokenizer: a CLIPTokenizer, or mCLIP's XLM-R tokenizer, whose original cleans nothing.
         prompts: any text; ``""`` is fine.
-        cleaned: read a prompt as OpenAI's code does (:func:`clean`), which Karlo, Kandinsky's
-            priors and the reranker were published with. SDXL's pipelines and ComfyUI leave it to
+        cleaned: read a prompt as OpenAI's code does (:func:`clean`), which unCLIP
+            systems and the reranker were published with. SDXL's pipelines and ComfyUI leave it to
             transformers, which neither mends characters nor knows entities.
 
     Returns:
@@ -231,9 +232,9 @@ class Preprocess:
     bicubic resize, centre crop, divide by 255, normalise.
 
     Attributes:
-        size: edge of the picture that the tower sees.
+        size: edge of the picture that the vision model sees.
         resize: the short edge goes to this before the crop; equal to ``size`` in published CLIPs.
-        squash: resize both edges to ``size`` instead, as Karlo's original repository does.
+        squash: resize both edges to ``size`` instead, as some original code does.
         openai: resize and crop as OpenAI's own preparation does, which rounds half a place
             otherwise; ``resize`` is then ``size``.
         mean: subtracted per channel.
@@ -300,10 +301,10 @@ def preprocess_from_config(config: Mapping[str, Any], image_size: int) -> Prepro
     Args:
         config: its contents, of old (``size: 224``) or new (``size: {"shortest_edge": 224}``) form;
             ``{}`` where there is none: CLIP's own numbers.
-        image_size: edge of the picture that the tower's own config asks for.
+        image_size: edge of the picture that the vision model's own config asks for.
 
     Raises:
-        CheckpointError: the tower sees another size than the preparation makes.
+        CheckpointError: the vision model sees another size than the preparation makes.
     """
     check_config("preprocessor", config, "preprocessor_config.json", None)
     check_sides(config, "preprocessor_config.json")
@@ -334,6 +335,12 @@ def preprocess_from_config(config: Mapping[str, Any], image_size: int) -> Prepro
 
 
 # -- OpenAI's layout ---------------------------------------------------------------------------
+
+OPENAI_VIT_L = (
+    re.compile(r"ViT-L-14\.(pt|pth|safetensors)", re.IGNORECASE),
+    frozenset({"text_encoder", "image_encoder"}),
+)
+"""OpenAI's file, which other originals read too, each in its own way."""
 
 Split = Callable[[torch.Tensor], dict[str, torch.Tensor]]
 
@@ -376,10 +383,10 @@ def is_openai_clip(state: Mapping[str, torch.Tensor]) -> bool:
 def openai_text(
     state: Mapping[str, torch.Tensor], name: str, head_dim: int = 64
 ) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """Config and keys of the text tower for transformers' CLIPTextModelWithProjection.
+    """Config and keys of the text model for transformers' CLIPTextModelWithProjection.
 
     Args:
-        state: OpenAI's layout, both towers.
+        state: OpenAI's layout, text and vision model.
         name: the file, for messages.
         head_dim: width of an attention head; 64 in every published CLIP.
 
@@ -405,7 +412,7 @@ def openai_text(
 def openai_vision(
     state: Mapping[str, torch.Tensor], name: str, head_dim: int = 64
 ) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """Config and keys of the image tower for transformers' CLIPVisionModelWithProjection.
+    """Config and keys of the vision model for transformers' CLIPVisionModelWithProjection.
 
     Raises:
         CheckpointError: another layout; names some keys.

@@ -7,19 +7,24 @@ encoder and prior are loaded by ``unclip.py``.
 
 from __future__ import annotations
 
-import contextlib
 import re
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
-from ..edges import EdgeError, EmbeddingSpace
+from ..edges import (
+    EdgeError,
+    EmbeddingSpace,
+    conditioning_to_embeds,
+    depth_beside,
+    text_beside,
+)
 from ..networks.kandinsky_mclip import MultilingualCLIP
-from ..networks.kandinsky_movq import at_latent_size, colours_of
-from ..samplers.clip import encode_zero_image
-from ..samplers.parts.schedule import LatentSchedule, last_part_apart
+from ..networks.kandinsky_movq import at_latent_size
+from ..samplers.kandinsky import Condition, mode_of
+from ..samplers.kandinsky_schedule import LatentSchedule, last_part_apart
 from . import clip, sentencepiece
 from . import kandinsky_keys as kandinsky_original
 from .files.catalogue import Published, Source, Stage, System
@@ -33,16 +38,12 @@ from .files.checkpoint import (
 from .files.configs import check_config, check_tokens, read_schedule_config, sizes_of
 from .files.hub import build, build_diffusers, fill, part, read_hub
 from .files.libraries import require
-from .files.safe import WORDS_BYTES, write_whole
-from .karlo import OPENAI_VIT_L
-from .karlo_keys import HEAD_DIM
-from .unclip import TextEncoder, load_image_encoder, space_of
+from .files.safe import WORDS_BYTES
+from .guided_diffusion import HEAD_DIM
+from .unclip import TextEncoder, space_of
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
-ZERO_IMAGE = "zero_image_embeds.safetensors"
-"""Our own file in a prior's folder: what the image encoder makes of a picture of zeros."""
+CONDITIONING = "Kandinsky Conditioning"
+"""The node that makes what these decoders read from a native sampler, for messages."""
 
 MCLIP_SPACE = EmbeddingSpace("mclip-vit-l-14", 768, "mCLIP XLM-R (Kandinsky 2.1's text encoder)")
 
@@ -78,23 +79,26 @@ SYSTEMS = (
         combined=_COMBINED,
         prefix="prior_",
         checkpoints=(
-            OPENAI_VIT_L,
+            clip.OPENAI_VIT_L,
             (re.compile(r"prior_fp16\.(ckpt|safetensors)"), frozenset({"prior"})),
         ),
         beside=re.compile(r"(prior|decoder|inpainting)_fp16\..*|movq_final\..*"),
         label="Kandinsky 2.1",
+        readme=kandinsky_original.README,
         indexed=True,
+        zero_image=True,
         places={"preprocessor": "image_processor", "prior_schedule": "scheduler"},
         embedded=(
             ("shapes-kandinsky-prior", "kandinsky/prior"),
             ("shapes-kandinsky-2-1-prior", "kandinsky/2-1-prior"),
         ),
         spaces=(
-            EmbeddingSpace("laion-vit-bigg-14", 1280, "OpenCLIP ViT-bigG/14 (Kandinsky 2.2)", 1664),
+            EmbeddingSpace("laion-vit-bigg-14", 1280, "OpenCLIP ViT-bigG/14", 1664),
             EmbeddingSpace(
                 "shapes-vit-g", 96, "the embedded family's wider CLIP (shapes-kandinsky)"
             ),
         ),
+        speaks={"openai-vit-l-14": "Kandinsky 2.1", "laion-vit-bigg-14": "Kandinsky 2.2"},
         published=_folders(
             ("tokenizer", "text_encoder", "image_encoder", "image_processor", "prior"),
             "kandinsky-2-2-prior",
@@ -183,27 +187,47 @@ class LatentDecoder:
         schedule: its published constants.
         space: of the image embeddings that it reads.
         text_space: of the prompt that it reads too (Kandinsky 2.1), or ``None``.
-        colours: of its latents, for previews: see ``networks.movq.colours_of``; ``None`` where no
-            MoVQ lies beside it.
         name: where it came from, for messages.
         exact: a picture has the size that was asked for, as the original repository cuts it; else
             the next multiple of 64, as diffusers leaves it.
+        latent_rgb_factors: for previews ``[5, 3]``, see ``networks.latent_rgb``; ``None`` where no
+            MoVQ lies beside it.
     """
 
     network: nn.Module
     schedule: LatentSchedule
     space: EmbeddingSpace
     text_space: EmbeddingSpace | None
-    colours: torch.Tensor | None
     name: str
     exact: bool = False
+    latent_rgb_factors: torch.Tensor | None = None
+
+    def condition(self, entry: list, size: tuple[int, int], name: str) -> Condition:
+        """What the decoder is told by one entry of a native sampler's CONDITIONING.
+
+        Args:
+            size: height and width of the latents.
+            name: of the sampler's input, for messages.
+
+        Raises:
+            EdgeError: a prompt where an image embedding belongs, another space, no depth map for a
+                depth decoder, no text for one of Kandinsky 2.1.
+        """
+        embeds = conditioning_to_embeds([entry], self.space, name, CONDITIONING)
+        hidden = pooled = hint = None
+        if self.text_space is not None:
+            text = text_beside(entry[1], self.text_space, name, CONDITIONING)
+            hidden, pooled = text.hidden, text.pooled
+        if mode_of(self.network) == "depth":
+            hint = depth_beside(entry[1], size, name, CONDITIONING)
+        return Condition(embeds, hidden, pooled, hint)
 
 
 def load_movq(source: Source, dtype: torch.dtype = torch.float32) -> MoVQ:
     """Load the MoVQ.
 
     Args:
-        source: from :func:`~.sources.find_source` for the stage ``movq``.
+        source: from :func:`~.files.catalogue.find_source` for the stage ``movq``.
         dtype: storage dtype.
 
     Raises:
@@ -235,7 +259,7 @@ def load_latent_decoder(
     """Load a decoder's U-Net and its scheduler's constants: text-to-image, inpainting or depth.
 
     Args:
-        source: from :func:`~.sources.find_source` for the stage ``latent_decoder``.
+        source: from :func:`~.files.catalogue.find_source` for the stage ``latent_decoder``.
         dtype: storage dtype.
         sampler: "published", the source's own, or one of the original repository's:
             ``kandinsky_original.SAMPLERS``.
@@ -276,20 +300,19 @@ def load_latent_decoder(
     else:
         schedule = published or kandinsky_original.DDIM_SAMPLER
     fill(network, tensors, dtype, name)
-    colours = colours_of(load_movq(source).network) if "movq" in source.stages else None
     space = space_of(source, dim)
     exact = source.kind == "checkpoint"
-    return LatentDecoder(network, schedule, space, text_space, colours, name, exact)
+    return LatentDecoder(network, schedule, space, text_space, name, exact)
 
 
 def load_mclip(source: Source, dtype: torch.dtype = torch.float32) -> TextEncoder:
-    """Load Kandinsky 2.1's text tower and its tokenizer.
+    """Load Kandinsky 2.1's text model and its tokenizer.
 
     The original repository's folder ``text_encoder`` works too: it holds the tokenizer itself, and
     its config leaves the sizes to the model's name.
 
     Args:
-        source: from :func:`~.sources.find_source` for the stage ``mclip``.
+        source: from :func:`~.files.catalogue.find_source` for the stage ``mclip``.
         dtype: storage dtype.
 
     Raises:
@@ -300,7 +323,7 @@ def load_mclip(source: Source, dtype: torch.dtype = torch.float32) -> TextEncode
     model, config_class = require("transformers", "XLMRobertaModel", "XLMRobertaConfig")
     check_config("XLMRobertaConfig", config, name, len(tensors))
     own = _xlmr_sizes(tensors) | sizes_of("XLMRobertaConfig", config)
-    # The pooler answers a question that this tower is not asked; some files lack it.
+    # The pooler answers a question that this model is not asked; some files lack it.
     tensors = {k: v for k, v in tensors.items() if not k.startswith("transformer.pooler.")}
     projection = tensors.get("LinearTransformation.weight")
     if projection is None or projection.ndim != 2:
@@ -324,7 +347,7 @@ def load_mclip(source: Source, dtype: torch.dtype = torch.float32) -> TextEncode
 
 
 def _xlmr_tokenizer(source: Source) -> Any:
-    """XLM-R's tokenizer beside the tower, or in its folder as in the original's.
+    """XLM-R's tokenizer beside the model, or in its folder as in the original's.
 
     Raises:
         CheckpointError: none there, or a damaged one.
@@ -379,45 +402,6 @@ def _mclip_space(dim: int) -> EmbeddingSpace:
     if dim == published.dim:
         return published
     return replace(published, name=f"mclip-{dim}d", dim=dim)
-
-
-def zero_image(source: Source) -> torch.Tensor | None:
-    """The image encoder's embedding ``[1, D]`` of a picture of zeros (after preparation), fp32.
-
-    It is a constant of the published model. Where the prior's folder does not hold it yet, the
-    image encoder beside the prior is run once and its answer kept in :data:`ZERO_IMAGE`; ``None``
-    where there is no image encoder.
-
-    Raises:
-        CheckpointError: a file is damaged or foreign.
-        LibraryError: transformers cannot be imported.
-    """
-    file = source.path / ZERO_IMAGE
-    if file.is_file():
-        check_inside(file, source.folders)
-        tensors = read_state_dict(file)
-        if set(tensors) != {"zero_image_embeds"} or tensors["zero_image_embeds"].ndim != 2:
-            raise CheckpointError(f"'{file}' is none of PriorArt's; delete it, it is made again")
-        return tensors["zero_image_embeds"].float()
-    if not source.folder("image_encoder").is_dir():
-        return None
-    embeds = encode_zero_image(load_image_encoder(source, torch.float32).network, "cpu")
-    # A folder that cannot be written only means that this is done again.
-    with contextlib.suppress(OSError):
-        write_zero_image(source.path, embeds)
-    return embeds
-
-
-def write_zero_image(folder: Path, embeds: torch.Tensor) -> None:
-    """Keep the embedding of a picture of zeros ``[1, D]`` in a prior's folder.
-
-    Raises:
-        OSError: the folder cannot be written.
-    """
-    from safetensors.torch import save
-
-    data = save({"zero_image_embeds": embeds.contiguous()}, {"format": "pt"})
-    write_whole(folder / ZERO_IMAGE, data)
 
 
 def _read_schedule(source: Source) -> LatentSchedule:

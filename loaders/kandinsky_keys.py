@@ -1,6 +1,6 @@
 """Kandinsky 2.1's original checkpoints (ai-forever/Kandinsky-2) as keys of diffusers' classes.
 
-The decoder's U-Net is guided-diffusion's, as Karlo's is, with bare keys and five layers of its own
+The decoder's U-Net is guided-diffusion's, with bare keys and five layers of its own
 for text and image; the MoVQ has taming's VQGAN layout with spatial norms. Both read in
 ``kandinsky2/model/text2im_model2_1.py`` and ``kandinsky2/vqgan``. Sizes are read off the shapes.
 """
@@ -11,9 +11,13 @@ import math
 from dataclasses import replace
 from typing import Any
 
-from ..samplers.parts.schedule import LatentSchedule, last_sums, sums, up_to_share, whole_strides
-from .karlo_keys import HEAD_DIM, State, Taker, Tensors, convert_unet
-from .mindalle_vqgan import GROUPS, convert_vqgan
+from ..samplers.kandinsky_schedule import LatentSchedule, last_sums, up_to_share, whole_strides
+from ..samplers.parts.schedule import sums
+from .guided_diffusion import HEAD_DIM, State, Taker, Tensors, convert_unet
+from .taming import GROUPS, convert_vqgan
+
+README = "ai-forever/Kandinsky-2's README"
+"""Where the originals are linked, for messages."""
 
 START_BETAS = 0.0001, 0.02
 """Of what noises a picture to begin with, ``q_sample`` of ``utils.py``: not the diffusion's."""
@@ -38,12 +42,12 @@ P_SAMPLER = LatentSchedule(
     clip_range=2.0,
     clip_first=True,
     largest=math.inf,
-    keeps_x0=True,
+    known_in_x0=True,
     begin=last_sums,
     start_betas=START_BETAS,
 )
 """``p_sample_loop`` of ``model/gaussian_diffusion.py``, ancestral with learned variance: x0 clamped
-to ±2, what inpainting keeps put in, and then thresholded. The original takes sample 0's threshold
+to ±2, what inpainting knows put in, and then thresholded. The original takes sample 0's threshold
 for the whole batch; here each picture has its own, so that it does not depend on the others."""
 
 SAMPLERS = {
@@ -95,7 +99,7 @@ def convert_decoder(
     Raises:
         CheckpointError: keys missing or left over.
     """
-    keys = Taker(dict(state), name, "Kandinsky 2.1 decoder", "ai-forever/Kandinsky-2's README")
+    keys = Taker(dict(state), name, "Kandinsky 2.1 decoder", README)
     tensors = keys.pairs("", "", CONDITIONING)
     config, unet = convert_unet(keys, head_dim)
     keys.finish()
@@ -119,5 +123,6 @@ def convert_movq(state: State, name: str, groups: int = GROUPS) -> tuple[dict[st
     Raises:
         CheckpointError: a key that tells a size is missing.
     """
-    config, tensors = convert_vqgan(state, name, groups)
+    cure = f"Use the movq_final.ckpt that {README} links to"
+    config, tensors = convert_vqgan(state, name, groups, cure)
     return config | {"norm_type": "spatial"}, tensors

@@ -15,18 +15,14 @@ import torch
 from ..edges import EmbeddingSpace
 from ..networks.karlo import TextProjection, UnCLIPDecoder, UnCLIPUpscaler
 from ..samplers.parts.schedule import UnCLIPSchedule
-from . import karlo_keys as karlo_original
+from . import karlo_keys
+from .clip import OPENAI_VIT_L
 from .files.catalogue import Published, Source, Stage, System
 from .files.checkpoint import check_inside, read_json, read_state_dict
 from .files.configs import check_config
 from .files.hub import build, build_diffusers, expect, fill, read_hub
+from .guided_diffusion import HEAD_DIM
 from .unclip import original_schedule, read_schedule, space_of
-
-OPENAI_VIT_L = (
-    re.compile(r"ViT-L-14\.(pt|pth|safetensors)", re.IGNORECASE),
-    frozenset({"text_encoder", "image_encoder"}),
-)
-"""OpenAI's file, which other originals read too, each in its own way."""
 
 _PARTS = (
     "",
@@ -62,14 +58,15 @@ SYSTEMS = (
         ),
         beside=re.compile(r"(prior|decoder|improved-sr)-ckpt.*"),
         label="Karlo",
+        readme=karlo_keys.README,
+        squashes=True,
         places={"preprocessor": "feature_extractor", "prior_schedule": "prior_scheduler"},
         embedded=(("shapes-karlo", "karlo"),),
         spaces=(
-            EmbeddingSpace(
-                "openai-vit-l-14", 768, "OpenAI CLIP ViT-L/14 (Karlo, Kandinsky 2.1)", 1024
-            ),
+            EmbeddingSpace("openai-vit-l-14", 768, "OpenAI CLIP ViT-L/14", 1024),
             EmbeddingSpace("shapes-vit-l", 64, "the embedded family's CLIP (shapes-karlo)"),
         ),
+        speaks={"openai-vit-l-14": "Karlo"},
         published={
             "karlo": Published(
                 "karlo-v1-alpha",
@@ -107,7 +104,7 @@ class LoadedUpscaler:
 
 
 def load_decoder(
-    source: Source, dtype: torch.dtype = torch.float32, head_dim: int = karlo_original.HEAD_DIM
+    source: Source, dtype: torch.dtype = torch.float32, head_dim: int = HEAD_DIM
 ) -> LoadedDecoder:
     """Load the decoder's U-Net and its text projection.
 
@@ -117,10 +114,10 @@ def load_decoder(
     """
     if source.kind == "checkpoint":
         name = projection_name = str(source.path)
-        config, tensors, projection_config, projection = karlo_original.convert_decoder(
+        config, tensors, projection_config, projection = karlo_keys.convert_decoder(
             read_state_dict(source.path), name, head_dim
         )
-        schedule = original_schedule("decoder")
+        schedule = original_schedule(karlo_keys.DECODER_SCHEDULE)
     else:
         config, tensors, name = read_hub(source, "decoder", dtype)
         projection_config, projection, projection_name = read_hub(source, "text_proj", dtype)
@@ -143,10 +140,10 @@ def load_upscaler(source: Source, dtype: torch.dtype = torch.float32) -> LoadedU
     """
     if source.kind == "checkpoint":
         names = [str(source.path)] * 2
-        first_config, first, last_config, last = karlo_original.convert_upscaler(
+        first_config, first, last_config, last = karlo_keys.convert_upscaler(
             read_state_dict(source.path), names[0]
         )
-        schedule = original_schedule("upscaler")
+        schedule = original_schedule(karlo_keys.UPSCALER_SCHEDULE)
     else:
         first_config, first, first_name = read_hub(source, "super_res_first", dtype)
         last_config, last, last_name = read_hub(source, "super_res_last", dtype)

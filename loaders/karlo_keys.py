@@ -1,73 +1,29 @@
 """Karlo's original checkpoints (kakaobrain/karlo) as keys and configs of diffusers' classes.
 
-What the original layout is, read in kakaobrain/karlo (``karlo/models``, ``karlo/modules/xf.py``,
-``karlo/modules/unet.py``): a guided-diffusion U-Net (numbered input and output blocks) and a
-transformer whose qkv rows are interleaved per head. Sizes are read off the shapes, so a small
-checkpoint of the same layout loads too. The maps are the tables in capitals.
+What the original layout is, read in kakaobrain/karlo (``karlo/models``, ``karlo/modules/unet.py``):
+guided-diffusion's U-Nets, and layers that turn both embeddings into what they are conditioned on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import torch
+from .guided_diffusion import HEAD_DIM, State, Taker, Tensors, convert_unet, strip
 
-from .files.checkpoint import CheckpointError, check_inside, read_object
+README = "kakaobrain/karlo's README"
+"""Where the originals are linked, for messages."""
 
-State = Mapping[str, torch.Tensor]
-Tensors = dict[str, torch.Tensor]
-
-HEAD_DIM = 64
-"""Width of an attention head in every published network; shapes cannot tell it."""
-
-STATS = "ViT-L-14_stats.th"
-
-SCHEDULES: dict[str, dict[str, Any]] = {
-    # The original clamps the prior's x0 at 10 (prior_model.py); diffusers' JSON says 5.
-    "prior": {
-        "prediction_type": "sample",
-        "variance_type": "fixed_small_log",
-        "clip_sample": True,
-        "clip_sample_range": 10.0,
-        "num_train_timesteps": 1000,
-    },
-    "decoder": {
-        "prediction_type": "epsilon",
-        "variance_type": "learned_range",
-        "clip_sample": True,
-        "clip_sample_range": 1.0,
-        "num_train_timesteps": 1000,
-    },
-    "upscaler": {
-        "prediction_type": "epsilon",
-        "variance_type": "fixed_small_log",
-        "clip_sample": True,
-        "clip_sample_range": 1.0,
-        "num_train_timesteps": 1000,
-    },
+DECODER_SCHEDULE: dict[str, Any] = {
+    "prediction_type": "epsilon",
+    "variance_type": "learned_range",
+    "clip_sample": True,
+    "clip_sample_range": 1.0,
+    "num_train_timesteps": 1000,
 }
-"""The schedules of configs/*.yaml as diffusers' UnCLIPScheduler would write them."""
+"""The decoder's schedule of configs/*.yaml as diffusers' UnCLIPScheduler would write it."""
 
-PRIOR = {
-    "time_embed.0": "time_embedding.linear_1",
-    "time_embed.2": "time_embedding.linear_2",
-    "clip_img_proj": "proj_in",
-    "text_emb_proj": "embedding_proj",
-    "text_enc_proj": "encoder_hidden_states_proj",
-    "final_ln": "norm_out",
-    "out_proj": "proj_to_clip_embeddings",
-}
-PRIOR_BLOCK = {
-    "ln_1": "norm1",
-    "ln_2": "norm3",
-    "attn.c_proj": "attn1.to_out.0",
-    "mlp.c_fc": "ff.net.0.proj",
-    "mlp.c_proj": "ff.net.2",
-}
-PRIOR_BARE = {"positional_embedding": "positional_embedding", "prd_emb": "prd_embedding"}
+UPSCALER_SCHEDULE = {**DECODER_SCHEDULE, "variance_type": "fixed_small_log"}
+"""The same of super-resolution."""
 
 TEXT_PROJ = {
     "text_seq_proj.0": "encoder_hidden_states_proj",
@@ -77,175 +33,6 @@ TEXT_PROJ = {
     "clip_emb": "clip_image_embeddings_project_to_time_embeddings",
 }
 TEXT_PROJ_BARE = {"cf_param": "learned_classifier_free_guidance_embeddings"}
-
-UNET = {
-    "time_embed.0": "time_embedding.linear_1",
-    "time_embed.2": "time_embedding.linear_2",
-    "input_blocks.0.0": "conv_in",
-    "out.0": "conv_norm_out",
-    "out.2": "conv_out",
-}
-RESNET = {
-    "in_layers.0": "norm1",
-    "in_layers.2": "conv1",
-    "emb_layers.1": "time_emb_proj",
-    "out_layers.0": "norm2",
-    "out_layers.3": "conv2",
-}
-RESNET_OPTIONAL = {"skip_connection": "conv_shortcut"}
-ATTENTION = {"norm": "group_norm", "proj_out": "to_out.0"}
-
-
-@dataclass
-class Taker:
-    """Takes keys out of a checkpoint one by one, and knows at the end what nobody asked for."""
-
-    state: State
-    name: str
-    what: str
-    readme: str = "kakaobrain/karlo's README"
-
-    def __post_init__(self) -> None:
-        self.left = dict(self.state)
-
-    def has(self, key: str) -> bool:
-        """Whether nobody took the key yet."""
-        return key in self.left
-
-    def take(self, key: str) -> torch.Tensor:
-        """The tensor of a key, once.
-
-        Raises:
-            CheckpointError: the checkpoint lacks it.
-        """
-        if key not in self.left:
-            raise self.foreign([key], "lacks")
-        return self.left.pop(key)
-
-    def peek(self, key: str) -> torch.Tensor:
-        """A tensor whose shape is wanted, whether it was taken already or not."""
-        if key not in self.state:
-            raise self.foreign([key], "lacks")
-        return self.state[key]
-
-    def pairs(self, old: str, new: str, table: Mapping[str, str]) -> Tensors:
-        """Weights and biases of ``old`` under ``new``, each layer by the table's name for it."""
-        return {
-            f"{new}{right}.{leaf}": self.take(f"{old}{left}.{leaf}")
-            for left, right in table.items()
-            for leaf in ("weight", "bias")
-        }
-
-    def finish(self) -> None:
-        """Refuse what nobody asked for.
-
-        Raises:
-            CheckpointError: names some of the keys that are left.
-        """
-        if self.left:
-            raise self.foreign(list(self.left), "holds unknown")
-
-    def foreign(self, keys: list[str], verb: str) -> CheckpointError:
-        """The error that says which keys the file ``verb`` ("lacks", "holds unknown")."""
-        shown = ", ".join(keys[:4]) + (f" and {len(keys) - 4} more" if len(keys) > 4 else "")
-        return CheckpointError(
-            f"'{self.name}' is no original {self.what} checkpoint: it {verb} {shown}."
-            f" Choose the file that {self.readme} links to, or use a folder of the hub"
-            " (`prior-art download`)"
-        )
-
-
-def _strip(state: State, prefix: str, name: str, what: str) -> Taker:
-    own = {k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)}
-    taker = Taker(own, name, what)
-    others = [key for key in state if not key.startswith(prefix)]
-    if others:
-        raise taker.foreign(others, "holds unknown")
-    return taker
-
-
-def _unlace(rows: torch.Tensor, parts: int, head_dim: int) -> list[torch.Tensor]:
-    """Undo the interleaving per head: ``[heads, parts, head_dim]`` rows to ``parts`` tensors."""
-    if rows.ndim == 3:  # a Conv1d of kernel size 1
-        rows = rows[:, :, 0]
-    laced = rows.reshape(-1, parts, head_dim, *rows.shape[1:])
-    return [laced[:, part].reshape(-1, *rows.shape[1:]) for part in range(parts)]
-
-
-def convert_prior(
-    state: State, stats: tuple[torch.Tensor, torch.Tensor], name: str, head_dim: int = HEAD_DIM
-) -> tuple[dict[str, Any], Tensors]:
-    """Config and keys of diffusers' PriorTransformer.
-
-    Args:
-        state: ``state_dict`` of ``prior-ckpt-step=*.ckpt``.
-        stats: mean and standard deviation of the image embedding.
-        name: the file, for messages.
-        head_dim: width of an attention head.
-
-    Raises:
-        CheckpointError: keys missing or left over, or statistics of another width.
-    """
-    keys = _strip(state, "model.", name, "Karlo prior")
-    width, clip_dim = keys.peek("clip_img_proj.weight").shape
-    _check_heads(width, head_dim, name)
-    out = keys.pairs("", "", PRIOR)
-    out |= {new: keys.take(old) for old, new in PRIOR_BARE.items()}
-    layers = 0
-    while keys.has(f"transformer.resblocks.{layers}.ln_1.weight"):
-        old, new = f"transformer.resblocks.{layers}.", f"transformer_blocks.{layers}."
-        out |= keys.pairs(old, new, PRIOR_BLOCK)
-        for leaf in ("weight", "bias"):
-            rows = _unlace(keys.take(f"{old}attn.c_qkv.{leaf}"), 3, head_dim)
-            out |= {f"{new}attn1.to_{q}.{leaf}": r for q, r in zip("qkv", rows, strict=True)}
-        layers += 1
-    keys.finish()
-    mean, std = stats
-    if mean.numel() != clip_dim or std.numel() != clip_dim:
-        raise CheckpointError(
-            f"'{name}' speaks a {clip_dim}-dimensional embedding, but its {STATS} holds"
-            f" {mean.numel()} numbers. Use the statistics that were published with it"
-        )
-    out |= {"clip_mean": mean.reshape(1, -1), "clip_std": std.reshape(1, -1)}
-    config = {
-        "num_attention_heads": width // head_dim,
-        "attention_head_dim": head_dim,
-        "num_layers": layers,
-        "embedding_dim": clip_dim,
-        "num_embeddings": out["positional_embedding"].shape[1] - 4,
-        "additional_embeddings": 4,
-    }
-    return config, out
-
-
-def read_stats(beside: Path, folders: tuple[Path, ...]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and standard deviation from ``ViT-L-14_stats.th`` beside a prior, or in ``folders``.
-
-    Raises:
-        CheckpointError: not there, or no pair of vectors.
-    """
-    found = [beside.parent / STATS]
-    for root in folders:
-        found += sorted(root.glob(f"**/{STATS}"))
-    path = next((file for file in found if file.is_file()), None)
-    if path is None:
-        raise CheckpointError(
-            f"'{beside}' needs {STATS} (mean and deviation of the image embedding) beside it, and"
-            " it is missing. Download it from kakaobrain/karlo's README, or use"
-            " `prior-art download karlo`"
-        )
-    check_inside(path, folders)
-    value = read_object(path)
-    if (
-        not isinstance(value, (tuple, list))
-        or len(value) != 2
-        or not all(isinstance(part, torch.Tensor) for part in value)
-        or value[0].numel() != value[1].numel()
-    ):
-        raise CheckpointError(f"'{path}' holds no (mean, std) pair. Download it again")
-    if not all(bool(torch.isfinite(part).all()) for part in value):
-        raise CheckpointError(f"'{path}' holds NaN or infinite numbers. Download it again")
-    return value[0].detach().flatten(), value[1].detach().flatten()
 
 
 def convert_decoder(
@@ -264,7 +51,7 @@ def convert_decoder(
     Raises:
         CheckpointError: keys missing or left over.
     """
-    keys = _strip(state, "model.", name, "Karlo decoder")
+    keys = strip(state, "model.", name, "Karlo decoder", README)
     projection = keys.pairs("", "", TEXT_PROJ)
     projection |= {new: keys.take(old) for old, new in TEXT_PROJ_BARE.items()}
     config, unet = convert_unet(keys, head_dim)
@@ -301,131 +88,13 @@ def convert_upscaler(
     prefixes = ("model_first_steps.", "model_last_step.")
     others = [key for key in state if not key.startswith(prefixes)]
     if others:
-        raise Taker({}, name, "Karlo super-resolution").foreign(others, "holds unknown")
+        raise Taker({}, name, "Karlo super-resolution", README).foreign(others, "holds unknown")
     out: list[Any] = []
     for prefix in prefixes:
         own = {k: v for k, v in state.items() if k.startswith(prefix)}
-        keys = _strip(own, prefix, name, "Karlo super-resolution")
+        keys = strip(own, prefix, name, "Karlo super-resolution", README)
         config, tensors = convert_unet(keys, HEAD_DIM)
         config |= {"add_attention": False, "sample_size": 256}
         keys.finish()
         out += [config, tensors]
     return out[0], out[1], out[2], out[3]
-
-
-def convert_unet(keys: Taker, head_dim: int) -> tuple[dict[str, Any], Tensors]:
-    """A guided-diffusion U-Net whose up and down sampling are residual blocks."""
-    blocks = _count(keys, "output_blocks")
-    # In the output blocks a level ends with an extra residual block that doubles the picture; the
-    # first one of those tells how many blocks a level has.
-    per_level = next((i + 1 for i in range(blocks) if _up_index(keys, i)), blocks)
-    if per_level < 2 or blocks % per_level:
-        raise keys.foreign(["output_blocks of equal levels"], "lacks")
-    layers, levels = per_level - 1, blocks // per_level
-
-    tensors = keys.pairs("", "", UNET)
-    channels, attentions = [], []
-    cross = None
-    scale_shift = False
-    for level in range(levels):
-        start = 1 + level * per_level
-        channels.append(keys.peek(f"input_blocks.{start}.0.out_layers.3.weight").shape[0])
-        attentions.append(keys.has(f"input_blocks.{start}.1.qkv.weight"))
-        time = keys.peek(f"input_blocks.{start}.0.emb_layers.1.weight")
-        scale_shift = time.shape[0] == 2 * channels[-1]
-        for layer in range(layers):
-            old, new = f"input_blocks.{start + layer}", f"down_blocks.{level}"
-            tensors |= _resnet(keys, f"{old}.0.", f"{new}.resnets.{layer}.")
-            if attentions[-1]:
-                part = _attention(keys, f"{old}.1.", f"{new}.attentions.{layer}.", head_dim)
-                tensors |= part
-        if level < levels - 1:
-            old = f"input_blocks.{start + layers}.0."
-            tensors |= _resnet(keys, old, f"down_blocks.{level}.downsamplers.0.")
-    for i in range(blocks):
-        level, layer = divmod(i, per_level)
-        new = f"up_blocks.{level}"
-        tensors |= _resnet(keys, f"output_blocks.{i}.0.", f"{new}.resnets.{layer}.")
-        if attentions[levels - 1 - level]:
-            old = f"output_blocks.{i}.1."
-            tensors |= _attention(keys, old, f"{new}.attentions.{layer}.", head_dim)
-        if layer == layers and level < levels - 1:
-            old = f"output_blocks.{i}.{1 + attentions[levels - 1 - level]}."
-            tensors |= _resnet(keys, old, f"{new}.upsamplers.0.")
-    middle = keys.has("middle_block.1.qkv.weight")
-    tensors |= _resnet(keys, "middle_block.0.", "mid_block.resnets.0.")
-    if middle:
-        tensors |= _attention(keys, "middle_block.1.", "mid_block.attentions.0.", head_dim)
-    tensors |= _resnet(keys, f"middle_block.{1 + middle}.", "mid_block.resnets.1.")
-
-    if middle or any(attentions):
-        probe = next(k for k in tensors if k.endswith(".add_k_proj.weight"))
-        cross = tensors[probe].shape[1]
-        for width, has in zip(channels, attentions, strict=True):
-            if has:
-                _check_heads(width, head_dim, keys.name)
-    kinds = ("Resnet{0}sampleBlock2D", "SimpleCrossAttn{0}Block2D")
-    down = [kinds[has].format("Down") for has in attentions]
-    up = [kinds[has].format("Up") for has in reversed(attentions)]
-    config: dict[str, Any] = {
-        "in_channels": tensors["conv_in.weight"].shape[1],
-        "out_channels": tensors["conv_out.weight"].shape[0],
-        "block_out_channels": channels,
-        "layers_per_block": layers,
-        "down_block_types": down,
-        "up_block_types": up,
-        "resnet_time_scale_shift": "scale_shift" if scale_shift else "default",
-    }
-    if cross is not None:
-        config |= {
-            "cross_attention_dim": cross,
-            "attention_head_dim": head_dim,
-            "mid_block_type": "UNetMidBlock2DSimpleCrossAttn",
-        }
-    return config, tensors
-
-
-def _count(keys: Taker, blocks: str) -> int:
-    count = 0
-    while keys.has(f"{blocks}.{count}.0.in_layers.0.weight"):
-        count += 1
-    if count == 0:
-        raise keys.foreign([f"{blocks}.0.0.in_layers.0.weight"], "lacks")
-    return count
-
-
-def _up_index(keys: Taker, block: int) -> int:
-    """Where the residual block that doubles the picture sits in an output block; 0 if nowhere."""
-    for place in (1, 2):
-        if keys.has(f"output_blocks.{block}.{place}.in_layers.0.weight"):
-            return place
-    return 0
-
-
-def _resnet(keys: Taker, old: str, new: str) -> Tensors:
-    tensors = keys.pairs(old, new, RESNET)
-    for left, right in RESNET_OPTIONAL.items():
-        if keys.has(f"{old}{left}.weight"):
-            tensors |= keys.pairs(old, new, {left: right})
-    return tensors
-
-
-def _attention(keys: Taker, old: str, new: str, head_dim: int) -> Tensors:
-    tensors = keys.pairs(old, new, ATTENTION)
-    tensors[f"{new}to_out.0.weight"] = tensors[f"{new}to_out.0.weight"][:, :, 0]
-    for leaf in ("weight", "bias"):
-        own = _unlace(keys.take(f"{old}qkv.{leaf}"), 3, head_dim)
-        context = _unlace(keys.take(f"{old}encoder_kv.{leaf}"), 2, head_dim)
-        tensors |= {f"{new}to_{q}.{leaf}": rows for q, rows in zip("qkv", own, strict=True)}
-        tensors |= {
-            f"{new}add_{k}_proj.{leaf}": rows for k, rows in zip("kv", context, strict=True)
-        }
-    return tensors
-
-
-def _check_heads(width: int, head_dim: int, name: str) -> None:
-    if width % head_dim:
-        raise CheckpointError(
-            f"'{name}' has {width} channels, which {head_dim}-wide attention heads do not divide."
-            " It is no published Karlo checkpoint"
-        )

@@ -171,7 +171,7 @@ def load_unet(
     """Load a U-Net and its scheduler's constants.
 
     Args:
-        source: from :func:`~.sources.find_source` for the stage ``koala_unet``.
+        source: from :func:`~.files.catalogue.find_source` for the stage ``koala_unet``.
         dtype: storage dtype.
         wanted: one of :data:`WANTED`.
 
@@ -248,8 +248,8 @@ class KoalaFacts:
         schedule: its published constants.
         variant: which one it is.
         widths: of the prompt's hidden states and of its pooled embedding.
-        latent_rgb_factors: for previews ``[5, 3]``, see ``networks.colours``; ``None`` where they
-            are not known.
+        latent_rgb_factors: for previews ``[5, 3]``, see ``networks.latent_rgb``; ``None`` where
+            they are not known.
         prepare: ``(network, hidden, pooled, time_ids, timesteps) -> predict``: how the host that
             has it calls the network, see ``samplers.koala.Prepare``.
     """
@@ -332,14 +332,14 @@ def load_text_encoders(source: Source, dtype: torch.dtype = torch.float32) -> Te
     """Load both text encoders and their tokenizers.
 
     Args:
-        source: from :func:`~.sources.find_source` for the stage ``koala_text``.
+        source: from :func:`~.files.catalogue.find_source` for the stage ``koala_text``.
         dtype: storage dtype.
 
     Raises:
         CheckpointError: a file is missing (the second encoder's, say), damaged or foreign.
         LibraryError: transformers cannot be imported.
     """
-    towers, tokenizers = [], []
+    encoders, tokenizers = [], []
     for suffix, class_name in (("", "CLIPTextModel"), ("_2", "CLIPTextModelWithProjection")):
         config, tensors, name = read_hub(source, f"text_encoder{suffix}", dtype)
         if not suffix and config.get("architectures") == ["CLIPTextModelWithProjection"]:
@@ -348,12 +348,12 @@ def load_text_encoders(source: Source, dtype: torch.dtype = torch.float32) -> Te
             tensors.pop("text_projection.weight", None)
         network = build_transformers(class_name, "CLIPTextConfig", config, name, tensors)
         fill(network, tensors, dtype, name, "text_model.")
-        towers.append(network)
+        encoders.append(network)
         folder = part(source, f"tokenizer{suffix}")
         tokenizers.append(clip.load_tokenizer(folder, source.folders))
         clip.check_tokenizer(tokenizers[-1], network, str(folder))
     return TextEncoderPair(
-        towers[0], towers[1], tokenizers[0], tokenizers[1], name=str(source.path)
+        encoders[0], encoders[1], tokenizers[0], tokenizers[1], name=str(source.path)
     )
 
 
@@ -361,7 +361,7 @@ def load_vae(source: Source, dtype: torch.dtype = torch.float32) -> SDXLVAE:
     """Load the VAE.
 
     Args:
-        source: from :func:`~.sources.find_source` for the stage ``koala_vae``.
+        source: from :func:`~.files.catalogue.find_source` for the stage ``koala_vae``.
         dtype: storage dtype; float16 is stored as float32 where the VAE's config says that it
             overflows (``force_upcast``), as SDXL's does.
 

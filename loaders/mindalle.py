@@ -38,7 +38,8 @@ from .files.checkpoint import (
 )
 from .files.libraries import LibraryError, require
 from .files.safe import WORDS_BYTES, read_bytes, write_whole
-from .mindalle_vqgan import GROUPS, VQGAN, build_vqgan
+from .mindalle_vqgan import VQGAN, build_vqgan
+from .taming import GROUPS
 
 CLASS_NAME = "MinDALLE"
 CONFIG, ORIGINAL_CONFIG = "config.json", "config.yaml"
@@ -150,7 +151,8 @@ def load_vqgan(
     """Load the VQGAN.
 
     Args:
-        source: from :func:`~.sources.find_source`. An archive is unpacked beside itself, once.
+        source: from :func:`~.files.catalogue.find_source`. An archive is unpacked beside itself,
+            once.
         dtype: storage dtype; half precision changes codes.
         progress: told about unpacking.
 
@@ -170,7 +172,8 @@ def load_transformer(
     """Load the transformer, and its tokenizer if it reads text.
 
     Args:
-        source: from :func:`~.sources.find_source`. An archive is unpacked beside itself, once.
+        source: from :func:`~.files.catalogue.find_source`. An archive is unpacked beside itself,
+            once.
         dtype: storage dtype.
         progress: told about unpacking.
 
@@ -445,13 +448,13 @@ def tokenize(tokenizer: Any, prompts: Sequence[str], length: int) -> Tokens:
         if not isinstance(prompt, str):
             raise TypeError(f"a prompt must be text, not {type(prompt).__name__}")
         encoding = tokenizer.encode(prompt)
-        kept = encoding.ids[:length]
-        tokens.ids[row, : len(kept)] = torch.tensor(kept, dtype=torch.long)
+        ids = encoding.ids[:length]
+        tokens.ids[row, : len(ids)] = torch.tensor(ids, dtype=torch.long)
         cut = len(encoding.ids) > length
         tokens.cut.append(prompt[encoding.offsets[length][0] :].strip() if cut else "")
         strange = [
             prompt[start:end]
-            for token, (start, end) in zip(kept, encoding.offsets, strict=False)
+            for token, (start, end) in zip(ids, encoding.offsets, strict=False)
             if token == unknown
         ]
         tokens.unknown.append("".join(dict.fromkeys(strange)))

@@ -1,8 +1,8 @@
-"""A CLIP with both towers, to rank pictures by a prompt.
+"""A CLIP's text and vision model, to rank pictures by a prompt.
 
 Out of any folder of transformers' ``CLIPModel`` (openai/clip-vit-base-patch32 as published with
-minDALL-E, or another), OpenAI's own ``ViT-B-32.pt``, or a Karlo source, whose two towers are one
-CLIP. Preparing pictures and comparing is ``samplers/rerank.py``.
+minDALL-E, or another), OpenAI's own ``ViT-B-32.pt``, or an unCLIP system's source, whose text
+and image encoder are one CLIP. Preparing pictures and comparing is ``samplers/rerank.py``.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ SYSTEMS = (
 
 @dataclass(frozen=True)
 class Reranker:
-    """A CLIP's two towers, and what prepares their inputs.
+    """A CLIP's text and vision model, and what prepares their inputs.
 
     Attributes:
         network: a ModuleDict of ``text`` (transformers' ``CLIPTextModelWithProjection``) and
@@ -65,7 +65,7 @@ class Reranker:
         tokenizer: a CLIPTokenizer, for :func:`~.clip.tokenize`.
         size: edge of the pictures that it sees.
         mean, std: per channel, for ``samplers.rerank.preprocess``.
-        space: the embedding space of both towers.
+        space: the embedding space of both.
         name: where it came from, for messages.
     """
 
@@ -79,10 +79,10 @@ class Reranker:
 
 
 def load_reranker(source: Source, dtype: torch.dtype = torch.float32) -> Reranker:
-    """Load both towers, the tokenizer and the picture preparation.
+    """Load both models, the tokenizer and the picture preparation.
 
     Args:
-        source: from :func:`~.sources.find_source` for the stage ``reranker``.
+        source: from :func:`~.files.catalogue.find_source` for the stage ``reranker``.
         dtype: storage dtype. Half precision makes close scores equal.
 
     Raises:
@@ -91,7 +91,7 @@ def load_reranker(source: Source, dtype: torch.dtype = torch.float32) -> Reranke
     """
     if source.system == "clip" and source.path.is_dir():
         return _load_folder(source, dtype)
-    # A Karlo source or a file of OpenAI's; both hold the towers apart.
+    # An unCLIP system's or a file of OpenAI's; both hold the text and the vision model apart.
     text = unclip.load_text_encoder(source, dtype)
     image = unclip.load_image_encoder(source, dtype)
     network = nn.ModuleDict({"text": text.network, "vision": image.network})
@@ -109,7 +109,7 @@ def load_reranker(source: Source, dtype: torch.dtype = torch.float32) -> Reranke
 
 # -- a folder of transformers' CLIPModel ---------------------------------------------------------
 
-TOWERS = {
+MODELS = {
     "text": ("CLIPTextModelWithProjection", "CLIPTextConfig", "text_model.", "text_projection."),
     "vision": (
         "CLIPVisionModelWithProjection",
@@ -118,7 +118,7 @@ TOWERS = {
         "visual_projection.",
     ),
 }
-"""Tower to its class, its config's class, and the two prefixes of its keys."""
+"""Model to its class, its config's class, and the two prefixes of its keys."""
 
 
 def _load_folder(source: Source, dtype: torch.dtype) -> Reranker:
@@ -126,13 +126,13 @@ def _load_folder(source: Source, dtype: torch.dtype) -> Reranker:
     check_inside(folder / "config.json", folders)
     config = read_json(folder / "config.json")
     tensors, name = read_component(folder, dtype, folders)
-    known = (*(prefix for row in TOWERS.values() for prefix in row[2:]), "logit_scale")
+    known = (*(prefix for row in MODELS.values() for prefix in row[2:]), "logit_scale")
     if unknown := [key for key in tensors if not key.startswith(known)]:
         raise CheckpointError(
             f"'{name}' is no CLIPModel: it holds unknown {', '.join(unknown[:4])}. Choose a CLIP"
             " such as openai/clip-vit-base-patch32"
         )
-    network = nn.ModuleDict({tower: _tower(tower, config, tensors, name) for tower in TOWERS})
+    network = nn.ModuleDict({kind: _model(kind, config, tensors, name) for kind in MODELS})
     network.to(dtype).eval().requires_grad_(False)
     preparation = folder / "preprocessor_config.json"
     if preparation.is_file():
@@ -154,19 +154,19 @@ def _load_folder(source: Source, dtype: torch.dtype) -> Reranker:
     )
 
 
-def _tower(
-    tower: str, config: dict[str, Any], tensors: dict[str, torch.Tensor], name: str
+def _model(
+    kind: str, config: dict[str, Any], tensors: dict[str, torch.Tensor], name: str
 ) -> nn.Module:
-    class_name, config_name, prefix, projection = TOWERS[tower]
-    tower_class, config_class = require("transformers", class_name, config_name)
-    own = config.get(f"{tower}_config")
+    class_name, config_name, prefix, projection = MODELS[kind]
+    model_class, config_class = require("transformers", class_name, config_name)
+    own = config.get(f"{kind}_config")
     # Where the projection's width is said once, it is said outside.
     own = dict(own) if isinstance(own, dict) else {}
     own["projection_dim"] = config.get("projection_dim", own.get("projection_dim", 512))
     check_config(config_name, own, name, len(tensors))
     try:
         with torch.device("meta"):
-            network = tower_class(config_class.from_dict(sizes_of(config_name, own)))
+            network = model_class(config_class.from_dict(sizes_of(config_name, own)))
     except Exception as error:
         raise CheckpointError(
             f"the config.json of '{name}' describes no CLIP that can be built"
@@ -177,7 +177,7 @@ def _tower(
     for key, tensor in tensors.items():
         # Files of older versions hold position ids, which are computed.
         if key.startswith((prefix, projection)) and not key.endswith(".position_ids"):
-            # In some versions a tower's keys lack the prefix.
+            # In some versions a model's keys lack the prefix.
             state[key if key in wanted else key.removeprefix(prefix)] = tensor
     load_strict(network, state, name)
     return network

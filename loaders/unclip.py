@@ -1,7 +1,5 @@
-"""CLIP towers and priors, which Karlo and Kandinsky share: hub folders and original checkpoints.
-
-Sources: kakaobrain/karlo-v1-alpha and -image-variations, kandinsky-community/kandinsky-2-2-prior
-and -2-1-prior (hub layout), kakaobrain/karlo (original).
+"""CLIP's text and vision models and priors, which unCLIP systems share: hub folders and original
+checkpoints. Which repositories those are, the systems' records say.
 """
 
 from __future__ import annotations
@@ -14,14 +12,14 @@ from torch import nn
 
 from ..edges import SPACES, EmbeddingSpace
 from ..samplers.parts.schedule import UnCLIPSchedule, sums
-from . import clip
-from . import karlo_keys as karlo_original
+from . import clip, unclip_keys
 from .clip import Preprocess
 from .files import catalogue
 from .files.catalogue import Source, Stage, System
 from .files.checkpoint import AGAIN, CheckpointError, check_inside, read_json, read_state_dict
 from .files.configs import nested, read_schedule_config
 from .files.hub import build_diffusers, build_transformers, fill, part, read_hub
+from .guided_diffusion import HEAD_DIM
 
 SYSTEMS = (
     System(
@@ -44,7 +42,7 @@ SYSTEMS = (
 
 @dataclass(frozen=True)
 class TextEncoder:
-    """A CLIP text tower (transformers' CLIPTextModelWithProjection) and its tokenizer."""
+    """A CLIP text model (transformers' CLIPTextModelWithProjection) and its tokenizer."""
 
     network: nn.Module
     tokenizer: Any
@@ -53,7 +51,7 @@ class TextEncoder:
 
 @dataclass(frozen=True)
 class ImageEncoder:
-    """A CLIP image tower (CLIPVisionModelWithProjection) and what prepares its pictures."""
+    """A CLIP vision model (CLIPVisionModelWithProjection) and what prepares its pictures."""
 
     network: nn.Module
     preprocess: Any
@@ -70,12 +68,12 @@ class LoadedPrior:
 
 
 def load_text_encoder(
-    source: Source, dtype: torch.dtype = torch.float32, head_dim: int = karlo_original.HEAD_DIM
+    source: Source, dtype: torch.dtype = torch.float32, head_dim: int = HEAD_DIM
 ) -> TextEncoder:
-    """Load the text tower and its tokenizer.
+    """Load the text model and its tokenizer.
 
     Args:
-        source: from :func:`~.sources.find_source`.
+        source: from :func:`~.files.catalogue.find_source`.
         dtype: storage dtype.
         head_dim: width of an attention head; only original checkpoints need it.
 
@@ -105,13 +103,13 @@ def load_text_encoder(
 
 
 def load_image_encoder(
-    source: Source, dtype: torch.dtype = torch.float32, head_dim: int = karlo_original.HEAD_DIM
+    source: Source, dtype: torch.dtype = torch.float32, head_dim: int = HEAD_DIM
 ) -> ImageEncoder:
-    """Load the image tower and its picture preparation.
+    """Load the vision model and its picture preparation.
 
     A hub folder's ``feature_extractor`` or ``image_processor`` decides the preparation; without one
-    it is CLIP's own. Karlo's original squashes pictures to a square where the hub's and Kandinsky
-    2.1's original crop: each as published.
+    it is CLIP's own. Of an original checkpoint the system's record says whether pictures are
+    squashed to a square or cropped: each as published.
 
     Raises:
         CheckpointError: a file is missing, damaged or foreign.
@@ -135,7 +133,7 @@ def load_image_encoder(
     fill(network, tensors, dtype, name, "vision_model.")
     size = network.config.image_size
     if preparation is None:
-        squash = source.system == "karlo"
+        squash = catalogue.SYSTEMS[source.system].squashes
         preprocess = Preprocess(size, size, squash=squash, openai=not squash)
     else:
         preprocess = clip.preprocess_from_config(preparation, size)
@@ -143,7 +141,7 @@ def load_image_encoder(
 
 
 def load_prior(
-    source: Source, dtype: torch.dtype = torch.float32, head_dim: int = karlo_original.HEAD_DIM
+    source: Source, dtype: torch.dtype = torch.float32, head_dim: int = HEAD_DIM
 ) -> LoadedPrior:
     """Load the prior.
 
@@ -156,17 +154,41 @@ def load_prior(
         LibraryError: diffusers cannot be imported.
     """
     if source.kind == "checkpoint":
-        stats = karlo_original.read_stats(source.path, source.folders)
+        system = catalogue.SYSTEMS[source.system]
+        stats = unclip_keys.read_stats(source.path, source.folders, system)
         name = str(source.path)
         state = read_state_dict(source.path)
-        config, tensors = karlo_original.convert_prior(state, stats, name, head_dim)
-        schedule = original_schedule("prior")
+        config, tensors = unclip_keys.convert_prior(state, stats, name, system, head_dim)
+        schedule = original_schedule(unclip_keys.SCHEDULE)
     else:
         config, tensors, name = read_hub(source, "prior", dtype)
         schedule = read_schedule(source, _place(source, "prior_schedule"))
     network = build_diffusers("PriorTransformer", config, name, tensors)
     fill(network, tensors, dtype, name)
     return LoadedPrior(network, schedule, space_of(source, network.config.embedding_dim))
+
+
+ZERO_IMAGE = "zero_image_embeds"
+"""The embedding of a picture of zeros: its name in a file beside a prior, and that file's."""
+
+
+def stored_zero_image(source: Source) -> torch.Tensor | None:
+    """The image encoder's embedding ``[1, D]`` of a picture of zeros (after preparation), fp32.
+
+    It is a constant of the published model, in ``zero_image_embeds.safetensors`` beside the prior;
+    ``None`` where that is not there.
+
+    Raises:
+        CheckpointError: the file is damaged or foreign.
+    """
+    file = source.path / f"{ZERO_IMAGE}.safetensors"
+    if not file.is_file():
+        return None
+    check_inside(file, source.folders)
+    tensors = read_state_dict(file)
+    if set(tensors) != {ZERO_IMAGE} or tensors[ZERO_IMAGE].ndim != 2:
+        raise CheckpointError(f"'{file}' is none of PriorArt's; delete it, it is not needed")
+    return tensors[ZERO_IMAGE].float()
 
 
 @dataclass(frozen=True)
@@ -206,11 +228,11 @@ def _place(source: Source, what: str) -> str:
 def _read_openai_clip(source: Source) -> dict[str, torch.Tensor]:
     state = read_state_dict(source.path)
     if not clip.is_openai_clip(state):
-        shown = ", ".join(list(state)[:4])
+        shown, system = ", ".join(list(state)[:4]), catalogue.SYSTEMS[source.system]
+        linked = f", which {system.readme} links to" if system.readme else ""
         raise CheckpointError(
-            f"'{source.path}' is not in OpenAI's CLIP layout: it holds {shown}, ... Use the"
-            " ViT-L-14.pt that kakaobrain/karlo's README links to, or"
-            f" `{catalogue.SYSTEMS['karlo'].download}`"
+            f"'{source.path}' is not in OpenAI's CLIP layout: it holds {shown}, ... Use"
+            f" OpenAI's own file{linked}. {system.cure}"
         )
     return state
 
@@ -233,9 +255,12 @@ def read_schedule(source: Source, component: str) -> UnCLIPSchedule:
         raise CheckpointError(f"'{file}': {error}. {AGAIN}") from error
 
 
-def original_schedule(stage: str) -> UnCLIPSchedule:
-    """The original repository's schedule of a stage, its tables and its respacing in float64."""
-    config = karlo_original.SCHEDULES[stage]
+def original_schedule(config: dict[str, Any]) -> UnCLIPSchedule:
+    """An original repository's schedule, its tables and its respacing in float64.
+
+    Args:
+        config: its constants, as diffusers' UnCLIPScheduler would write them.
+    """
     return replace(UnCLIPSchedule.from_config(config), double_tables=True, spacing=sums)
 
 

@@ -1,4 +1,4 @@
-"""Kandinsky 2.1's text tower: XLM-RoBERTa and a projection into CLIP's space.
+"""Kandinsky 2.1's text model: XLM-RoBERTa and a projection into CLIP's space.
 
 No library has it outside of a pipeline. Source: FreddeFrallan/Multilingual-CLIP; diffusers
 ``pipelines/kandinsky/text_encoder.py`` for the layout of the files.

@@ -13,8 +13,6 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from .colours import fit_colours
-
 
 class LatentSizedNorm(nn.Module):
     """diffusers' ``SpatialNorm``, with its parameters and names, evaluated at latent size."""
@@ -74,10 +72,3 @@ class LatentMoVQ(nn.Module):
     def decode(self, latent: torch.Tensor) -> torch.Tensor:
         """:func:`decode`."""
         return decode(self.network, latent)
-
-
-def colours_of(network: nn.Module) -> torch.Tensor:
-    """The colours of its latents: see :func:`~.colours.fit_colours`."""
-    weight = next(network.parameters())
-    channels = network.config.latent_channels
-    return fit_colours(lambda latents: decode(network, latents), channels, weight, 1.0)

@@ -1,12 +1,17 @@
-"""What unCLIP needs beside diffusers' U-Nets: the text projection, and stages held together.
+"""What unCLIP needs beside diffusers' U-Nets: the text projection, stages held together, and both
+U-Nets over a whole schedule.
 
 Source: unCLIP (Ramesh et al. 2022), section 2.1; parameter names as in Karlo's hub folder.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from .unet import Run, is_known
 
 
 class TextProjection(nn.Module):
@@ -75,3 +80,47 @@ class UnCLIPUpscaler(nn.Module):
         super().__init__()
         self.first = first
         self.last = last
+
+
+def prepare_decoder(
+    unet: nn.Module,
+    context: Tensor,
+    class_labels: Tensor,
+    mask: Tensor,
+    timesteps: list[int],
+) -> Callable[[Tensor, int], Tensor]:
+    """Karlo's decoder U-Net with its conditioning held fixed.
+
+    Args:
+        unet: diffusers' ``UNet2DConditionModel``.
+        context: ``[R, L, C]``; class_labels: ``[R, T]``; mask: ``[R, L]`` bool.
+        timesteps: the schedule, first step first.
+
+    Returns:
+        ``predict(x [R, 3, S, S], step index) -> [R, 6, S, S]``.
+    """
+    if is_known(unet):
+        extra = None if unet.class_embedding is None else unet.class_embedding(class_labels)
+        return Run(unet, timesteps, context, extra, mask)
+
+    def predict(x: Tensor, index: int) -> Tensor:
+        return unet(
+            x,
+            timesteps[index],
+            encoder_hidden_states=context,
+            class_labels=class_labels,
+            attention_mask=mask,
+        ).sample
+
+    return predict
+
+
+def prepare_upscaler(unet: nn.Module, timesteps: list[int]) -> Callable[[Tensor, int], Tensor]:
+    """A super-resolution U-Net over timesteps: ``predict([B, 6, S, S], index) -> [B, 3, S, S]``."""
+    if is_known(unet):
+        return Run(unet, timesteps)
+
+    def predict(x: Tensor, index: int) -> Tensor:
+        return unet(x, timesteps[index]).sample
+
+    return predict

@@ -5,8 +5,6 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from .colours import fit_colours
-
 
 class LatentKL(nn.Module):
     """Latents as the VAE makes them, not scaled for the U-Net: the host's LATENT."""
@@ -25,10 +23,3 @@ class LatentKL(nn.Module):
     def decode(self, latent: torch.Tensor) -> torch.Tensor:
         """Pictures ``[B, 3, H, W]``, about -1..1, of latents ``[B, 4, H/8, W/8]``."""
         return self.network.decoder(self.network.post_quant_conv(latent))
-
-
-def colours_of(network: nn.Module) -> torch.Tensor:
-    """The colours of its latents: see :func:`~.colours.fit_colours`."""
-    config = network.config
-    decode, weight = LatentKL(network).decode, next(network.parameters())
-    return fit_colours(decode, config.latent_channels, weight, 1 / config.scaling_factor)

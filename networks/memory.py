@@ -16,7 +16,7 @@ LATENT_PLACE = 65_536
 """A decoder over MoVQ's latents: 2 rows, 384 to 1536 channels, skips kept for the way up."""
 
 SDXL_PLACE = 20_480
-"""A U-Net of SDXL's kind: measured on the published KOALAs at 1024px."""
+"""A U-Net of SDXL's kind: measured on published ones at 1024px."""
 
 ENCODED_PIXEL, DECODED_PIXEL = 1767, 2178
 """An autoencoder's two ways, as ComfyUI reckons for those of this kind."""

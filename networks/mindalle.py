@@ -199,18 +199,18 @@ class Prefix:
 
 
 def prefill(
-    network: ARTransformer, context: Tensor | None, kept: Tensor | None, dtype: torch.dtype
+    network: ARTransformer, context: Tensor | None, tokens: Tensor | None, dtype: torch.dtype
 ) -> Prefix:
     """Run the context, and image tokens that every candidate keeps, once.
 
     Args:
         context: ``[1, context]``, or None for an unconditional model.
-        kept: the first image tokens ``[1, n]``, or None.
+        tokens: the first image tokens ``[1, n]``, or None.
         dtype: what the network computes in.
     """
     x = network.embed_context(context)
-    if kept is not None:
-        x = torch.cat([x, network.embed_image(kept, 0)], dim=1)
+    if tokens is not None:
+        x = torch.cat([x, network.embed_image(tokens, 0)], dim=1)
     x = x.to(dtype)
     keys, values = [], []
 
@@ -221,7 +221,7 @@ def prefill(
 
     for block in network.blocks:
         x = block(x, attend)
-    images = 0 if kept is None else kept.shape[1]
+    images = 0 if tokens is None else tokens.shape[1]
     return Prefix(keys, values, network.ln_f(x[:, -1]), images)
 
 

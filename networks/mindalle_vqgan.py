@@ -44,13 +44,13 @@ def embeddings(network: nn.Module, codes: torch.Tensor) -> torch.Tensor:
     if codes.numel() and not (int(codes.min()) >= 0 and int(codes.max()) < book.shape[0]):
         raise EdgeError(
             f"codes from {int(codes.min())} to {int(codes.max())} do not fit this VQGAN, which has"
-            f" {book.shape[0]}. Load the VQGAN and the transformer from the same model"
+            f" {book.shape[0]}: they are of a transformer of another model"
         )
     return network.quantize.embedding(codes).permute(0, 3, 1, 2).contiguous()
 
 
 @torch.no_grad()
-def codes_of(network: nn.Module, latent: torch.Tensor, name: str = "samples") -> torch.Tensor:
+def codes_of(network: nn.Module, latent: torch.Tensor) -> torch.Tensor:
     """Codes ``[B, h, w]`` of the nearest codebook entries of ``latent`` ``[B, D, h, w]``.
 
     Embeddings of codes give those codes: the usual formula's rounding could confuse close entries,
@@ -58,14 +58,13 @@ def codes_of(network: nn.Module, latent: torch.Tensor, name: str = "samples") ->
     between equal entries.
 
     Raises:
-        EdgeError: another number of channels: a LATENT of another system; ``name`` is the input's.
+        EdgeError: another number of channels: a LATENT of another system.
     """
     book = _book(network, latent.device)
     if latent.ndim != 4 or latent.shape[1] != book.shape[1]:
         raise EdgeError(
-            f"'{name}': a LATENT of shape {list(latent.shape)} is not this VQGAN's, which is"
-            f" [B, {book.shape[1]}, h, w]: codebook embeddings. Make one with 'VQGAN Encode', a VAE"
-            " Encode with this VQGAN, or 'AR Sample'"
+            f"a LATENT of shape {list(latent.shape)} is not this VQGAN's, which is"
+            f" [B, {book.shape[1]}, h, w]: codebook embeddings"
         )
     codes = []
     for row in latent.float():

@@ -63,8 +63,8 @@ def prefill(
     embed = embed + positions[count]
     # Each row: its real tokens, the text embedding, then filler that nothing attends to.
     rows = [
-        torch.cat([words[keep], last[None]])
-        for words, last, keep in zip(text, embed, mask.to(text.device), strict=True)
+        torch.cat([words[seen], last[None]])
+        for words, last, seen in zip(text, embed, mask.to(text.device), strict=True)
     ]
     lengths = torch.tensor([len(row) for row in rows], device=text.device)
     x = nn.utils.rnn.pad_sequence(rows, batch_first=True)

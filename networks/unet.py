@@ -8,7 +8,7 @@ their weights. A U-Net built of other blocks is called as it is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -32,116 +32,8 @@ _ADDED = (None, "image", "image_hint", "text_image", "text_time")
 _PROJECTED = (None, "image_proj", "text_image_proj")
 
 
-def prepare_decoder(
-    unet: nn.Module,
-    context: Tensor,
-    class_labels: Tensor,
-    mask: Tensor,
-    timesteps: list[int],
-) -> Callable[[Tensor, int], Tensor]:
-    """Karlo's decoder U-Net with its conditioning held fixed.
-
-    Args:
-        unet: diffusers' ``UNet2DConditionModel``.
-        context: ``[R, L, C]``; class_labels: ``[R, T]``; mask: ``[R, L]`` bool.
-        timesteps: the schedule, first step first.
-
-    Returns:
-        ``predict(x [R, 3, S, S], step index) -> [R, 6, S, S]``.
-    """
-    if _is_known(unet):
-        extra = None if unet.class_embedding is None else unet.class_embedding(class_labels)
-        return _Run(unet, timesteps, context, extra, mask)
-
-    def predict(x: Tensor, index: int) -> Tensor:
-        return unet(
-            x,
-            timesteps[index],
-            encoder_hidden_states=context,
-            class_labels=class_labels,
-            attention_mask=mask,
-        ).sample
-
-    return predict
-
-
-@torch.no_grad()
-def prepare_latent_decoder(
-    unet: nn.Module, conditions: dict[str, Tensor], timesteps: list[int], hidden: Tensor | None
-) -> Callable[[Tensor, int], Tensor]:
-    """A Kandinsky decoder's U-Net with its conditioning held fixed.
-
-    Args:
-        unet: diffusers' ``UNet2DConditionModel``.
-        conditions: its ``added_cond_kwargs``: ``image_embeds`` ``[R, D]`` and, where the decoder
-            has them, ``hint`` ``[R, 3, H, W]`` or ``text_embeds`` ``[R, D]``.
-        timesteps: the schedule, first step first.
-        hidden: text hidden states ``[R, L, W]`` of Kandinsky 2.1; ``None`` for 2.2.
-
-    Returns:
-        ``predict(x [R, C, h, w], step index) -> [R, C', h, w]``.
-    """
-    if _is_known(unet):
-        extra = unet.get_aug_embed(None, hidden, conditions)
-        hint = None
-        if unet.config.addition_embed_type == "image_hint":
-            extra, hint = extra
-        context = unet.process_encoder_hidden_states(hidden, conditions)
-        run = _Run(unet, timesteps, context, extra, None)
-        if hint is None:
-            return run
-        return lambda x, index: run(torch.cat([x, hint], dim=1), index)
-
-    def predict(x: Tensor, index: int) -> Tensor:
-        return unet(x, timesteps[index], hidden, added_cond_kwargs=conditions).sample
-
-    return predict
-
-
-@torch.no_grad()
-def prepare_sdxl(
-    unet: nn.Module,
-    hidden: Tensor,
-    pooled: Tensor,
-    time_ids: Tensor,
-    timesteps: Sequence[float],
-) -> Callable[[Tensor, int], Tensor]:
-    """An SDXL or KOALA U-Net with its conditioning held fixed.
-
-    Args:
-        unet: diffusers' ``UNet2DConditionModel``.
-        hidden: ``[R, L, W]``; pooled: ``[R, D]``; time_ids: ``[R, 6]``, SDXL's sizes and crop.
-        timesteps: the schedule, first step first.
-
-    Returns:
-        ``predict(x [R, 4, h, w], step index) -> [R, 4, h, w]``.
-    """
-    conditions = {"text_embeds": pooled, "time_ids": time_ids}
-    if _is_known(unet):
-        # Its sizes come as fp32 cosines whatever the network computes in.
-        sizes = unet.add_time_proj(time_ids.flatten()).reshape(len(pooled), -1)
-        extra = unet.add_embedding(torch.cat([pooled, sizes.to(pooled.dtype)], dim=-1))
-        return _Run(unet, timesteps, hidden, extra)
-
-    def predict(x: Tensor, index: int) -> Tensor:
-        return unet(x, timesteps[index], hidden, added_cond_kwargs=conditions).sample
-
-    return predict
-
-
-def prepare_upscaler(unet: nn.Module, timesteps: list[int]) -> Callable[[Tensor, int], Tensor]:
-    """A super-resolution U-Net over timesteps: ``predict([B, 6, S, S], index) -> [B, 3, S, S]``."""
-    if _is_known(unet):
-        return _Run(unet, timesteps)
-
-    def predict(x: Tensor, index: int) -> Tensor:
-        return unet(x, timesteps[index]).sample
-
-    return predict
-
-
 def _blocks(unet: nn.Module) -> list[nn.Module]:
-    middle = [] if unet.mid_block is None else [unet.mid_block]  # KOALA-700M has none
+    middle = [] if unet.mid_block is None else [unet.mid_block]  # some have none
     return [*unet.down_blocks, *middle, *unet.up_blocks]
 
 
@@ -192,8 +84,8 @@ def _is_known_transformer(transformer: nn.Module) -> bool:
     )
 
 
-def _is_known(unet: nn.Module) -> bool:
-    """Whether this U-Net is built of the blocks, and only those, that `_Run` knows."""
+def is_known(unet: nn.Module) -> bool:
+    """Whether this U-Net is built of the blocks, and only those, that `Run` knows."""
     config = getattr(unet, "config", None)
     if config is None or any(type(block).__name__ not in _BLOCKS for block in _blocks(unet)):
         return False
@@ -229,8 +121,15 @@ def _is_known(unet: nn.Module) -> bool:
     )
 
 
-class _Run:
-    """One U-Net over one schedule; called with a picture and the index of the step."""
+class Run:
+    """One U-Net over one schedule; called with a picture and the index of the step.
+
+    Args:
+        unet: diffusers' ``UNet2DConditionModel`` or ``UNet2DModel``, see :func:`is_known`.
+        timesteps: the schedule, first step first.
+        context: tokens to attend to ``[R, L, C]``; extra: added to the time embedding ``[R, T]``;
+            mask: of the context ``[R, L]`` bool.
+    """
 
     def __init__(
         self,
@@ -273,6 +172,7 @@ class _Run:
 
     @torch.no_grad()
     def __call__(self, x: Tensor, index: int) -> Tensor:
+        """``[R, C, h, w]`` at step ``index`` → the network's answer ``[R, C', h, w]``."""
         if not self.times:
             self._prepare(x)
         unet = self.unet

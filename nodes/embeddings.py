@@ -20,8 +20,10 @@ from ..edges import (
 )
 from ..host import host, io
 from ..loaders.embeddings import Embedding, read_embedding, write_embedding
+from ..loaders.files.catalogue import titles
 from ..loaders.files.checkpoint import inside
 from ..samplers.embeddings import MODES, cosines, interpolate, mix, move_by_texts
+from .widgets import named
 
 CATEGORY = "PriorArt/mix"
 WEIGHT = {"min": -10.0, "max": 10.0, "step": 0.01}
@@ -65,9 +67,9 @@ class MixEmbeddings(io.ComfyNode):
             node_id="PriorArtMixEmbeddings",
             display_name="Mix Image Embeddings",
             category=CATEGORY,
-            description="Mixes two image embeddings of one space: as a weighted sum, as Kandinsky's"
-            " interpolation of texts and pictures, or another way. For more than two wire one mix"
-            " into the next, with weight 1.",
+            description="Mixes two image embeddings of one space: as a weighted sum, as"
+            f" {titles('latent_decoder')}'s interpolation of texts and pictures, or another way."
+            " For more than two wire one mix into the next, with weight 1.",
             inputs=[
                 io.ClipVisionOutput.Input(
                     "image_embeds_a", tooltip="From a prior, an image encoder or another mix."
@@ -102,7 +104,9 @@ class MixEmbeddings(io.ComfyNode):
     ) -> io.NodeOutput:
         _finite(weight_a=weight_a, weight_b=weight_b)
         a, b, space = _both(image_embeds_a, image_embeds_b)
-        return _made(mix(a, b, weight_a, weight_b, mode), space, "Mix Image Embeddings")
+        with named(a="image_embeds_a", b="image_embeds_b"):
+            mixed = mix(a, b, weight_a, weight_b, mode)
+        return _made(mixed, space, "Mix Image Embeddings")
 
 
 class InterpolateEmbeddings(io.ComfyNode):
@@ -309,13 +313,13 @@ class LoadEmbeddings(io.ComfyNode):
                 f"'{file}' is a link to '{files[file].resolve()}', which lies outside the folders"
                 " of image embeddings. Copy the file there"
             )
-        kept = read_embedding(files[file])
+        stored = read_embedding(files[file])
         output = host.clip_vision_output(
-            host.offload(kept.image_embeds),
-            embedding_space=kept.space,
-            made_by=f"{kept.made_by} (from {file})",
+            host.offload(stored.image_embeds),
+            embedding_space=stored.space,
+            made_by=f"{stored.made_by} (from {file})",
         )
-        return io.NodeOutput(output, kept.note)
+        return io.NodeOutput(output, stored.note)
 
 
 def _files() -> dict[str, Path]:

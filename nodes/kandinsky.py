@@ -5,7 +5,7 @@ Native samplers run the same MODEL: what they need beside it is here too.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -27,25 +27,34 @@ from ..edges import (
 )
 from ..host import host, io
 from ..loaders import kandinsky
+from ..loaders.files.catalogue import find_source
+from ..loaders.kandinsky import LatentDecoder
 from ..networks.kandinsky_movq import encode
 from ..networks.memory import ENCODED_PIXEL, LATENT_PLACE
 from ..samplers.kandinsky import (
-    Kept,
-    keep_mask,
+    Canvas,
+    Condition,
+    Known,
+    known_mask,
     latent_size,
+    mode_for,
+    mode_of,
     sample_from_sigmas,
     sample_latents,
 )
+from ..samplers.kandinsky_schedule import published_sigmas
 from ..samplers.parts.guidance import spread
-from ..samplers.parts.noise import generators
+from ..samplers.parts.noise import Noise
 from ..samplers.parts.resize import resized
-from ..samplers.parts.schedule import draws, published_sigmas
+from ..samplers.parts.sampling import Sampling, Start
 from ..samplers.prior import sample_prior
-from .pictures import from_image, latent_preview
+from .pictures import from_image, latent_preview, rgb_factors
 from .widgets import (
     LOAD,
+    Bar,
     fingerprint,
     load_stage,
+    named,
     noise_offset_input,
     noise_offset_output,
     sampling_inputs,
@@ -146,7 +155,8 @@ class KandinskyDecoder(io.ComfyNode):
     def execute(cls, model: Any, width: int, height: int, **sampling: Any) -> io.NodeOutput:
         if width < 1 or height < 1:
             raise EdgeError(f"'width' and 'height' are {width} and {height}; ask for a picture")
-        return _sample(model, (height, width), {}, **sampling)
+        canvas = Canvas(latent_size(height, width))
+        return _sample(model, (height, width), DecoderInputs(**sampling), canvas)
 
 
 class KandinskyImage(io.ComfyNode):
@@ -191,8 +201,8 @@ class KandinskyImage(io.ComfyNode):
         check_image(image, "image")
         asked, (_, loaded) = _asked(image, width, height), host.open("latent_decoder", model)
         pixels = _fitted(image, asked, "image", loaded.exact)
-        mode = {"start": _encode(vae, pixels), "strength": strength}
-        return _sample(model, asked, mode, **sampling)
+        canvas = Canvas(latent_size(*asked), start=Start(_encode(vae, pixels), strength))
+        return _sample(model, asked, DecoderInputs(**sampling), canvas)
 
 
 class KandinskyInpaint(io.ComfyNode):
@@ -228,19 +238,22 @@ class KandinskyInpaint(io.ComfyNode):
         check_image(image, "image")
         asked, (_, loaded) = _asked(image, width, height), host.open("latent_decoder", model)
         pixels = _fitted(image, asked, "image", loaded.exact)
-        keep = keep_mask(_fitted_mask(mask, asked, loaded.exact), latent_size(*asked))
-        if bool(keep.all()):
+        size = latent_size(*asked)
+        stays = known_mask(_fitted_mask(mask, asked, loaded.exact), size)
+        if bool(stays.all()):
             raise EdgeError(
                 "'mask' is empty, so there is nothing to repaint; paint white what shall change,"
                 " or invert the mask"
             )
         latents = _encode(vae, pixels)
-        if len(keep) not in (1, len(latents)):
+        if len(stays) not in (1, len(latents)):
             raise EdgeError(
-                f"'mask' has {len(keep)} masks for {len(latents)} pictures; wire one, or one each"
+                f"'mask' has {len(stays)} masks for {len(latents)} pictures; wire one, or one each"
             )
-        kept = Kept(latents, keep.expand(len(latents), -1, -1, -1))
-        return _sample(model, asked, {"kept": kept}, **sampling)
+        stays = stays.expand(len(latents), -1, -1, -1)
+        # 2.1's network is only shown what stays.
+        known = Known(latents, stays, blend=loaded.text_space is None)
+        return _sample(model, asked, DecoderInputs(**sampling), Canvas(size, known=known))
 
 
 class KandinskyDepth(io.ComfyNode):
@@ -267,7 +280,8 @@ class KandinskyDepth(io.ComfyNode):
         check_image(depth, "depth")
         asked = _asked(depth, width, height)
         hint = _fitted(depth, asked, "depth") * 0.5 + 0.5
-        return _sample(model, asked, {"hint": hint}, **sampling)
+        canvas = Canvas(latent_size(*asked))
+        return _sample(model, asked, DecoderInputs(**sampling), canvas, hint)
 
 
 class KandinskyConditioning(io.ComfyNode):
@@ -350,7 +364,7 @@ class KandinskySchedule(io.ComfyNode):
             node_id="PriorArtKandinskySchedule",
             display_name="Kandinsky Schedule",
             category="PriorArt/sample",
-            description="The noise levels of Kandinsky's published timesteps, for SamplerCustom.",
+            description="The sigmas of Kandinsky's published timesteps, for SamplerCustom.",
             inputs=[
                 io.Model.Input("model", tooltip="From Load Decoder (Kandinsky)."),
                 io.Int.Input(
@@ -371,79 +385,94 @@ class KandinskySchedule(io.ComfyNode):
     @classmethod
     def execute(cls, model: Any, steps: int, denoise: float) -> io.NodeOutput:
         _, loaded = host.open("latent_decoder", model)
-        return io.NodeOutput(published_sigmas(loaded.schedule, steps, denoise))
+        with named(strength="denoise"):
+            return io.NodeOutput(published_sigmas(loaded.schedule, steps, denoise))
 
 
 # -- what they share ----------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class DecoderInputs:
+    """The sockets and widgets that every decoder node has."""
+
+    image_embeds: Any
+    negative_image_embeds: Any
+    seed: int
+    steps: int
+    cfg: float
+    batch_size: int
+    noise_offset: int = 0
+    positive: list | None = None
+    negative: list | None = None
+
+
+# What the sampler calls the inputs of the decoder nodes.
+DECODER = {
+    "start": "image",
+    "known.latents": "image",
+    "known.mask": "mask",
+    "positive.hint": "depth",
+    "negative.hint": "depth",
+    "positive.image_embeds": "image_embeds",
+    "negative.image_embeds": "negative_image_embeds",
+    "positive.text_hidden": "positive",
+    "positive.text_pooled": "positive",
+    "negative.text_hidden": "negative",
+    "negative.text_pooled": "negative",
+}
+
+
 def _sample(
     model: Any,
     asked: tuple[int, int],
-    mode: dict[str, Any],
-    *,
-    image_embeds: Any,
-    negative_image_embeds: Any,
-    seed: int,
-    steps: int,
-    cfg: float,
-    batch_size: int,
-    noise_offset: int = 0,
-    positive: list | None = None,
-    negative: list | None = None,
+    inputs: DecoderInputs,
+    canvas: Canvas,
+    hint: torch.Tensor | None = None,
 ) -> io.NodeOutput:
-    """The LATENT of a decoder in one of its modes, for a picture of the height and width that were
-    ``asked`` for, and the stream's position after it."""
-    if batch_size < 1:
-        raise EdgeError(f"'batch_size' is {batch_size}; ask for at least one picture")
+    """The LATENT of a decoder, for a picture of the height and width that were ``asked`` for, and
+    the stream's position after it. ``hint`` is depth ``[R, 3, H, W]`` in 0..1."""
+    if inputs.batch_size < 1:
+        raise EdgeError(f"'batch_size' is {inputs.batch_size}; ask for at least one picture")
     managed, loaded = host.open("latent_decoder", model)
-    embeds = image_embeds_of(image_embeds, loaded.space, "image_embeds")
-    away = image_embeds_of(negative_image_embeds, loaded.space, "negative_image_embeds")
-    texts = _texts(loaded, positive, negative)
-    if "kept" in mode:
-        # 2.1's network is only shown what stays.
-        mode["kept"] = replace(mode["kept"], blend=loaded.text_space is None)
-    rows = [len(embeds), *(len(_rows(part)) for name, part in mode.items() if name != "strength")]
-    count = max(rows) * batch_size
-    size = latent_size(*asked)
-    places = size[0] * size[1] * count
+    sides = _conditions(loaded, inputs, hint)
+    _check_decoder(loaded, mode_for(canvas.known is not None, hint is not None))
+    rows = [len(sides[0].image_embeds)]
+    rows += [] if canvas.start is None else [len(canvas.start.clean)]
+    rows += [] if canvas.known is None else [len(canvas.known.latents)]
+    rows += [] if hint is None else [len(hint)]
+    count = max(rows) * inputs.batch_size
+    places = canvas.size[0] * canvas.size[1] * count
     network, device, dtype = host.use(managed, activations=places * LATENT_PLACE)
-    run, _ = loaded.schedule.noised(steps, mode.get("strength", 1.0))
-    progress = host.progress(max(1, len(run)))
-    latents = sample_latents(
-        network,
-        loaded.schedule,
-        embeds,
-        away,
-        size=size,
-        num_inference_steps=steps,
-        guidance_scale=cfg,
-        generators=generators(seed, count, noise_offset),
-        device=device,
-        dtype=dtype,
-        callback=lambda step, total, x0: progress(step, latent_preview(x0, loaded.colours)),
-        **mode,
-        **texts,
-    )
-    drawn = latents[0].numel() * draws(run)
+    bar = Bar(lambda x0: latent_preview(x0, loaded.latent_rgb_factors))
+    with named(**DECODER):
+        noise = Noise.seeded(inputs.seed, count, inputs.noise_offset)
+        sampling = Sampling(noise, device, dtype, inputs.steps, bar)
+        latents = sample_latents(network, loaded.schedule, *sides, canvas, sampling, inputs.cfg)
     latents = host.offload(latents)
     if loaded.exact:
         ask_size(latents, *asked)
-    return io.NodeOutput({"samples": latents}, noise_offset + drawn)
+    return io.NodeOutput({"samples": latents}, inputs.noise_offset + noise.drawn)
 
 
-def _texts(loaded: Any, positive: list | None, negative: list | None) -> dict[str, Any]:
-    """Hidden states and pooled embedding of both prompts, where they are wired.
+def _conditions(
+    loaded: LatentDecoder, inputs: DecoderInputs, hint: torch.Tensor | None
+) -> tuple[Condition, Condition]:
+    """What the decoder is told, positive and negative.
 
     Raises:
-        EdgeError: prompts for a decoder that reads none, or of another encoder.
+        EdgeError: embeddings or prompts of another encoder, no prompts for a decoder that reads
+            them, or prompts for one that reads none.
     """
-    texts = {}
-    for name, key, conditioning in (
-        ("positive", "text", positive),
-        ("negative", "negative_text", negative),
-    ):
-        if conditioning is None:
+    embeds = [
+        image_embeds_of(getattr(inputs, name), loaded.space, name)
+        for name in ("image_embeds", "negative_image_embeds")
+    ]
+    prompts = {"positive": inputs.positive, "negative": inputs.negative}
+    texts: list[TextEncoding | None] = []
+    for name, prompt in prompts.items():
+        if prompt is None:
+            texts.append(None)
             continue
         if loaded.text_space is None:
             raise EdgeError(
@@ -451,13 +480,44 @@ def _texts(loaded: Any, positive: list | None, negative: list | None) -> dict[st
                 " prompt: its prior has read it. Take the wire out, or load Kandinsky 2.1's decoder"
             )
         width = loaded.network.config.encoder_hid_dim
-        encoded = conditioning_to_text(conditioning, loaded.text_space, name, width)
-        texts[key] = (encoded.hidden, encoded.pooled)
-    return texts
+        texts.append(conditioning_to_text(prompt, loaded.text_space, name, width))
+    wanted = texts if inputs.cfg > 1 else texts[:1]
+    if loaded.text_space is not None and None in wanted:
+        raise EdgeError(
+            "'model' is a decoder of Kandinsky 2.1, which reads the prompt too; encode prompt and"
+            " negative prompt with its mCLIP and wire them into 'positive' and 'negative'"
+        )
+    first, second = (
+        Condition(
+            image_embeds,
+            None if text is None else text.hidden,
+            None if text is None else text.pooled,
+            hint,
+        )
+        for image_embeds, text in zip(embeds, texts, strict=True)
+    )
+    return first, second
 
 
-def _rows(part: Any) -> torch.Tensor:
-    return part.latents if isinstance(part, Kept) else part
+_FOLDERS = {
+    "text-to-image": "kandinsky-2-2-decoder",
+    "inpainting": "kandinsky-2-2-decoder-inpaint",
+    "depth": "kandinsky-2-2-controlnet-depth",
+}
+
+
+def _check_decoder(loaded: LatentDecoder, wanted: str) -> None:
+    """Refuse a decoder of another mode than the node's.
+
+    Raises:
+        EdgeError: names both, and what to load.
+    """
+    mode = mode_of(loaded.network)
+    if mode != wanted:
+        raise EdgeError(
+            f"'model' is a {mode} decoder, but this node needs one for {wanted}; load"
+            f" {_FOLDERS[wanted]} with 'Load Decoder (Kandinsky)'"
+        )
 
 
 def _asked(image: torch.Tensor, width: int, height: int) -> tuple[int, int]:
@@ -577,11 +637,17 @@ class LoadLatentDecoder(io.ComfyNode):
         loaded = load_stage(
             kandinsky.load_latent_decoder, "latent_decoder", source, dtype, sampler=sampler
         )
+        found = find_source(source, "latent_decoder", host.model_folders())
+        if "movq" in found.stages:
+            factors = rgb_factors(
+                found.folder("movq"), lambda: host.wrap("movq", kandinsky.load_movq(found))
+            )
+            loaded = replace(loaded, latent_rgb_factors=factors)
         return io.NodeOutput(host.wrap("latent_decoder", loaded))
 
 
 class LoadMCLIP(io.ComfyNode):
-    """Kandinsky 2.1's text tower as the host's CLIP."""
+    """Kandinsky 2.1's text model as the host's CLIP."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -589,7 +655,7 @@ class LoadMCLIP(io.ComfyNode):
             node_id="PriorArtLoadMCLIP",
             display_name="Load mCLIP (Kandinsky 2.1)",
             category=LOAD,
-            description="Loads the multilingual text tower (XLM-R) that Kandinsky 2.1's decoder"
+            description="Loads the multilingual text model (XLM-R) that Kandinsky 2.1's decoder"
             " reads prompts with. Its prior reads them with CLIP, from Load Text Encoder.",
             inputs=source_inputs("mclip"),
             outputs=[
@@ -712,7 +778,7 @@ class KandinskyPrior(io.ComfyNode):
 
     @classmethod
     def execute(cls, prior: Prior, **sampling: Any) -> io.NodeOutput:
-        return _sample_kandinsky(prior, {}, **sampling)
+        return _sample_prior(prior, PriorInputs(**sampling))
 
 
 class KandinskyPriorImage(io.ComfyNode):
@@ -752,88 +818,100 @@ class KandinskyPriorImage(io.ComfyNode):
         cls, prior: Prior, image_embeds: Any, strength: float, **sampling: Any
     ) -> io.NodeOutput:
         start = image_embeds_of(image_embeds, prior.space, "image_embeds")
-        return _sample_kandinsky(prior, {"start": start, "strength": strength}, **sampling)
+        return _sample_prior(prior, PriorInputs(**sampling), Start(start, strength))
 
 
-def _sample_kandinsky(
-    prior: Prior,
-    start: dict[str, Any],
-    *,
-    positive: list,
-    negative: list,
-    seed: int,
-    steps: int,
-    cfg: float,
-    negative_embeds: str,
-    batch_size: int,
-    noise_offset: int = 0,
-    negative_decoder_prompt: list | None = None,
-) -> io.NodeOutput:
-    """Both embeddings, and the stream's position after them; ``start`` is what
-    ``sample_prior`` begins with, if not with noise."""
-    if batch_size < 1:
-        raise EdgeError(f"'batch_size' is {batch_size}; ask for at least one image embedding")
-    if negative_embeds not in (ZERO, NEGATIVE):
-        raise EdgeError(
-            f"'negative_embeds' is '{negative_embeds}'; choose '{ZERO}' or '{NEGATIVE}'"
+@dataclass(frozen=True)
+class PriorInputs:
+    """The sockets and widgets that both of Kandinsky's prior nodes have."""
+
+    positive: list
+    negative: list
+    seed: int
+    steps: int
+    cfg: float
+    negative_embeds: str
+    batch_size: int
+    noise_offset: int = 0
+    negative_decoder_prompt: list | None = None
+
+
+def _sample_prior(prior: Prior, inputs: PriorInputs, start: Start | None = None) -> io.NodeOutput:
+    """Both embeddings, and the stream's position after them; ``start`` is what the prior begins
+    with, if not with noise."""
+    _check_negatives(prior, inputs)
+    both, space = inputs.negative_embeds == NEGATIVE, prior.space
+    text = conditioning_to_text(inputs.positive, space, "positive", space.dim)
+    negative = conditioning_to_text(inputs.negative, space, "negative", space.dim)
+    count = max(len(text.pooled), 0 if start is None else len(start.clean)) * inputs.batch_size
+    away = inputs.negative_decoder_prompt
+    prompt = None
+    if away is not None:
+        prompt = conditioning_to_text(away, space, "negative_decoder_prompt")
+        spread(prompt.mask, count, "negative_decoder_prompt")
+    network, device, dtype = host.use(prior.managed)
+    bar = Bar(runs=1 if prompt is None else 2)
+
+    def sample(text: TextEncoding, noise: Noise, **options: Any) -> torch.Tensor:
+        sampling = Sampling(noise, device, dtype, inputs.steps, bar)
+        with named(text="positive", start="image_embeds"):
+            return host.offload(
+                sample_prior(
+                    network, prior.schedule, text, negative, sampling, inputs.cfg, **options
+                )
+            )
+
+    with named():
+        wide = 2 * count if both or prompt is not None else count
+        noise = Noise.seeded(inputs.seed, wide, inputs.noise_offset)
+    if both:
+        embeds, found = sample(text, noise, start=start, with_negative=True).split(count)
+    elif prompt is not None:
+        # From noise, whatever picture the prompt's own embedding begins with.
+        found = sample(prompt, Noise(noise.generators[count:]))
+        noise = Noise(noise.generators[:count])
+        embeds = sample(text, noise, start=start)
+    else:
+        embeds = sample(text, noise, start=start)
+        found = host.offload(prior.zero_image).expand(count, -1)
+    made = [
+        host.clip_vision_output(
+            part, embedding_space=space.name, made_by="Prior Sample (Kandinsky)"
         )
-    if negative_embeds == NEGATIVE and negative_decoder_prompt is not None:
+        for part in (embeds, found.clone())
+    ]
+    return io.NodeOutput(*made, inputs.noise_offset + noise.drawn)
+
+
+def _check_negatives(prior: Prior, inputs: PriorInputs) -> None:
+    """Refuse what does not say which negative embeddings are wanted, or how many.
+
+    Raises:
+        EdgeError: names the widget.
+    """
+    wanted, wired = inputs.negative_embeds, inputs.negative_decoder_prompt is not None
+    if inputs.batch_size < 1:
+        raise EdgeError(
+            f"'batch_size' is {inputs.batch_size}; ask for at least one image embedding"
+        )
+    if wanted not in (ZERO, NEGATIVE):
+        raise EdgeError(f"'negative_embeds' is '{wanted}'; choose '{ZERO}' or '{NEGATIVE}'")
+    if wanted == NEGATIVE and wired:
         raise EdgeError(
             f"'negative_decoder_prompt' is wired and 'negative_embeds' is '{NEGATIVE}': both say"
             f" what the decoder shall steer away from. Take the wire out, or choose '{ZERO}'"
         )
-    if negative_embeds == ZERO and prior.zero_image is None and negative_decoder_prompt is None:
+    if wanted == ZERO and prior.zero_image is None and not wired:
         raise EdgeError(
-            "this prior has no embedding of a picture of zeros: it is Karlo's, or the folder"
-            " 'image_encoder' is missing beside it. Use 'Prior Sample (unCLIP)' for Karlo, put the"
-            f" folder there, or set 'negative_embeds' to '{NEGATIVE}'"
+            "this prior has no embedding of a picture of zeros: it is another system's, or the"
+            " folder 'image_encoder' is missing beside it. Use 'Prior Sample (unCLIP)' for another"
+            f" system's, put the folder there, or set 'negative_embeds' to '{NEGATIVE}'"
         )
-    text = conditioning_to_text(positive, prior.space, "positive", prior.space.dim)
-    unconditional = conditioning_to_text(negative, prior.space, "negative", prior.space.dim)
-    count = max(len(text.pooled), len(start.get("start", ()))) * batch_size
-    away = None
-    if negative_decoder_prompt is not None:
-        away = conditioning_to_text(negative_decoder_prompt, prior.space, "negative_decoder_prompt")
-        spread(away.mask, count, "negative_decoder_prompt")
-    both = negative_embeds == NEGATIVE
-    streams = generators(seed, 2 * count if both or away else count, noise_offset)
-    network, device, dtype = host.use(prior.managed)
-    run, _ = prior.schedule.noised(steps, start.get("strength", 1.0))
-    ahead = steps if away else 0
-    progress = host.progress(max(1, len(run) + ahead))
-
-    def sample(text: TextEncoding, streams: list, done: int, **more: Any) -> Any:
-        return sample_prior(
-            network,
-            prior.schedule,
-            text,
-            unconditional,
-            num_inference_steps=steps,
-            guidance_scale=cfg,
-            generators=streams,
-            device=device,
-            dtype=dtype,
-            callback=lambda step, total, x0: progress(done + step, None),
-            **more,
+    if wanted == NEGATIVE and inputs.cfg <= 1:
+        raise EdgeError(
+            f"'cfg' is {inputs.cfg}, which leaves the negative prompt out, so there is no embedding"
+            f" of it; set 'cfg' above 1, or 'negative_embeds' to '{ZERO}'"
         )
-
-    if away:
-        # From noise, whatever picture the prompt's own embedding begins with.
-        found = host.offload(sample(away, streams[count:], 0))
-    more = {"negative_generators": streams[count:]} if both else {}
-    embeds = host.offload(sample(text, streams[:count], ahead, **more, **start))
-    if both:
-        found = embeds[count:]
-    elif not away:
-        found = host.offload(prior.zero_image).expand(count, -1)
-    drawn = prior.space.dim * draws(run)
-    made = [
-        host.clip_vision_output(
-            part, embedding_space=prior.space.name, made_by="Prior Sample (Kandinsky)"
-        )
-        for part in (embeds[:count], found.clone())
-    ]
-    return io.NodeOutput(*made, noise_offset + drawn)
 
 
 NODES = [

@@ -8,13 +8,16 @@ from ..edges import EdgeError, Upscaler, check_image, conditioning_to_text, imag
 from ..host import host, io
 from ..loaders import karlo
 from ..networks.memory import DECODER_PIXEL, UPSCALER_PIXEL
-from ..samplers.karlo import decoder_numbers_drawn, sample_decoder, upscale
-from ..samplers.parts.noise import generators
+from ..samplers.karlo import sample_decoder, upscale
+from ..samplers.parts.noise import Noise
+from ..samplers.parts.sampling import Sampling
 from .pictures import from_image, preview, to_image
 from .widgets import (
     LOAD,
+    Bar,
     fingerprint,
     load_stage,
+    named,
     noise_offset_input,
     noise_offset_output,
     sampling_inputs,
@@ -88,22 +91,13 @@ class KarloDecoder(io.ComfyNode):
         count = max(len(embeds), len(text.pooled)) * batch_size
         activations = count * loaded.network.unet.config.sample_size**2 * DECODER_PIXEL
         network, device, dtype = host.use(managed, activations=activations)
-        progress = host.progress(steps)
-        pixels = sample_decoder(
-            network,
-            loaded.schedule,
-            embeds,
-            text,
-            unconditional,
-            num_inference_steps=steps,
-            guidance_scale=cfg,
-            generators=generators(seed, count, noise_offset),
-            device=device,
-            dtype=dtype,
-            callback=lambda step, total, x0: progress(step, preview(x0)),
-        )
-        drawn = decoder_numbers_drawn(network, steps)
-        return io.NodeOutput(host.offload(to_image(pixels)), noise_offset + drawn)
+        with named(text="positive"):
+            noise = Noise.seeded(seed, count, noise_offset)
+            sampling = Sampling(noise, device, dtype, steps, Bar(preview))
+            pixels = sample_decoder(
+                network, loaded.schedule, embeds, text, unconditional, sampling, cfg
+            )
+        return io.NodeOutput(host.offload(to_image(pixels)), noise_offset + noise.drawn)
 
 
 class LoadDecoder(io.ComfyNode):
@@ -206,17 +200,10 @@ class KarloUpscale(io.ComfyNode):
         network, device, dtype = host.use(
             upscaler.managed, activations=count * upscaler.high_size**2 * UPSCALER_PIXEL
         )
-        progress = host.progress(steps)
-        pixels = upscale(
-            network,
-            upscaler.schedule,
-            from_image(image),
-            num_inference_steps=steps,
-            generators=generators(seed, count, noise_offset),
-            device=device,
-            dtype=dtype,
-            callback=lambda step, total, x0: progress(step, preview(x0)),
-        )
+        with named():
+            noise = Noise.seeded(seed, count, noise_offset)
+            sampling = Sampling(noise, device, dtype, steps, Bar(preview))
+            pixels = upscale(network, upscaler.schedule, from_image(image), sampling)
         return io.NodeOutput(host.offload(to_image(pixels)))
 
 

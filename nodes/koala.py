@@ -13,12 +13,12 @@ from ..host import host, io
 from ..loaders import koala
 from ..loaders.files.catalogue import find_source, list_sources
 from ..loaders.files.checkpoint import CheckpointError
-from ..networks.koala_vae import colours_of
 from ..networks.memory import SDXL_PLACE
-from ..samplers.koala import FACTOR, SPACINGS, sample_koala
-from ..samplers.parts.noise import generators
-from .pictures import latent_preview
-from .widgets import LOAD, fingerprint, load_stage, sampling_inputs, source_inputs
+from ..samplers.koala import FACTOR, LATENT_SCALE, SPACINGS, sample_koala
+from ..samplers.parts.noise import Noise
+from ..samplers.parts.sampling import Sampling
+from .pictures import latent_preview, rgb_factors
+from .widgets import LOAD, Bar, fingerprint, load_stage, named, sampling_inputs, source_inputs
 
 LARGEST = 4096
 NEGATIVE = "worst quality, low quality, illustration, low resolution"
@@ -169,20 +169,11 @@ class KoalaSample(io.ComfyNode):
         size = height // FACTOR, width // FACTOR
         activations = size[0] * size[1] * count * SDXL_PLACE
         network, device, dtype = host.use(managed, activations)
-        progress, factors = host.progress(steps), facts.latent_rgb_factors
-        latents = sample_koala(
-            partial(facts.prepare, network),
-            schedule,
-            text,
-            away,
-            size=size,
-            num_inference_steps=steps,
-            guidance_scale=cfg,
-            generators=generators(seed, count),
-            device=device,
-            dtype=dtype,
-            callback=lambda step, total, x0: progress(step, latent_preview(x0, factors)),
-        )
+        bar = Bar(lambda x0: latent_preview(x0, facts.latent_rgb_factors))
+        with named(text="positive"):
+            sampling = Sampling(Noise.seeded(seed, count), device, dtype, steps, bar)
+            predict = partial(facts.prepare, network)
+            latents = sample_koala(predict, schedule, text, away, size, sampling, cfg)
         return io.NodeOutput({"samples": host.offload(latents)})
 
 
@@ -290,8 +281,8 @@ class LoadKoala(io.ComfyNode):
             _named(source, chosen, name)
             for name, chosen in (("clip_l", clip_l), ("clip_g", clip_g), ("vae", vae))
         )
-        text, (coder, colours) = _text_pair(clip_l, clip_g, dtype), _sdxl_vae(vae, dtype)
-        return io.NodeOutput(host.wrap("koala_unet", unet, latent_rgb_factors=colours), text, coder)
+        text, (coder, factors) = _text_pair(clip_l, clip_g, dtype), _sdxl_vae(vae, dtype)
+        return io.NodeOutput(host.wrap("koala_unet", unet, latent_rgb_factors=factors), text, coder)
 
 
 def _named(source: str, chosen: str, name: str) -> str:
@@ -331,11 +322,13 @@ def _text_pair(clip_l: str, clip_g: str, dtype: str) -> Any:
 
 
 def _sdxl_vae(name: str, dtype: str) -> tuple[Any, Any]:
-    """VAE of a folder or of the host's file, and the colours of its latents."""
+    """VAE of a folder or of the host's file, and its ``latent_rgb_factors``."""
     if name in host.model_files("vae"):
         return host.load_files("koala_vae", name), None
     loaded = load_stage(koala.load_vae, "koala_vae", name, dtype)
-    return host.wrap("koala_vae", loaded), colours_of(loaded.network)
+    coder = host.wrap("koala_vae", loaded)
+    folder = find_source(name, "koala_vae", host.model_folders()).folder("vae")
+    return coder, rgb_factors(folder, lambda: coder, 1 / LATENT_SCALE)
 
 
 NODES = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,16 +19,17 @@ from ..networks.memory import DECODED_PIXEL
 from ..networks.mindalle import ARTransformer
 from ..networks.mindalle_vqgan import codes_of, decode, embeddings, encode
 from ..samplers.mindalle import (
+    Draw,
     bytes_per_candidate,
     complete_by_likelihood,
     log_likelihood,
     sample_tokens,
 )
 from ..samplers.parts.chunks import in_chunks
-from ..samplers.parts.noise import generators
+from ..samplers.parts.noise import Noise
 from ..samplers.rerank import order
 from .pictures import fit, from_image, preview, to_image
-from .widgets import LOAD, fingerprint, load_stage, seed_input, source_inputs, unpacking
+from .widgets import LOAD, fingerprint, load_stage, named, seed_input, source_inputs, unpacking
 
 CATEGORY = "PriorArt/sample"
 
@@ -135,14 +137,10 @@ class ARSample(io.ComfyNode):
         class_id: int = 0,
     ) -> io.NodeOutput:
         pair = _load(ar_transformer, vae, candidates)
-        tokens = sample_tokens(
-            pair.network,
-            _context(ar_transformer, text, class_id),
-            top_k=top_k,
-            top_p=top_p,
-            temperature=temperature,
-            **_drawing(pair, seed, candidates),
-        )
+        context = _context(ar_transformer, text, class_id)
+        with _drawing():
+            draw = pair.draw(seed, candidates, top_k, top_p, temperature)
+            tokens = sample_tokens(pair.network, context, draw)
         return io.NodeOutput(to_latent(pair.coder, pair.codes(tokens)))
 
 
@@ -203,15 +201,11 @@ class ARVariations(io.ComfyNode):
             )
         codes, _ = encode_image(vae, image, "image")
         pair = _load(ar_transformer, vae, candidates)
-        tokens = sample_tokens(
-            pair.network,
-            _context(ar_transformer, text, class_id),
-            kept=codes[:, :keep_rows].flatten(1),
-            top_k=top_k,
-            top_p=top_p,
-            temperature=temperature,
-            **_drawing(pair, seed, candidates),
-        )
+        context = _context(ar_transformer, text, class_id)
+        with _drawing():
+            draw = pair.draw(seed, candidates, top_k, top_p, temperature)
+            leading = codes[:, :keep_rows].flatten(1)
+            tokens = sample_tokens(pair.network, context, draw, leading)
         return io.NodeOutput(to_latent(pair.coder, pair.codes(tokens)))
 
 
@@ -301,16 +295,13 @@ class ARComplete(io.ComfyNode):
             )
         if image is not None:
             image = fit(image[:1], pair.vqgan.image_size, "image")
-        tokens, weights = complete_by_likelihood(
-            pair.network,
-            _context(ar_transformer, text, class_id),
-            codes[0].flatten(),
-            ~_masked_codes(mask, pair.vqgan.grid),
-            top_k=top_k,
-            top_p=top_p,
-            temperature=temperature,
-            **_drawing(pair, seed, candidates),
-        )
+        context = _context(ar_transformer, text, class_id)
+        known = ~_masked_codes(mask, pair.vqgan.grid)
+        with _drawing():
+            draw = pair.draw(seed, candidates, top_k, top_p, temperature)
+            tokens, weights = complete_by_likelihood(
+                pair.network, context, codes[0].flatten(), known, draw
+            )
         best = order(weights)[: keep or None]
         completed = pair.codes(tokens[best])
         latent = to_latent(pair.coder, completed)
@@ -357,14 +348,12 @@ class ARScore(io.ComfyNode):
     ) -> io.NodeOutput:
         count = len(latent_of(samples, "samples"))
         pair = _load(ar_transformer, vae, count)
-        scores = log_likelihood(
-            pair.network,
-            _context(ar_transformer, text, class_id),
-            pair.codes_of(samples, "samples").flatten(1),
-            device=pair.device,
-            dtype=pair.dtype,
-            chunk=pair.chunk,
-        )
+        context = _context(ar_transformer, text, class_id)
+        tokens = pair.codes_of(samples, "samples").flatten(1)
+        with named(tokens="samples"):
+            scores = log_likelihood(
+                pair.network, context, tokens, pair.device, pair.dtype, pair.chunk
+            )
         lines = [f"picture {i + 1}: {scores[i]:.2f}" for i in order(scores).tolist()]
         return io.NodeOutput(scores.tolist(), "\n".join(lines))
 
@@ -390,6 +379,26 @@ class Pair:
     chunk: int
     compiled: bool
 
+    def draw(
+        self, seed: int, candidates: int, top_k: int, top_p: float, temperature: float
+    ) -> Draw:
+        """How so many candidates are drawn.
+
+        Raises:
+            EdgeError: options out of range.
+        """
+        return Draw(
+            Noise.seeded(seed, candidates),
+            self.device,
+            self.dtype,
+            callback=Watch(self, candidates),
+            top_k=top_k,
+            top_p=top_p,
+            temperature=temperature,
+            chunk=self.chunk,
+            compiled=self.compiled,
+        )
+
     def codes(self, tokens: torch.Tensor) -> torch.Tensor:
         """Tokens ``[B, T]`` as codes ``[B, h, w]`` where the VQGAN is."""
         return tokens.view(len(tokens), self.vqgan.grid, self.vqgan.grid).to(self.place)
@@ -400,7 +409,7 @@ class Pair:
         Raises:
             EdgeError: another system's, or of another size.
         """
-        codes = codes_of(self.coder, latent_of(latent, name).to(self.place), name)
+        codes = _codes(self.coder, latent_of(latent, name).to(self.place), name)
         grid = self.vqgan.grid
         if codes.shape[1:] != (grid, grid):
             raise EdgeError(
@@ -436,16 +445,25 @@ def _load(model: Transformer, vae: Any, count: int) -> Pair:
     return Pair(network, device, dtype, coder, place, vqgan, chunk, model.compiled)
 
 
-def _drawing(pair: Pair, seed: int, candidates: int) -> dict[str, Any]:
-    """What every drawing of candidates tells the sampler beside its own options."""
-    return {
-        "generators": generators(seed, candidates),
-        "device": pair.device,
-        "dtype": pair.dtype,
-        "chunk": pair.chunk,
-        "compiled": pair.compiled,
-        "callback": Watch(pair, candidates),
-    }
+def _drawing() -> AbstractContextManager[None]:
+    """What the drawing samplers call a node's inputs."""
+    return named(leading="image", tokens="latent_image", compiled="compile")
+
+
+def _codes(network: nn.Module, latent: torch.Tensor, name: str) -> torch.Tensor:
+    """Codes ``[B, h, w]`` nearest to a LATENT's samples, on the network's device.
+
+    Raises:
+        EdgeError: another system's LATENT.
+    """
+    width = network.quantize.embedding.weight.shape[1]
+    if latent.shape[1] != width:
+        raise EdgeError(
+            f"'{name}': a LATENT of shape {list(latent.shape)} is not this VQGAN's, which is"
+            f" [B, {width}, h, w]: codebook embeddings. Make one with 'VQGAN Encode', a VAE Encode"
+            " with this VQGAN, or 'AR Sample'"
+        )
+    return codes_of(network, latent)
 
 
 # Candidates for which the host makes room, if need be at the price of other networks' places.
@@ -701,7 +719,7 @@ class VQGANDecode(io.ComfyNode):
         latent = latent_of(samples, "samples")
         managed, _ = host.open("vqgan", vae)
         network, device, _ = host.use(managed)
-        codes = codes_of(network, latent.to(device), "samples")
+        codes = _codes(network, latent.to(device), "samples")
         return io.NodeOutput(decode_codes(vae, codes), as_text(codes))
 
 

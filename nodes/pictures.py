@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import ceil
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from ..host import host
+from ..loaders.files.cache import cached
+from ..networks.latent_rgb import fit_rgb_factors
 from ..samplers.parts.resize import resize_and_crop
 
 if TYPE_CHECKING:
@@ -67,11 +71,27 @@ def preview(x0: torch.Tensor, count: int = 1) -> Image:
     return fromarray((picture * 255).round().to(torch.uint8).cpu().numpy())
 
 
-def latent_preview(x0: torch.Tensor, colours: torch.Tensor | None) -> Image | None:
+def rgb_factors(source: Path, vae: Callable[[], Any], spread: float = 1.0) -> torch.Tensor:
+    """The ``latent_rgb_factors`` ``[5, 3]`` of a VAE of four channels, for previews: fitted once.
+
+    Args:
+        source: the folder or file of its weights.
+        vae: the host's VAE, asked for only where the factors are not known yet.
+        spread: the latents' standard deviation.
+    """
+
+    def fit() -> torch.Tensor:
+        coder = vae()
+        return fit_rgb_factors(lambda latents: from_image(coder.decode(latents)), spread=spread)
+
+    return cached(host.cache_folder(), "latent_rgb_factors", source, fit)
+
+
+def latent_preview(x0: torch.Tensor, factors: torch.Tensor | None) -> Image | None:
     """The first latent's colours, eight times as large, for the progress bar; ``None`` where the
-    ``colours`` (see ``networks.colours``) are not known."""
-    if colours is None:
+    ``latent_rgb_factors`` (see ``networks.latent_rgb``) are not known."""
+    if factors is None:
         return None
-    factors = colours.to(x0)
+    factors = factors.to(x0)
     rgb = torch.einsum("bchw,cd->bdhw", x0[:1], factors[:-1]) + factors[-1][:, None, None]
     return preview(rgb.repeat_interleave(8, dim=2).repeat_interleave(8, dim=3))

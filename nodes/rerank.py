@@ -30,9 +30,9 @@ class CLIPRerank(io.ComfyNode):
             description="Sorts pictures by the cosine between their CLIP embedding and the"
             " prompt's, as minDALL-E publishes it, and keeps the best.",
             inputs=[
-                io.Clip.Input("clip", tooltip="The text tower, from Load CLIP (Rerank)."),
+                io.Clip.Input("clip", tooltip="The text model, from Load CLIP (Rerank)."),
                 io.ClipVision.Input(
-                    "clip_vision", tooltip="The image tower of the same CLIP, from the same node."
+                    "clip_vision", tooltip="The vision model of the same CLIP, from the same node."
                 ),
                 io.Image.Input("image", tooltip="The candidates, as one batch."),
                 io.String.Input(
@@ -76,8 +76,8 @@ class CLIPRerank(io.ComfyNode):
             raise EdgeError(f"'keep' is {keep}; keep 1 or more pictures, or 0 for all")
         scores = _scores(clip, clip_vision, image[..., :3], text)
         best = order(scores)[: keep or None]
-        kept = host.offload(image[best.to(image.device)])
-        return io.NodeOutput(kept, scores[best].tolist(), best.tolist())
+        pictures = host.offload(image[best.to(image.device)])
+        return io.NodeOutput(pictures, scores[best].tolist(), best.tolist())
 
 
 class ImageGrid(io.ComfyNode):
@@ -116,10 +116,10 @@ def _scores(clip: Any, clip_vision: Any, image: torch.Tensor, text: str) -> torc
     """The cosine ``[B]`` between the prompt and each picture, on the CPU.
 
     Raises:
-        EdgeError: towers of two CLIPs.
+        EdgeError: models of two CLIPs.
     """
-    text_tower, text_loaded = host.open("text_encoder", clip)
-    image_tower, image_loaded = host.open("image_encoder", clip_vision)
+    text_managed, text_loaded = host.open("text_encoder", clip)
+    image_managed, image_loaded = host.open("image_encoder", clip_vision)
     tokenizer, space = text_loaded.tokenizer, text_loaded.space
     preprocess, other = image_loaded.preprocess, image_loaded.space
     if space.name != other.name:
@@ -130,10 +130,10 @@ def _scores(clip: Any, clip_vision: Any, image: torch.Tensor, text: str) -> torc
     ids, mask, cut = tokenize(tokenizer, [text])
     if cut[0]:
         host.warn(f"the prompt has more than {ids.shape[1]} tokens; not seen by CLIP: '{cut[0]}'")
-    network, device, dtype = host.use(text_tower)
+    network, device, dtype = host.use(text_managed)
     prompt = encode_text(network, ids, mask, space, device, dtype).pooled.cpu()
     pixels = preprocess(image)
-    network, device, dtype = host.use(image_tower)
+    network, device, dtype = host.use(image_managed)
     update = host.progress(len(pixels))
     features = []
     for start in range(0, len(pixels), AT_ONCE):
@@ -148,7 +148,7 @@ AT_ONCE = 32
 
 
 class LoadReranker(io.ComfyNode):
-    """Both towers of one CLIP, to rank pictures by a prompt."""
+    """The text and the vision model of one CLIP, to rank pictures by a prompt."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -156,14 +156,15 @@ class LoadReranker(io.ComfyNode):
             node_id="PriorArtLoadReranker",
             display_name="Load CLIP (Rerank)",
             category=LOAD,
-            description="Loads both towers of a CLIP for CLIP Rerank: ViT-B/32 as published with"
+            description="Loads the text and the vision model of a CLIP for CLIP Rerank: ViT-B/32 as"
+            " published with"
             " minDALL-E, or any other in transformers' or OpenAI's layout. Pictures are prepared as"
             " minDALL-E does.",
             inputs=source_inputs("reranker"),
             outputs=[
-                io.Clip.Output(display_name="clip", tooltip="The text tower, for CLIP Rerank."),
+                io.Clip.Output(display_name="clip", tooltip="The text model, for CLIP Rerank."),
                 io.ClipVision.Output(
-                    display_name="clip_vision", tooltip="The image tower, for CLIP Rerank."
+                    display_name="clip_vision", tooltip="The vision model, for CLIP Rerank."
                 ),
             ],
         )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from ..edges import (
     EdgeError,
     Prior,
@@ -13,21 +15,29 @@ from ..edges import (
     text_to_conditioning,
 )
 from ..host import host, io
-from ..loaders import kandinsky, unclip
+from ..loaders import unclip
 from ..loaders.clip import tokenize
-from ..loaders.files.catalogue import find_source, list_sources
+from ..loaders.files.cache import cached
+from ..loaders.files.catalogue import SYSTEMS, Source, find_source, list_sources, titles
 from ..samplers.clip import encode_image, encode_text, encode_zero_image
-from ..samplers.parts.noise import generators
-from ..samplers.prior import numbers_drawn, sample_prior
+from ..samplers.parts.noise import Noise
+from ..samplers.parts.sampling import Sampling
+from ..samplers.prior import sample_prior
 from .widgets import (
     LOAD,
+    Bar,
     fingerprint,
     load_stage,
+    named,
     noise_offset_input,
     noise_offset_output,
     sampling_inputs,
     source_inputs,
 )
+
+FOR_DECODERS = f"For {titles('decoder')} Decoder or native unCLIPConditioning."
+LATENT = titles("latent_decoder")
+"""Whose decoders work on latents: they read image embeddings, and a negative one."""
 
 
 class PriorSample(io.ComfyNode):
@@ -62,7 +72,7 @@ class PriorSample(io.ComfyNode):
             outputs=[
                 io.ClipVisionOutput.Output(
                     display_name="image_embeds",
-                    tooltip="For Karlo Decoder or native unCLIPConditioning.",
+                    tooltip=FOR_DECODERS,
                 ),
                 noise_offset_output(),
             ],
@@ -85,29 +95,20 @@ class PriorSample(io.ComfyNode):
         text = conditioning_to_text(positive, prior.space, "positive", prior.space.dim)
         unconditional = conditioning_to_text(negative, prior.space, "negative", prior.space.dim)
         network, device, dtype = host.use(prior.managed)
-        progress = host.progress(steps)
-        embeds = sample_prior(
-            network,
-            prior.schedule,
-            text,
-            unconditional,
-            num_inference_steps=steps,
-            guidance_scale=cfg,
-            generators=generators(seed, len(text.pooled) * batch_size, noise_offset),
-            device=device,
-            dtype=dtype,
-            callback=lambda step, total, x0: progress(step, None),
-        )
+        with named(text="positive"):
+            noise = Noise.seeded(seed, len(text.pooled) * batch_size, noise_offset)
+            sampling = Sampling(noise, device, dtype, steps, Bar())
+            embeds = sample_prior(network, prior.schedule, text, unconditional, sampling, cfg)
         output = host.clip_vision_output(
             host.offload(embeds),
             embedding_space=prior.space.name,
             made_by="Prior Sample (unCLIP)",
         )
-        return io.NodeOutput(output, noise_offset + numbers_drawn(prior.space.dim, steps))
+        return io.NodeOutput(output, noise_offset + noise.drawn)
 
 
 class LoadTextEncoder(io.ComfyNode):
-    """The text tower of an unCLIP system as the host's CLIP."""
+    """The text model of an unCLIP system as the host's CLIP."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -115,8 +116,8 @@ class LoadTextEncoder(io.ComfyNode):
             node_id="PriorArtLoadTextEncoder",
             display_name="Load Text Encoder (unCLIP)",
             category=LOAD,
-            description="Loads the CLIP text tower of Karlo or Kandinsky, with its tokenizer."
-            " Native CLIP Text Encode works on it too.",
+            description=f"Loads the CLIP text model of {titles('text_encoder')}, with its"
+            " tokenizer. Native CLIP Text Encode works on it too.",
             inputs=source_inputs("text_encoder"),
             outputs=[io.Clip.Output(display_name="clip", tooltip="For Text Encode (unCLIP).")],
         )
@@ -132,7 +133,7 @@ class LoadTextEncoder(io.ComfyNode):
 
 
 class LoadImageEncoder(io.ComfyNode):
-    """The image tower of an unCLIP system as the host's CLIP_VISION."""
+    """The vision model of an unCLIP system as the host's CLIP_VISION."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -140,8 +141,8 @@ class LoadImageEncoder(io.ComfyNode):
             node_id="PriorArtLoadImageEncoder",
             display_name="Load Image Encoder (unCLIP)",
             category=LOAD,
-            description="Loads the CLIP image tower of Karlo or Kandinsky, to vary and mix"
-            " pictures. Native CLIP Vision Encode works on it too.",
+            description=f"Loads the CLIP vision model of {titles('image_encoder')}, to vary"
+            " and mix pictures. Native CLIP Vision Encode works on it too.",
             inputs=source_inputs("image_encoder"),
             outputs=[
                 io.ClipVision.Output(
@@ -174,7 +175,7 @@ class LoadPrior(io.ComfyNode):
             inputs=source_inputs("prior"),
             outputs=[
                 io.Custom("UNCLIP_PRIOR").Output(
-                    display_name="prior", tooltip="For Prior Sample (unCLIP) or (Kandinsky)."
+                    display_name="prior", tooltip=f"For Prior Sample (unCLIP) or ({LATENT})."
                 )
             ],
         )
@@ -187,9 +188,25 @@ class LoadPrior(io.ComfyNode):
     def execute(cls, source: str, dtype: str) -> io.NodeOutput:
         loaded = load_stage(unclip.load_prior, "prior", source, dtype)
         found = find_source(source, "prior", host.model_folders())
-        zero = kandinsky.zero_image(found) if found.system == "kandinsky-prior" else None
         managed = host.manage(loaded.network)
-        return io.NodeOutput(Prior(managed, loaded.schedule, loaded.space, zero))
+        return io.NodeOutput(Prior(managed, loaded.schedule, loaded.space, _zero_image(found)))
+
+
+def _zero_image(source: Source) -> torch.Tensor | None:
+    """``[1, D]``: what the image encoder beside a prior makes of a picture of zeros. It is computed
+    once. ``None`` where the system's decoders do not ask for it, or the encoder is not there."""
+    if not SYSTEMS[source.system].zero_image:
+        return None
+    stored, folder = unclip.stored_zero_image(source), source.folder("image_encoder")
+    if stored is not None or not folder.is_dir():
+        return stored
+
+    def encode() -> torch.Tensor:
+        encoder = host.wrap("image_encoder", unclip.load_image_encoder(source))
+        network, device, dtype = host.use(host.open("image_encoder", encoder)[0])
+        return encode_zero_image(network, device, dtype)
+
+    return cached(host.cache_folder(), unclip.ZERO_IMAGE, folder, encode)
 
 
 class LoadImageNormalizer(io.ComfyNode):
@@ -204,8 +221,8 @@ class LoadImageNormalizer(io.ComfyNode):
             category=LOAD,
             description="ComfyUI noises the image embeddings of a Stable Diffusion 2.1 unCLIP"
             " checkpoint without the statistics that it was trained with. This puts them in, so"
-            " that unCLIPConditioning does what diffusers' StableUnCLIPPipeline does: for Karlo's"
-            " prior in front of sd21-unclip-l.",
+            " that unCLIPConditioning does what diffusers' StableUnCLIPPipeline does: for"
+            f" {titles('decoder')}'s prior in front of sd21-unclip-l.",
             inputs=[
                 io.Model.Input("model", tooltip="From native unCLIPCheckpointLoader."),
                 io.Combo.Input(
@@ -239,7 +256,7 @@ class TextEncode(io.ComfyNode):
             node_id="PriorArtTextEncode",
             display_name="Text Encode (unCLIP)",
             category="PriorArt/encode",
-            description="Encodes a prompt with the loaded text tower, exactly as the published"
+            description="Encodes a prompt with the loaded text model, exactly as the published"
             " pipeline does: one chunk of 77 tokens, unnormalised text embedding, padding mask.",
             inputs=[
                 io.Clip.Input("clip", tooltip="From Load Text Encoder (unCLIP)."),
@@ -254,7 +271,8 @@ class TextEncode(io.ComfyNode):
             ],
             outputs=[
                 io.Conditioning.Output(
-                    display_name="conditioning", tooltip="For Prior Sample and Karlo Decoder."
+                    display_name="conditioning",
+                    tooltip=f"For Prior Sample and {titles('decoder')} Decoder.",
                 )
             ],
         )
@@ -310,7 +328,7 @@ class ImageEncode(io.ComfyNode):
             node_id="PriorArtImageEncode",
             display_name="Image Encode (unCLIP)",
             category="PriorArt/encode",
-            description="Encodes pictures with the loaded CLIP image tower, preprocessed exactly"
+            description="Encodes pictures with the loaded CLIP vision model, preprocessed exactly"
             " as published, into unnormalised image embeddings.",
             inputs=[
                 io.ClipVision.Input("clip_vision", tooltip="From Load Image Encoder (unCLIP)."),
@@ -319,7 +337,7 @@ class ImageEncode(io.ComfyNode):
             outputs=[
                 io.ClipVisionOutput.Output(
                     display_name="image_embeds",
-                    tooltip="For Karlo Decoder or native unCLIPConditioning.",
+                    tooltip=FOR_DECODERS,
                 )
             ],
         )
@@ -340,7 +358,7 @@ class ImageEncode(io.ComfyNode):
 
 
 class ZeroImage(io.ComfyNode):
-    """The embedding that Kandinsky's decoders take for nothing, out of the image tower itself."""
+    """The embedding that some decoders take for nothing, out of the vision model itself."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -348,8 +366,8 @@ class ZeroImage(io.ComfyNode):
             node_id="PriorArtZeroImage",
             display_name="Zero Image Embedding",
             category="PriorArt/encode",
-            description="What guidance of Kandinsky's decoders subtracts: the embedding of a"
-            " picture of zeros. Kandinsky's own priors give it; other priors and encoded pictures"
+            description=f"What guidance of {LATENT}'s decoders subtracts: the embedding of a"
+            f" picture of zeros. {LATENT}'s own priors give it; other priors and encoded pictures"
             " do not bring it along.",
             inputs=[
                 io.ClipVision.Input(
@@ -358,7 +376,7 @@ class ZeroImage(io.ComfyNode):
             ],
             outputs=[
                 io.ClipVisionOutput.Output(
-                    display_name="negative_image_embeds", tooltip="For Kandinsky's decoders."
+                    display_name="negative_image_embeds", tooltip=f"For {LATENT}'s decoders."
                 )
             ],
         )

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
+from ..edges import EdgeError
 from ..host import host, io
-from ..loaders import kandinsky
+from ..loaders.files.cache import Stamps, stamps
 from ..loaders.files.catalogue import find_source, list_sources, stage_of
 
 LARGEST_SEED = 0xFFFFFFFFFFFFFFFF
@@ -50,6 +53,50 @@ def sampling_inputs(steps: int, cfg: float | None, least: int = 2) -> list[Any]:
             )
         )
     return inputs
+
+
+WIDGETS = {"guidance_scale": "cfg", "num_inference_steps": "steps", "offset": "noise_offset"}
+"""What samplers call the inputs of :func:`sampling_inputs` and :func:`noise_offset_input`."""
+
+
+@contextmanager
+def named(**inputs: str) -> Iterator[None]:
+    """Whatever is refused inside is said in the words of the node: ``'guidance_scale'`` as 'cfg'.
+
+    Args:
+        inputs: parameter of the called function to input of the node, beside :data:`WIDGETS`.
+    """
+    names = WIDGETS | inputs
+    try:
+        yield
+    except EdgeError as error:
+        said = re.sub(r"'([\w.]+)'", lambda found: f"'{names.get(found[1], found[1])}'", str(error))
+        error.args = (said,)
+        raise
+
+
+class Bar:
+    """A sampler's callback that moves the node's progress bar, made at the first step.
+
+    Args:
+        preview: of x0, where there is a picture to see.
+        runs: how many samplers, one after another, share the bar, each an equal part of it.
+    """
+
+    def __init__(self, preview: Callable[[Any], Any] | None = None, runs: int = 1) -> None:
+        self._preview, self._runs = preview, runs
+        self._update: Callable[..., None] | None = None
+        self._length = self._done = 0
+
+    def __call__(self, step: int, total: int, x0: Any) -> None:
+        """What the sampler calls after each step, from 1."""
+        if self._update is None:
+            self._length = total
+            self._update = host.progress(total * self._runs)
+        shown = None if self._preview is None else self._preview(x0)
+        self._update(self._done + step * self._length // total, shown)
+        if step == total:
+            self._done += self._length
 
 
 def noise_offset_input() -> Any:
@@ -107,20 +154,16 @@ def source_inputs(stage: str) -> list:
     ]
 
 
-def fingerprint(stage: str, source: str) -> tuple:
+def fingerprint(stage: str, source: str) -> Stamps:
     """Changes when the files behind a source change, so that the host loads them again."""
-    path = find_source(source, stage, host.model_folders()).path
-    files = sorted(path.rglob("*")) if path.is_dir() else [path]
-    # What a loader itself leaves there is no change.
-    stats = [(f.name, f.stat()) for f in files if f.is_file() and f.name != kandinsky.ZERO_IMAGE]
-    return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
+    return stamps(find_source(source, stage, host.model_folders()).path)
 
 
 def load_stage(loader: Callable, stage: str, source: str, dtype: str, **options: Any) -> Any:
     """What ``loader`` makes of the source called ``source``, in the dtype that was chosen.
 
     Raises:
-        SourceError: no such source.
+        UserError: no such source.
     """
     found = find_source(source, stage, host.model_folders())
     kind = stage_of(stage)

@@ -1,4 +1,4 @@
-"""CLIP's two towers as functions: token ids or pixels in, unnormalised embeddings out."""
+"""CLIP as functions: token ids or pixels in, unnormalised embeddings out."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ def encode_text(
     device: torch.device,
     dtype: torch.dtype,
 ) -> TextEncoding:
-    """Encode prompts as unCLIP's pipelines do: CLIP's own tower gets no attention mask.
+    """Encode prompts as unCLIP's pipelines do: CLIP's own text model gets no attention mask.
 
     Args:
-        network: transformers' ``CLIPTextModelWithProjection``, or Kandinsky 2.1's mCLIP.
-        ids: ``[B, 77]`` long; mask: ``[B, 77]`` bool, kept for the prior and the decoder.
-        dtype: what the tower computes in. Its token table decides that, here and under a host
+        network: transformers' ``CLIPTextModelWithProjection``, or one that answers as it does.
+        ids: ``[B, 77]`` long; mask: ``[B, 77]`` bool, for the prior and the decoder.
+        dtype: what the text model computes in. Its token table decides that, here and under a host
             that casts; the argument only mirrors :func:`encode_image`.
 
     Returns:
@@ -49,7 +49,7 @@ def encode_image(
 def encode_zero_image(
     network: nn.Module, device: torch.device | str, dtype: torch.dtype = torch.float32
 ) -> torch.Tensor:
-    """``[1, D]``, fp32: a picture of zeros after preparation, so a grey one, which Kandinsky's
-    guidance subtracts (diffusers' ``KandinskyV22PriorPipeline.get_zero_embed``)."""
+    """``[1, D]``, fp32: a picture of zeros after preparation, so a grey one, which the guidance
+    of some decoders subtracts (``get_zero_embed`` of diffusers' prior pipelines)."""
     side = network.config.image_size
     return encode_image(network, torch.zeros(1, 3, side, side), device, dtype)

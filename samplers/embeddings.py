@@ -38,8 +38,7 @@ def mix(a: Tensor, b: Tensor, weight_a: float, weight_b: float, mode: str) -> Te
         raise EdgeError(f"'mode' is '{mode}'; choose {', '.join(MODES)}")
     if len(a) != len(b) and 1 not in (len(a), len(b)):
         raise EdgeError(
-            f"'image_embeds_a' has {len(a)} rows and 'image_embeds_b' {len(b)}; make them equal,"
-            " or one of them a single row"
+            f"'a' has {len(a)} rows and 'b' {len(b)}; make them equal, or one of them a single row"
         )
     a, b = a.float(), b.float().to(a.device)
     if mode in ("add", "subtract"):
@@ -76,7 +75,7 @@ def _finite(result: Tensor) -> Tensor:
     if not bool(torch.isfinite(result).all()):
         raise EdgeError(
             "the image embeddings are too large to be mixed with these weights: the result is"
-            " infinite. Published embeddings are of length 10 to 60; look at the node that made"
+            " infinite. Published embeddings are of length 10 to 60; look at what made"
             " them, and take smaller weights"
         )
     return result

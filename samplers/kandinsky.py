@@ -1,14 +1,13 @@
 """Kandinsky's latent decoders: text to image, image to image, inpainting, depth.
 
 Source: ai-forever/Kandinsky-2; diffusers' ``KandinskyV22Pipeline``, ``-Img2ImgPipeline``,
-``-InpaintPipeline`` and ``-ControlnetPipeline``. Latents are a MoVQ's, as they are, an eighth of
-the picture's size.
+``-InpaintPipeline`` and ``-ControlnetPipeline``; Imagen (Saharia et al. 2022) for dynamic
+thresholding. Latents are a MoVQ's, as they are, an eighth of the picture's size.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,37 +15,107 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..edges import EdgeError
-from ..networks.unet import prepare_latent_decoder
-from .parts.guidance import guide, refuse_nan, spread
-from .parts.noise import randn
-from .parts.schedule import (
-    LatentSchedule,
-    ancestral_steps,
-    denoised,
-    multistep_noise,
-    predict_latent,
-    press,
-    previous_sample,
-)
+from ..networks.kandinsky import prepare_latent_decoder
+from .kandinsky_schedule import LatentSchedule, ancestral_steps
+from .parts.guidance import guide, is_guided, refuse_nan, spread
+from .parts.sampling import Sampling, Start
+from .parts.schedule import Step, denoised, multistep_noise, previous_sample
 
 # The neighbours that a repainted place draws in: left, right, above, below, and one diagonal.
 _GROWTH = torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 1.0], [0.0, 1.0, 1.0]])
 
 
 @dataclass(frozen=True)
-class Kept:
+class Condition:
+    """What a decoder is told on one side of its guidance.
+
+    Attributes:
+        image_embeds: ``[R, D]``, unnormalised.
+        text_hidden: hidden states ``[R, L, W]`` of the prompt; text_pooled: its embedding
+            ``[R, D]``. Kandinsky 2.1's read both.
+        hint: depth ``[R, 3, H, W]`` in 0..1, 8 times the size of the latents, for a depth decoder.
+    """
+
+    image_embeds: torch.Tensor
+    text_hidden: torch.Tensor | None = None
+    text_pooled: torch.Tensor | None = None
+    hint: torch.Tensor | None = None
+
+    def added(self) -> dict[str, torch.Tensor]:
+        """``added_cond_kwargs`` of diffusers' U-Net; its ``encoder_hidden_states`` are
+        ``text_hidden``."""
+        parts = {
+            "image_embeds": self.image_embeds,
+            "text_embeds": self.text_pooled,
+            "hint": self.hint,
+        }
+        return {name: part for name, part in parts.items() if part is not None}
+
+
+def join(
+    sides: Sequence[tuple[str, Condition]], fit: Callable[[torch.Tensor, str], torch.Tensor]
+) -> Condition:
+    """The sides of the guidance as one batch, in their order.
+
+    Args:
+        sides: with their names; all have the same parts.
+        fit: called with a part ``[R, ...]`` and its name, "positive.hint" or the like; makes it of
+            as many rows as there are pictures, where and in what the network runs.
+    """
+
+    def rows(part: str) -> torch.Tensor | None:
+        if getattr(sides[0][1], part) is None:
+            return None
+        return torch.cat([fit(getattr(side, part), f"{name}.{part}") for name, side in sides])
+
+    return Condition(rows("image_embeds"), rows("text_hidden"), rows("text_pooled"), rows("hint"))
+
+
+@dataclass(frozen=True)
+class Known:
     """What an inpainting decoder leaves alone.
 
     Attributes:
         latents: of the picture ``[R, 4, h, w]``.
-        keep: ``[R, 1, h, w]``, 1 where it stays and 0 where it is painted anew.
+        mask: ``[R, 1, h, w]``, 1 where it stays and 0 where it is painted anew.
         blend: put the picture's own latents back after each step and at the end (Kandinsky 2.2);
             2.1's network is only shown them.
     """
 
     latents: torch.Tensor
-    keep: torch.Tensor
+    mask: torch.Tensor
     blend: bool = True
+
+    def spread(self, count: int, device: torch.device) -> Known:
+        """The same for ``count`` pictures, fp32."""
+        latents = spread(self.latents, count, "known.latents").to(device, torch.float32)
+        mask = spread(self.mask, count, "known.mask").to(device, torch.float32)
+        return Known(latents, mask, self.blend)
+
+    def put_back(
+        self, x: torch.Tensor, noise: torch.Tensor, following: Step | None
+    ) -> torch.Tensor:
+        """``x`` with what is known: noised as far as the following step expects, and at the end not
+        at all."""
+        back = self.latents
+        if following is not None:
+            back = following.sqrt_alpha * back + following.sqrt_beta * noise
+        return self.mask * back + (1 - self.mask) * x
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """What a decoder paints on.
+
+    Attributes:
+        size: height and width of the latents.
+        start: latents ``[R, 4, h, w]`` to begin from; ``None`` begins at noise.
+        known: what an inpainting decoder leaves alone.
+    """
+
+    size: tuple[int, int]
+    start: Start | None = None
+    known: Known | None = None
 
 
 def latent_size(height: int, width: int, factor: int = 8) -> tuple[int, int]:
@@ -56,7 +125,7 @@ def latent_size(height: int, width: int, factor: int = 8) -> tuple[int, int]:
     return -(-height // cell) * factor, -(-width // cell) * factor
 
 
-def keep_mask(repaint: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+def known_mask(repaint: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """The decoder's mask ``[B, 1, h, w]`` of a host's ``[B, H, W]``, in which 1 is repainted.
 
     As published: binary from one half on, nearest to the size of the latents, then what is
@@ -71,22 +140,11 @@ def keep_mask(repaint: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
 def sample_latents(
     unet: nn.Module,
     schedule: LatentSchedule,
-    image_embeds: torch.Tensor,
-    negative_embeds: torch.Tensor | None,
-    *,
-    size: tuple[int, int],
-    num_inference_steps: int = 100,
+    positive: Condition,
+    negative: Condition | None,
+    canvas: Canvas,
+    sampling: Sampling,
     guidance_scale: float = 4.0,
-    generators: list[torch.Generator],
-    device: torch.device,
-    dtype: torch.dtype,
-    start: torch.Tensor | None = None,
-    strength: float = 1.0,
-    kept: Kept | None = None,
-    hint: torch.Tensor | None = None,
-    text: tuple[torch.Tensor, torch.Tensor] | None = None,
-    negative_text: tuple[torch.Tensor, torch.Tensor] | None = None,
-    callback: Callable[[int, int, torch.Tensor], None] | None = None,
 ) -> torch.Tensor:
     """Sample latents from image embeddings.
 
@@ -94,19 +152,8 @@ def sample_latents(
 
     Args:
         unet: diffusers' ``UNet2DConditionModel`` of 4 input channels, 8 for depth, 9 to inpaint.
-        image_embeds: ``[R, D]``, unnormalised; negative_embeds: as many or others, unused at
-            ``guidance_scale`` ≤ 1.
-        size: height and width of the latents.
-        generators: one per picture, B in all, a multiple of every R; the copies of a row are
-            neighbours.
-        device, dtype: where and in what the network runs. The state stays fp32.
-        start: latents ``[R, 4, h, w]`` to begin from; ``strength``: how much of the schedule is
-            run on them, 0 (none, they come back) to 1.
-        kept: what an inpainting decoder leaves alone.
-        hint: depth ``[R, 3, H, W]`` in 0..1, 8 times the size of the latents.
-        text: hidden states ``[R, L, W]`` and text embedding ``[R, D]`` of Kandinsky 2.1;
-            negative_text: the same for guidance.
-        callback: called with (step from 1, steps, x0 ``[B, 4, h, w]``) after each step; may raise.
+        positive: R rows; negative: as many or others, unused at ``guidance_scale`` ≤ 1.
+        sampling: its callback sees x0 ``[B, 4, h, w]``.
 
     Returns:
         ``[B, 4, h, w]``, fp32.
@@ -115,69 +162,22 @@ def sample_latents(
         EdgeError: steps or strength out of range, rows that do not divide into B, a decoder that
             needs something else than it got, no finite result.
     """
-    count, guided = len(generators), guidance_scale > 1
-    if not math.isfinite(guidance_scale):
-        raise EdgeError(f"'cfg' is {guidance_scale}; guidance needs a finite number")
-    _check_mode(unet, kept, hint)
-    reads_text = unet.config.encoder_hid_dim_type == "text_image_proj"
-    if reads_text and (text is None or (guided and negative_text is None)):
-        raise EdgeError(
-            "'model' is a decoder of Kandinsky 2.1, which reads the prompt too; encode prompt and"
-            " negative prompt with its mCLIP and wire them into 'positive' and 'negative'"
-        )
-    if text is not None and not reads_text:
-        raise EdgeError(
-            "'model' is a decoder of Kandinsky 2.2, which reads no prompt; take 'positive' and"
-            " 'negative' out, or load Kandinsky 2.1's decoder"
-        )
-    embeds = [spread(image_embeds, count, "image_embeds")]
-    texts = [] if text is None else [text]
-    if guided:
-        if negative_embeds is None:
-            raise EdgeError(
-                f"'cfg' is {guidance_scale}, which needs 'negative_image_embeds'; wire the prior's,"
-                " or set 'cfg' to 1"
-            )
-        embeds.insert(0, spread(negative_embeds, count, "negative_image_embeds"))
-        if negative_text is not None:
-            texts.insert(0, negative_text)
-    rows = len(embeds)
-    conditions = {"image_embeds": torch.cat(embeds).to(device, dtype)}
-    if hint is not None:
-        hints = spread(hint, count, "depth").to(device, dtype)
-        conditions["hint"] = torch.cat([hints] * rows)
-    hidden = None
-    if text is not None:
-        named = list(zip(("negative", "positive")[-rows:], texts, strict=True))
-        hidden = torch.cat([spread(part[0], count, name).to(device, dtype) for name, part in named])
-        pooled = torch.cat([spread(part[1], count, name).to(device, dtype) for name, part in named])
-        conditions["text_embeds"] = pooled
-
-    shape = (unet.config.out_channels // 2, *size)
-    steps, add_noise = schedule.noised(num_inference_steps, 1.0 if start is None else strength)
-    if not steps:
-        return spread(start, count, "image").float()
-    first = randn(shape, generators, device)
-    x = first
+    noise, device, start = sampling.noise, sampling.device, canvas.start
+    count = len(noise)
+    sides = [("positive", positive)]
+    if is_guided(guidance_scale, negative) and negative is not None:
+        sides = [("negative", negative), *sides]
+    _check(unet, sides, canvas, count)
+    shape = (unet.config.out_channels // 2, *canvas.size)
+    strength = 1.0 if start is None else start.strength
+    steps, add_noise = schedule.noised(sampling.num_inference_steps, strength)
+    if not steps and start is not None:
+        return spread(start.clean, count, "start").float()
+    first = x = noise.normal(shape, device)
     if start is not None:
-        x = add_noise(spread(start, count, "image").to(device, torch.float32), first)
-    beside, known = [], None
-    if kept is not None:
-        clean = spread(kept.latents, count, "image").to(device, torch.float32)
-        keep = spread(kept.keep, count, "mask").to(device, torch.float32)
-        beside, known = [torch.cat([clean * keep] * rows), torch.cat([keep] * rows)], (clean, keep)
-    predict = prepare_latent_decoder(unet, conditions, [s.timestep for s in steps], hidden)
-
-    def noise_in(x: torch.Tensor, i: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The guided noise prediction at step ``i``'s timestep, and the conditional variance."""
-        seen = torch.cat([torch.cat([x] * rows), *beside], dim=1)
-        out = predict(seen.to(dtype), i).float()
-        eps, variance = out[:, : shape[0]], out[-count:, shape[0] :]
-        if guided:
-            unconditional, conditional = eps.chunk(2)
-            eps = guide(unconditional, conditional, guidance_scale)
-        return eps, variance
-
+        x = add_noise(spread(start.clean, count, "start").to(device, torch.float32), first)
+    known = None if canvas.known is None else canvas.known.spread(count, device)
+    noise_in = _predictor(unet, sides, known, steps, sampling, guidance_scale)
     past: list[torch.Tensor] = []
     for i, step in enumerate(steps):
         eps, variance = noise_in(x, i)
@@ -190,19 +190,14 @@ def sample_latents(
             eps = (eps + after) / 2 if i == 0 else multistep_noise(past)
         x0 = predict_latent(schedule, step, x, eps, known)
         if schedule.ancestral:
-            noise = None if step.last else randn(shape, generators, device)
-            x = previous_sample(step, x, x0, noise, variance if schedule.learned_range else None)
+            fresh = None if step.last else noise.normal(shape, device)
+            x = previous_sample(step, x, x0, fresh, variance if schedule.learned_range else None)
         else:
             x = denoised(step, x0, eps)
-        if kept is not None and kept.blend:
-            # Noised as far as the next step expects, and at the end not at all.
-            back = clean
-            if i + 1 < len(steps):
-                back = steps[i + 1].sqrt_alpha * clean + steps[i + 1].sqrt_beta * first
-            x = keep * back + (1 - keep) * x
-        if callback is not None:
-            callback(i + 1, len(steps), x0)
-    return refuse_nan(x, "decoder", dtype)
+        if known is not None and known.blend:
+            x = known.put_back(x, first, steps[i + 1] if i + 1 < len(steps) else None)
+        sampling.tell(i + 1, len(steps), x0)
+    return refuse_nan(x, "decoder", sampling.dtype)
 
 
 @torch.no_grad()
@@ -229,7 +224,7 @@ def sample_from_sigmas(
     """
     for i, step in enumerate(ancestral_steps(sigmas)):
         x0, variance = denoise(x, sigmas[i])
-        x0 = press(schedule, x0)
+        x0 = threshold(schedule, x0)
         if callback is not None:
             callback(i, x0, x)
         scaled = x / (1 + sigmas[i] ** 2) ** 0.5
@@ -238,26 +233,102 @@ def sample_from_sigmas(
     return x
 
 
-def _check_mode(unet: nn.Module, kept: Kept | None, hint: torch.Tensor | None) -> None:
-    """Refuse a decoder of another mode than the inputs.
+def predict_latent(
+    schedule: LatentSchedule,
+    step: Step,
+    x: torch.Tensor,
+    eps: torch.Tensor,
+    known: Known | None = None,
+) -> torch.Tensor:
+    """The clean latent ``[B, ...]`` that the predicted noise implies at ``x``, in its range as
+    published; ``known``: see :func:`threshold`."""
+    return threshold(schedule, (x - step.sqrt_beta * eps) / step.sqrt_alpha, known)
+
+
+def threshold(
+    schedule: LatentSchedule,
+    x0: torch.Tensor,
+    known: Known | None = None,
+) -> torch.Tensor:
+    """Clean latents ``[B, ...]`` in their range: dynamically thresholded, or clamped.
+
+    Args:
+        known: latents of the same shape, put in where the schedule says so.
+    """
+    if schedule.clip_first and schedule.clip_range is not None:
+        x0 = x0.clamp(-schedule.clip_range, schedule.clip_range)
+    if known is not None and schedule.known_in_x0:
+        x0 = x0 * (1 - known.mask) + known.latents * known.mask
+    if schedule.thresholding:
+        limit = torch.quantile(x0.flatten(1).abs(), schedule.ratio, dim=1)
+        limit = limit.clamp(1, schedule.largest).view(-1, *[1] * (x0.ndim - 1))
+        return x0.clamp(-limit, limit) / limit
+    if schedule.clip_range is None:
+        return x0
+    return x0.clamp(-schedule.clip_range, schedule.clip_range)
+
+
+def _predictor(
+    unet: nn.Module,
+    sides: Sequence[tuple[str, Condition]],
+    known: Known | None,
+    steps: Sequence[Step],
+    sampling: Sampling,
+    guidance_scale: float,
+) -> Callable[[torch.Tensor, int], tuple[torch.Tensor, torch.Tensor]]:
+    """``(x, i)`` → the guided noise prediction at step i's timestep, and the conditional variance.
+    Two ``sides`` are guided."""
+    count, device, dtype = len(sampling.noise), sampling.device, sampling.dtype
+    channels = unet.config.out_channels // 2
+    told = join(sides, lambda part, name: spread(part, count, name).to(device, dtype))
+    beside = []
+    if known is not None:
+        beside = [torch.cat([p] * len(sides)) for p in (known.latents * known.mask, known.mask)]
+    times = [step.timestep for step in steps]
+    predict = prepare_latent_decoder(unet, told.added(), times, told.text_hidden)
+
+    def noise_in(x: torch.Tensor, i: int) -> tuple[torch.Tensor, torch.Tensor]:
+        seen = torch.cat([torch.cat([x] * len(sides)), *beside], dim=1)
+        out = predict(seen.to(dtype), i).float()
+        eps, variance = out[:, :channels], out[-count:, channels:]
+        if len(sides) == 2:
+            unconditional, conditional = eps.chunk(2)
+            eps = guide(unconditional, conditional, guidance_scale)
+        return eps, variance
+
+    return noise_in
+
+
+def _check(
+    unet: nn.Module, sides: Sequence[tuple[str, Condition]], canvas: Canvas, count: int
+) -> None:
+    """Refuse a decoder that reads something else, and rows that do not divide into ``count``.
 
     Raises:
-        EdgeError: names both.
+        EdgeError: says what it reads.
     """
-    mode = mode_of(unet)
-    wanted = "inpainting" if kept is not None else "depth" if hint is not None else "text-to-image"
-    if mode != wanted:
-        raise EdgeError(
-            f"'model' is a {mode} decoder, but this node needs one for {wanted}; load"
-            f" {_FOLDERS[wanted]} with 'Load Decoder (Kandinsky)'"
-        )
+    mode, reads_text = mode_of(unet), unet.config.encoder_hid_dim_type == "text_image_proj"
+    for name, side in sides:
+        spread(side.image_embeds, count, f"{name}.image_embeds")
+        wanted = mode_for(canvas.known is not None, side.hint is not None)
+        if mode != wanted:
+            raise EdgeError(
+                f"'unet' is a decoder for {mode}, but '{name}' and 'canvas' for {wanted}"
+            )
+        if reads_text and (side.text_hidden is None or side.text_pooled is None):
+            raise EdgeError(
+                f"'{name}' has no text, but 'unet' is a decoder of Kandinsky 2.1, which reads the"
+                " prompt too, as its mCLIP encodes it"
+            )
+        if not reads_text and side.text_hidden is not None:
+            raise EdgeError(
+                f"'{name}' has a text, but 'unet' is a decoder of Kandinsky 2.2, which reads none"
+            )
 
 
-_FOLDERS = {
-    "text-to-image": "kandinsky-2-2-decoder",
-    "inpainting": "kandinsky-2-2-decoder-inpaint",
-    "depth": "kandinsky-2-2-controlnet-depth",
-}
+def mode_for(inpaint: bool, depth: bool) -> str:
+    """What a decoder must be for, see :func:`mode_of`."""
+    return "inpainting" if inpaint else "depth" if depth else "text-to-image"
 
 
 def mode_of(unet: nn.Module) -> str:
@@ -268,8 +339,11 @@ def mode_of(unet: nn.Module) -> str:
     )
 
 
-def check_places(unet: nn.Module, size: tuple[int, int]) -> None:
+def check_places(unet: nn.Module, size: tuple[int, int], name: str = "size") -> None:
     """Refuse latents whose height or width a decoder cannot halve evenly as often as it does.
+
+    Args:
+        name: of what has this size, for messages.
 
     Raises:
         EdgeError: says which sizes fit.
@@ -279,6 +353,6 @@ def check_places(unet: nn.Module, size: tuple[int, int]) -> None:
         height, width = 8 * size[0], 8 * size[1]
         fits = [8 * halved * -(-side // (8 * halved)) for side in (width, height)]
         raise EdgeError(
-            f"'latent_image' is of {width}×{height} pixels, but this decoder's sides must be"
-            f" multiples of {8 * halved}; make it of {fits[0]}×{fits[1]}, as the Kandinsky nodes do"
+            f"'{name}' is of {width}×{height} pixels, but this decoder's sides must be multiples of"
+            f" {8 * halved}; make it of {fits[0]}×{fits[1]}"
         )

@@ -5,23 +5,19 @@ Source: unCLIP (Ramesh et al. 2022) and Karlo v1-alpha as diffusers' ``UnCLIPPip
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 
 from ..edges import EdgeError, TextEncoding
-from ..networks.karlo import UnCLIPDecoder, UnCLIPUpscaler
-from ..networks.unet import prepare_decoder, prepare_upscaler
+from ..networks.karlo import (
+    UnCLIPDecoder,
+    UnCLIPUpscaler,
+    prepare_decoder,
+    prepare_upscaler,
+)
 from .parts.guidance import guide, is_guided, refuse_nan, spread, spread_text
-from .parts.noise import randn
+from .parts.sampling import Sampling
 from .parts.schedule import UnCLIPSchedule, predict_x0, previous_sample
-
-
-def decoder_numbers_drawn(network: UnCLIPDecoder, num_inference_steps: int) -> int:
-    """Random numbers per image that :func:`sample_decoder` draws."""
-    config = network.unet.config
-    return config.in_channels * config.sample_size**2 * num_inference_steps
 
 
 @torch.no_grad()
@@ -31,13 +27,8 @@ def sample_decoder(
     image_embeds: torch.Tensor,
     text: TextEncoding,
     negative: TextEncoding | None,
-    *,
-    num_inference_steps: int = 25,
+    sampling: Sampling,
     guidance_scale: float = 8.0,
-    generators: list[torch.Generator],
-    device: torch.device,
-    dtype: torch.dtype,
-    callback: Callable[[int, int, torch.Tensor], None] | None = None,
 ) -> torch.Tensor:
     """Sample small pictures from image embeddings and their prompts.
 
@@ -48,10 +39,7 @@ def sample_decoder(
         network: U-Net and text projection.
         image_embeds: ``[R, D]``, unnormalised; text: R prompts, as many or others; negative:
             likewise, unused at ``guidance_scale`` ≤ 1.
-        generators: one per picture, B in all, a multiple of every R; the copies of a row are
-            neighbours.
-        device, dtype: where and in what the network runs. The state stays fp32.
-        callback: called with (step from 1, steps, x0 ``[B, 3, S, S]``) after each step; may raise.
+        sampling: its callback sees x0 ``[B, 3, S, S]``.
 
     Returns:
         ``[B, 3, S, S]`` in [-1, 1], fp32.
@@ -59,10 +47,11 @@ def sample_decoder(
     Raises:
         EdgeError: steps outside 2..1000, rows that do not divide into B, no finite result.
     """
-    steps = schedule.steps(num_inference_steps)
-    count = len(generators)
+    steps = schedule.steps(sampling.num_inference_steps)
+    noise, device, dtype = sampling.noise, sampling.device, sampling.dtype
+    count = len(noise)
     embeds = [spread(image_embeds, count, "image_embeds")]
-    texts = [spread_text(text, count, "positive")]
+    texts = [spread_text(text, count, "text")]
     guided = is_guided(guidance_scale, negative)
     if guided and negative is not None:
         embeds.insert(0, network.text_proj.unconditional(count))
@@ -80,7 +69,7 @@ def sample_decoder(
         network.unet, context[:, used], labels, mask[:, used], [step.timestep for step in steps]
     )
     channels, size = network.unet.config.in_channels, network.unet.config.sample_size
-    x = randn((channels, size, size), generators, device)
+    x = noise.normal((channels, size, size), device)
     for i, step in enumerate(steps):
         out = predict(torch.cat([x] * len(texts)).to(dtype), i).float()
         eps, variance = out[:, :channels], out[-count:, channels:]
@@ -88,11 +77,10 @@ def sample_decoder(
             unconditional, conditional = eps.chunk(2)
             eps = guide(unconditional, conditional, guidance_scale)
         x0 = predict_x0(schedule, step, x, eps)
-        noise = None if step.last else randn((channels, size, size), generators, device)
+        fresh = None if step.last else noise.normal((channels, size, size), device)
         learned = variance if schedule.variance == "learned_range" else None
-        x = previous_sample(step, x, x0, noise, learned)
-        if callback is not None:
-            callback(i + 1, len(steps), x0)
+        x = previous_sample(step, x, x0, fresh, learned)
+        sampling.tell(i + 1, len(steps), x0)
     return refuse_nan(x.clamp(-1, 1), "decoder", dtype)
 
 
@@ -101,31 +89,25 @@ def upscale(
     network: UnCLIPUpscaler,
     schedule: UnCLIPSchedule,
     image: torch.Tensor,
-    *,
-    num_inference_steps: int = 7,
-    generators: list[torch.Generator],
-    device: torch.device,
-    dtype: torch.dtype,
-    callback: Callable[[int, int, torch.Tensor], None] | None = None,
+    sampling: Sampling,
 ) -> torch.Tensor:
     """Super-resolution by diffusion; the fine-tuned network takes the last step.
 
     Args:
         network: the two U-Nets, which see the noisy picture beside the enlarged small one.
         image: ``[B, 3, s, s]`` in [-1, 1].
-        generators: one per picture.
-        callback: called with (step from 1, steps, x0 ``[B, 3, S, S]``) after each step; may raise.
+        sampling: of as many images; its callback sees x0 ``[B, 3, S, S]``.
 
     Returns:
         ``[B, 3, S, S]`` in [-1, 1], fp32.
 
     Raises:
-        EdgeError: steps outside 2..1000, another number of generators than pictures, no finite
-            result.
+        EdgeError: steps outside 2..1000, noise of another number of images, no finite result.
     """
-    steps = schedule.steps(num_inference_steps)
-    if len(generators) != len(image):
-        raise EdgeError(f"{len(image)} pictures need as many generators, not {len(generators)}")
+    steps = schedule.steps(sampling.num_inference_steps)
+    noise, device, dtype = sampling.noise, sampling.device, sampling.dtype
+    if len(noise) != len(image):
+        raise EdgeError(f"'image' has {len(image)} pictures, but the noise is of {len(noise)}")
     size = network.first.config.sample_size
     # Antialias as published, although it enlarges: it moves pixels by up to 0.05. On the CPU,
     # because not every device has it.
@@ -140,13 +122,12 @@ def upscale(
     predict_first = prepare_upscaler(network.first, timesteps[:-1])
     predict_last = prepare_upscaler(network.last, timesteps[-1:])
     channels = image.shape[1]
-    x = randn((channels, size, size), generators, device)
+    x = noise.normal((channels, size, size), device)
     for i, step in enumerate(steps):
         both = torch.cat([x, large], dim=1).to(dtype)
         eps = (predict_last(both, 0) if step.last else predict_first(both, i)).float()
         x0 = predict_x0(schedule, step, x, eps)
-        noise = None if step.last else randn((channels, size, size), generators, device)
-        x = previous_sample(step, x, x0, noise)
-        if callback is not None:
-            callback(i + 1, len(steps), x0)
+        fresh = None if step.last else noise.normal((channels, size, size), device)
+        x = previous_sample(step, x, x0, fresh)
+        sampling.tell(i + 1, len(steps), x0)
     return refuse_nan(x.clamp(-1, 1), "upscaler", dtype)

@@ -18,9 +18,9 @@ import torch
 from torch import nn
 
 from ..edges import EdgeError, SDXLText
-from .parts.guidance import guide, refuse_nan, spread
-from .parts.noise import randn
-from .parts.schedule import check_constants
+from .parts.guidance import guide, is_guided, refuse_nan, spread
+from .parts.sampling import Sampling
+from .parts.schedule import check_constants, linear_alphas_cumprod
 
 LATENT_SCALE = 0.13025
 """What SDXL's U-Nets multiply the VAE's latents by, so that they vary by about one."""
@@ -38,7 +38,7 @@ Prepare = Callable[
     Callable[[torch.Tensor, int], torch.Tensor],
 ]
 """``(hidden [R, L, W], pooled [R, D], time_ids [R, 6], timesteps) -> predict(x, step index)``, as
-``networks.unet.prepare_sdxl``."""
+``networks.koala.prepare_sdxl``."""
 
 
 FIXED: dict[str, tuple[Any, Any]] = {
@@ -95,22 +95,22 @@ class EulerSchedule:
             num_train_timesteps=int(config.get("num_train_timesteps", 1000)),
         )
 
-    def levels(self) -> np.ndarray:
+    def sigmas(self) -> np.ndarray:
         """Noise over signal at every training timestep, float32, ascending."""
-        start, end = self.beta_start**0.5, self.beta_end**0.5
-        betas = torch.linspace(start, end, self.num_train_timesteps, dtype=torch.float32) ** 2
-        products = torch.cumprod(1 - betas, dim=0)
+        products = linear_alphas_cumprod(
+            self.beta_start, self.beta_end, self.num_train_timesteps, scaled=True
+        )
         return (((1 - products) / products) ** 0.5).numpy()
 
-    def steps(self, count: int) -> tuple[list[float], list[float]]:
-        """The timesteps, descending, and their noise levels with a 0 behind.
+    def steps(self, num_inference_steps: int) -> tuple[list[float], list[float]]:
+        """The timesteps, descending, and their sigmas with a 0 behind.
 
         Raises:
             EdgeError: as many steps as this schedule does not have.
         """
-        total = self.num_train_timesteps
+        total, count = self.num_train_timesteps, num_inference_steps
         if not 1 <= count <= total:
-            raise EdgeError(f"'steps' is {count}; this sampler takes 1 to {total}")
+            raise EdgeError(f"'num_inference_steps' is {count}; this sampler takes 1 to {total}")
         times: np.ndarray
         if self.spacing == "leading":
             times = np.arange(count)[::-1] * (total // count) + self.offset
@@ -119,8 +119,7 @@ class EulerSchedule:
         else:
             times = np.linspace(0, total - 1, count)[::-1]
         times = times.astype(np.float32)
-        levels = self.levels()
-        sigmas = np.interp(times, np.arange(total), levels).astype(np.float32)
+        sigmas = np.interp(times, np.arange(total), self.sigmas()).astype(np.float32)
         return times.tolist(), [*sigmas.tolist(), 0.0]
 
 
@@ -146,14 +145,9 @@ def sample_koala(
     schedule: EulerSchedule,
     text: SDXLText,
     negative: SDXLText | None,
-    *,
     size: tuple[int, int],
-    num_inference_steps: int = 25,
+    sampling: Sampling,
     guidance_scale: float = 7.5,
-    generators: list[torch.Generator],
-    device: torch.device,
-    dtype: torch.dtype,
-    callback: Callable[[int, int, torch.Tensor], None] | None = None,
 ) -> torch.Tensor:
     """Sample latents from a prompt.
 
@@ -162,10 +156,7 @@ def sample_koala(
         text: R rows; negative: as many or others; ``None`` is the published negative where no
             prompt was given, zeros. Unused at ``guidance_scale`` ≤ 1.
         size: height and width of the latents.
-        generators: one per picture, B in all, a multiple of every R; the copies of a row are
-            neighbours.
-        device, dtype: where and in what the network runs. The state stays fp32.
-        callback: called with (step from 1, steps, x0 ``[B, 4, h, w]``) after each step; may raise.
+        sampling: its callback sees x0 ``[B, 4, h, w]``.
 
     Returns:
         Latents as the VAE makes them ``[B, 4, h, w]``, fp32: divided by :data:`LATENT_SCALE`.
@@ -173,14 +164,12 @@ def sample_koala(
     Raises:
         EdgeError: steps or guidance out of range, rows that do not divide into B, no finite result.
     """
-    count, guided = len(generators), guidance_scale > 1
-    if not math.isfinite(guidance_scale):
-        raise EdgeError(f"'cfg' is {guidance_scale}; guidance needs a finite number")
-    texts = [text]
-    if guided:
-        texts.insert(0, _nothing(text) if negative is None else negative)
+    device, dtype, count = sampling.device, sampling.dtype, len(sampling.noise)
+    negative = _nothing(text) if negative is None else negative
+    guided = is_guided(guidance_scale, negative)
+    texts = [negative, text] if guided else [text]
     own = torch.tensor([[FACTOR * size[0], FACTOR * size[1], 0, 0] + [FACTOR * s for s in size]])
-    names = ("negative", "positive")[-len(texts) :]
+    names = ("negative", "text")[-len(texts) :]
     hidden, pooled = (
         [spread(getattr(t, part), count, n) for n, t in zip(names, texts, strict=True)]
         for part in ("hidden", "pooled")
@@ -189,7 +178,7 @@ def sample_koala(
         spread(own if t.time_ids is None else t.time_ids, count, name)
         for name, t in zip(names, texts, strict=True)
     ]
-    times, sigmas = schedule.steps(num_inference_steps)
+    times, sigmas = schedule.steps(sampling.num_inference_steps)
     # Prompts of several lengths, as ComfyUI's chunks of 77 tokens make them, run one by one.
     sides = list(zip(hidden, pooled, sizes, strict=True))
     if len({part.shape[1] for part in hidden}) == 1:
@@ -200,7 +189,7 @@ def sample_koala(
     ]
     # Published for "leading": the start is scaled as if signal were beside the noise.
     first = math.sqrt(sigmas[0] ** 2 + 1) if schedule.spacing == "leading" else sigmas[0]
-    x = randn((CHANNELS, *size), generators, device) * first
+    x = sampling.noise.normal((CHANNELS, *size), device) * first
     for i, (sigma, following) in enumerate(itertools.pairwise(sigmas)):
         scaled = x / (sigma**2 + 1) ** 0.5
         seen = torch.cat([scaled] * (len(texts) // len(runs))).to(dtype)
@@ -208,8 +197,7 @@ def sample_koala(
         if guided:
             unconditional, conditional = eps.chunk(2)
             eps = guide(unconditional, conditional, guidance_scale)
-        if callback is not None:
-            callback(i + 1, len(times), (x - sigma * eps) / LATENT_SCALE)
+        sampling.tell(i + 1, len(times), (x - sigma * eps) / LATENT_SCALE)
         x = x + eps * (following - sigma)
     return refuse_nan(x, "U-Net", dtype) / LATENT_SCALE
 

@@ -9,41 +9,66 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..edges import EdgeError
-from ..networks.graphs import Steps
 from ..networks.mindalle import ARConfig, ARTransformer, Cache, Prefix, lay_out, prefill
+from ..networks.mindalle_graphs import Steps
 from .parts.chunks import in_chunks
 from .parts.guidance import refuse_nan
 from .parts.noise import ExponentialNoise
-
-Callback = Callable[[int, int, Tensor], None]
-Choose = Callable[[Tensor, Callable[[], Tensor]], Tensor]
+from .parts.sampling import Sampling
 
 _STAGE = "autoregressive transformer"
 # Positions whose logits are held at a time where all are known: 16 MB of them as published.
 _SCORED = 256
 
 
+@dataclass(frozen=True)
+class Draw(Sampling):
+    """How candidates are drawn, B in all.
+
+    Attributes:
+        callback: called with (tokens done, tokens in all, tokens so far ``[b, done]`` on
+            ``device``) after each token of a chunk of b candidates; counts anew for each chunk;
+            may raise.
+        top_k: draw from the k likeliest tokens, and those that tie with the k-th; 0 for all.
+        top_p: then from the likeliest that together reach p, with the one that crosses it;
+            0 < p ≤ 1, and 1 for all.
+        temperature: divides the logits; 0 takes the likeliest token and draws nothing.
+        chunk: candidates at once, all of them by default. Halved where memory runs out.
+        compiled: run the blocks by torch.compile, which needs a compiler and a minute at first.
+    """
+
+    top_k: int = 256
+    top_p: float = 1.0
+    temperature: float = 1.0
+    chunk: int | None = None
+    compiled: bool = False
+
+    def __post_init__(self) -> None:
+        """Raise :class:`EdgeError` for options out of range."""
+        if self.top_k < 0:
+            raise EdgeError(f"'top_k' is {self.top_k}; use 1 or more, or 0 to draw from all tokens")
+        if not 0 < self.top_p <= 1:
+            raise EdgeError(
+                f"'top_p' is {self.top_p}; it must be above 0 and at most 1, and 1 draws from all"
+                " tokens"
+            )
+        if not (self.temperature == 0 or 1e-4 <= self.temperature < math.inf):
+            raise EdgeError(
+                f"'temperature' is {self.temperature}; use 0.0001 or more, or 0 for the likeliest"
+                " token"
+            )
+        _check_chunk(self.chunk, len(self.noise))
+
+
 @torch.no_grad()
 def sample_tokens(
-    network: ARTransformer,
-    context: Tensor | None,
-    *,
-    generators: list[torch.Generator],
-    top_k: int = 256,
-    top_p: float = 1.0,
-    temperature: float = 1.0,
-    kept: Tensor | None = None,
-    device: torch.device,
-    dtype: torch.dtype,
-    callback: Callback | None = None,
-    chunk: int | None = None,
-    compiled: bool = False,
+    network: ARTransformer, context: Tensor | None, draw: Draw, leading: Tensor | None = None
 ) -> Tensor:
     """Sample the image tokens of candidates for one context.
 
@@ -52,56 +77,41 @@ def sample_tokens(
     Args:
         context: the prompt's tokens ``[1, text_tokens]``, a class ``[1, 1]``, or None for an
             unconditional model.
-        generators: one CPU generator per candidate, B in all.
-        top_k: draw from the k likeliest tokens, and those that tie with the k-th; 0 for all.
-        top_p: then from the likeliest that together reach p, with the one that crosses it;
-            0 < p ≤ 1, and 1 for all.
-        temperature: divides the logits; 0 takes the likeliest token and draws nothing.
-        kept: the first n image tokens, ``[1, n]`` or ``[B, n]``: exact completion.
-        device, dtype: where the network is and what it computes in. Probabilities are fp32.
-        callback: called with (tokens done, tokens in all, tokens so far ``[b, done]`` on
-            ``device``) after each token of a chunk of b candidates; counts anew for each chunk;
-            may raise.
-        chunk: candidates at once, all of them by default. Halved where memory runs out.
-        compiled: run the blocks by torch.compile, which needs a compiler and a minute at first.
+        draw: of B candidates. Probabilities are fp32 whatever the network computes in.
+        leading: the first n image tokens, ``[1, n]`` or ``[B, n]``: exact completion.
 
     Returns:
         ``[B, image_tokens]`` on the CPU.
 
     Raises:
-        EdgeError: options out of range, context or kept tokens of another model, no finite logits.
+        EdgeError: context or leading tokens of another model, no finite logits.
         torch.cuda.OutOfMemoryError: memory does not even suffice for one candidate.
     """
-    choose = _chooser(top_k, top_p, temperature)
-    count, total = len(generators), network.config.image_tokens
-    context = _check_context(network, context, device)
+    count, total = len(draw.noise), network.config.image_tokens
+    context = _check_context(network, context, draw.device)
     lead = 0
     given = torch.zeros(1, total, dtype=torch.long)
-    if kept is not None:
-        _check_tokens(network, kept, "image")
-        if len(kept) not in (1, count):
+    if leading is not None:
+        _check_tokens(network, leading, "leading")
+        if len(leading) not in (1, count):
             raise EdgeError(
-                f"'image' holds {len(kept)} pictures for {count} candidates; wire one picture, or"
-                " one for each candidate"
+                f"'leading' holds {len(leading)} pictures for {count} candidates; give one picture,"
+                " or one for each candidate"
             )
-        lead = kept.shape[1]
-        given = torch.cat([kept.cpu(), given.expand(len(kept), -1)[:, lead:]], dim=1)
-    given = given.to(device)
+        lead = leading.shape[1]
+        given = torch.cat([leading.cpu(), given.expand(len(leading), -1)[:, lead:]], dim=1)
+    given = given.to(draw.device)
     shared = given[:, :lead] if lead and len(given) == 1 else None
     known = [i < lead for i in range(total)]
-    _check_chunk(chunk, count)
     if lead == total:
         return given.expand(count, -1).cpu()
-    prefix = prefill(network, context, shared, dtype)
+    prefix = prefill(network, context, shared, draw.dtype)
 
     def work(rows: slice) -> Tensor:
         part = given.expand(count, -1)[rows]
-        tokens, _ = _sample_rows(
-            network, prefix, part, known, generators[rows], choose, dtype, callback, compiled
-        )
-        return tokens
+        return _sample_rows(network, prefix, part, known, draw, rows)[0]
 
-    return torch.cat(in_chunks(work, count, chunk, generators)).cpu()
+    return torch.cat(in_chunks(work, count, draw.chunk, draw.noise.generators)).cpu()
 
 
 @torch.no_grad()
@@ -110,16 +120,7 @@ def complete_by_likelihood(
     context: Tensor | None,
     tokens: Tensor,
     known: Tensor,
-    *,
-    generators: list[torch.Generator],
-    top_k: int = 256,
-    top_p: float = 1.0,
-    temperature: float = 1.0,
-    device: torch.device,
-    dtype: torch.dtype,
-    callback: Callback | None = None,
-    chunk: int | None = None,
-    compiled: bool = False,
+    draw: Draw,
 ) -> tuple[Tensor, Tensor]:
     """Candidates for any set of unknown tokens, weighted by how well they explain the known ones.
 
@@ -129,12 +130,12 @@ def complete_by_likelihood(
     N candidates is taken or one is drawn by weight. With ``top_k`` 0, ``top_p`` 1 and
     ``temperature`` 1 it becomes exact as N grows; cut or tempered draws are biased towards likely
     tokens. Where no known token stands after an unknown one, all weights are 0 and the completion
-    is exact, as :func:`sample_tokens` with ``kept``.
+    is exact, as :func:`sample_tokens` with ``leading``.
 
     Args:
         tokens: ``[image_tokens]``; what stands at unknown places does not matter.
         known: ``[image_tokens]`` bool.
-        Others: as in :func:`sample_tokens`.
+        context, draw: as in :func:`sample_tokens`.
 
     Returns:
         Tokens ``[B, image_tokens]`` and log weights ``[B]``, fp32, on the CPU: the sum of
@@ -145,31 +146,27 @@ def complete_by_likelihood(
         EdgeError: as :func:`sample_tokens`; tokens or mask of another length.
         torch.cuda.OutOfMemoryError: memory does not even suffice for one candidate.
     """
-    choose = _chooser(top_k, top_p, temperature)
-    count, total = len(generators), network.config.image_tokens
-    context = _check_context(network, context, device)
+    count, total = len(draw.noise), network.config.image_tokens
+    context = _check_context(network, context, draw.device)
     if tokens.shape != (total,) or known.shape != (total,):
         raise EdgeError(
             f"the picture has {tokens.numel()} tokens and its mask {known.numel()}, but this"
             f" transformer writes {total}; encode a picture of the size it was made for"
         )
-    _check_chunk(chunk, count)
     mask = known.bool().tolist()
     given = torch.where(known.cpu().bool(), tokens.cpu(), 0)[None]
     _check_tokens(network, given, "tokens")
-    given = given.to(device)
+    given = given.to(draw.device)
     if all(mask):
         return given.expand(count, -1).cpu(), torch.zeros(count)
     lead = mask.index(False)
-    prefix = prefill(network, context, given[:, :lead] if lead else None, dtype)
+    prefix = prefill(network, context, given[:, :lead] if lead else None, draw.dtype)
 
     def work(rows: slice) -> tuple[Tensor, Tensor]:
-        part = given.expand(count, -1)[rows]
-        return _sample_rows(
-            network, prefix, part, mask, generators[rows], choose, dtype, callback, compiled
-        )
+        return _sample_rows(network, prefix, given.expand(count, -1)[rows], mask, draw, rows)
 
-    found, weights = zip(*in_chunks(work, count, chunk, generators), strict=True)
+    parts = in_chunks(work, count, draw.chunk, draw.noise.generators)
+    found, weights = zip(*parts, strict=True)
     return torch.cat(found).cpu(), torch.cat(weights).cpu()
 
 
@@ -178,7 +175,6 @@ def log_likelihood(
     network: ARTransformer,
     context: Tensor | None,
     tokens: Tensor,
-    *,
     device: torch.device,
     dtype: torch.dtype,
     chunk: int | None = None,
@@ -231,13 +227,10 @@ def _sample_rows(
     prefix: Prefix,
     given: Tensor,
     known: list[bool],
-    generators: list[torch.Generator],
-    choose: Choose,
-    dtype: torch.dtype,
-    callback: Callback | None,
-    compiled: bool,
+    draw: Draw,
+    which: slice,
 ) -> tuple[Tensor, Tensor]:
-    """Some candidates at once: tokens ``[b, T]`` and log weights ``[b]`` of known tokens.
+    """``which`` candidates at once: tokens ``[b, T]`` and log weights ``[b]`` of known tokens.
 
     ``given`` ``[b, T]`` counts where ``known``; the leading known tokens that are not in the prefix
     are fed first and do not weigh.
@@ -246,8 +239,9 @@ def _sample_rows(
     tokens = given.clone()
     lay_out(network, rows, known.count(False))
     cache = Cache(network, prefix, rows, total - prefix.images)
-    step = Steps(network, cache, compiled=compiled)
-    noise = ExponentialNoise(generators, network.config.image_vocab, given.device)
+    step = Steps(network, cache, compiled=draw.compiled)
+    streams = draw.noise.generators[which]
+    noise = ExponentialNoise(streams, network.config.image_vocab, given.device)
     hidden = prefix.hidden.expand(rows, -1)
     start = known.index(False)
     if start > prefix.images:
@@ -255,7 +249,7 @@ def _sample_rows(
     weights = torch.zeros(rows, device=given.device)
     # Looked at here, where damaged weights show, and then only at the end: looking at a number
     # makes the processor wait for the device.
-    refuse_nan(hidden, _STAGE, dtype)
+    refuse_nan(hidden, _STAGE, draw.dtype)
     largest = torch.zeros((), device=given.device)
     while start < total:
         stop = start + 1
@@ -265,7 +259,7 @@ def _sample_rows(
         else:
             logits = network.logits(hidden).float()
             largest = torch.maximum(largest, logits.abs().amax())  # NaN stays NaN
-            tokens[:, start] = choose(logits, noise)
+            tokens[:, start] = _choose(logits, noise, draw)
         run = tokens[:, start:stop]
         # Nothing reads what the very last token predicts.
         fed = run if stop < total else run[:, :-1]
@@ -277,48 +271,27 @@ def _sample_rows(
             before = torch.cat([hidden[:, None], states], dim=1)[:, : stop - start]
             weights += _log_prob(network, before, run)
         hidden = states[:, -1]
-        if callback is not None:
-            callback(stop, total, tokens[:, :stop])
+        draw.tell(stop, total, tokens[:, :stop])
         start = stop
-    refuse_nan(largest + weights.sum(), _STAGE, dtype)
+    refuse_nan(largest + weights.sum(), _STAGE, draw.dtype)
     return tokens, weights
 
 
-def _chooser(top_k: int, top_p: float, temperature: float) -> Choose:
-    """How a token is chosen from logits, checked."""
-    if top_k < 0:
-        raise EdgeError(f"'top_k' is {top_k}; use 1 or more, or 0 to draw from all tokens")
-    if not 0 < top_p <= 1:
-        raise EdgeError(
-            f"'top_p' is {top_p}; it must be above 0 and at most 1, and 1 draws from all tokens"
-        )
-    if not (temperature == 0 or 1e-4 <= temperature < math.inf):
-        raise EdgeError(
-            f"'temperature' is {temperature}; use 0.0001 or more, or 0 for the likeliest token"
-        )
-    return partial(_choose, top_k=top_k, top_p=top_p, temperature=temperature)
-
-
-def _choose(
-    logits: Tensor,
-    noise: Callable[[], Tensor],
-    *,
-    top_k: int,
-    top_p: float,
-    temperature: float,
-) -> Tensor:
+def _choose(logits: Tensor, noise: Callable[[], Tensor], draw: Draw) -> Tensor:
     """A token ``[B]`` for each row of fp32 ``logits`` ``[B, V]``; ``noise`` is Exponential(1)."""
-    if temperature == 0:
+    if draw.temperature == 0:
         return logits.argmax(dim=-1)
-    logits = logits / temperature
-    if 0 < top_k < logits.shape[-1]:
-        least = logits.topk(top_k, sorted=False).values.amin(dim=-1, keepdim=True)
+    logits = logits / draw.temperature
+    if 0 < draw.top_k < logits.shape[-1]:
+        least = logits.topk(draw.top_k, sorted=False).values.amin(dim=-1, keepdim=True)
         logits = logits.masked_fill(logits < least, -math.inf)
     p = logits.softmax(dim=-1)
-    if top_p < 1:
+    if draw.top_p < 1:
         ordered, order = p.sort(dim=-1, descending=True)
         before = ordered.cumsum(dim=-1)[:, :-1]  # of a token: the sum down to its predecessor
-        out = torch.cat([torch.zeros_like(before[:, :1], dtype=torch.bool), before >= top_p], 1)
+        out = torch.cat(
+            [torch.zeros_like(before[:, :1], dtype=torch.bool), before >= draw.top_p], 1
+        )
         p = p.masked_fill(out.scatter(-1, order, out), 0.0)
         p = p / p.sum(dim=-1, keepdim=True)
     return (p / noise()).argmax(dim=-1)
@@ -350,8 +323,8 @@ def _check_context(
     if config.text_vocab is None and config.classes is None:
         if context is not None:
             raise EdgeError(
-                "this transformer is unconditional and reads neither prompt nor class; wire none,"
-                " or load the text-to-image or the class-conditional model"
+                "this transformer is unconditional and reads neither prompt nor class; give it"
+                " none, or load the text-to-image or the class-conditional model"
             )
         return None
     kind = "a class" if config.text_vocab is None else f"a prompt of {config.context} tokens"
@@ -359,7 +332,7 @@ def _check_context(
     if context is None or tuple(context.shape) != (1, config.context):
         got = "nothing" if context is None else f"ids of shape {list(context.shape)}"
         raise EdgeError(
-            f"this transformer reads {kind}, but got {got}; wire what belongs to this model"
+            f"this transformer reads {kind}, but got {got}; give it what belongs to this model"
         )
     low, high = int(context.min()), int(context.max())
     if low < 0 or high >= size:

@@ -42,7 +42,7 @@ def preprocess(
     if images.dim() != 4 or images.shape[-1] != 3 or 0 in images.shape:
         raise EdgeError(
             f"'images' has the shape {list(images.shape)}, but reranking needs RGB pictures"
-            " [B, H, W, 3]; wire an IMAGE without transparency"
+            " [B, H, W, 3] without transparency"
         )
     images = images.detach().float().cpu()
     if not bool(torch.isfinite(images).all()):
@@ -73,7 +73,7 @@ def rerank_scores(text_features: torch.Tensor, image_features: torch.Tensor) -> 
     if text_features.shape[1] != image_features.shape[1]:
         raise EdgeError(
             f"the prompt's embedding has {text_features.shape[1]} dimensions and the pictures'"
-            f" {image_features.shape[1]}; encode both with the two towers of one CLIP"
+            f" {image_features.shape[1]}; encode both with one CLIP"
         )
     scores = F.cosine_similarity(image_features.float(), text_features.float(), dim=-1)
     if not bool(torch.isfinite(scores).all()):

@@ -28,10 +28,10 @@ class PriorToDecoder:
 
     def paint(self, scenes: Sequence[Scene], seed: int) -> np.ndarray:
         """One picture a scene's prompt."""
-        from ..samplers.parts.noise import generators
+        from ..samplers.parts.noise import Noise
 
-        streams, prompts = generators(seed, len(scenes)), [scene.prompt for scene in scenes]
-        return self.decoder.decode(self.prior.embeds(prompts, streams), prompts, streams)
+        noise, prompts = Noise.seeded(seed, len(scenes)), [scene.prompt for scene in scenes]
+        return self.decoder.decode(self.prior.embeds(prompts, noise), prompts, noise)
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,11 @@ class PriorToKoala:
 
     def paint(self, scenes: Sequence[Scene], seed: int) -> np.ndarray:
         """One picture a scene's prompt."""
-        from ..samplers.parts.noise import generators
+        from ..samplers.parts.noise import Noise
 
         prompts = [scene.prompt for scene in scenes]
-        embeds = self.prior.embeds(prompts, generators(seed, len(scenes)))
-        return self.koala.decode(prompts, generators(seed, len(scenes)), pooled=embeds)
+        embeds = self.prior.embeds(prompts, Noise.seeded(seed, len(scenes)))
+        return self.koala.decode(prompts, Noise.seeded(seed, len(scenes)), pooled=embeds)
 
 
 @dataclass(frozen=True)
@@ -61,12 +61,13 @@ class PictureToPicture:
     def paint(self, scenes: Sequence[Scene], seed: int) -> np.ndarray:
         """One picture a scene's prompt."""
         from ..networks.kandinsky_movq import encode
-        from ..samplers.parts.noise import generators
+        from ..samplers.parts.noise import Noise
+        from ..samplers.parts.sampling import Start
 
-        streams, prompts = generators(seed, len(scenes)), [scene.prompt for scene in scenes]
+        noise, prompts = Noise.seeded(seed, len(scenes)), [scene.prompt for scene in scenes]
         start = encode(self.second.movq.network, _as_pictures(self.first.paint(scenes, seed)))
-        embeds = self.second.embeds(prompts, streams)
-        return self.second.decode(embeds, prompts, streams, start=start, strength=STRENGTH)
+        embeds = self.second.embeds(prompts, noise)
+        return self.second.decode(embeds, prompts, noise, start=Start(start, STRENGTH))
 
 
 @dataclass(frozen=True)
@@ -82,13 +83,13 @@ class BestToVariation:
         from ..loaders.files.catalogue import find_source
         from ..loaders.unclip import load_image_encoder
         from ..samplers.clip import encode_image
-        from ..samplers.parts.noise import generators
+        from ..samplers.parts.noise import Noise
 
         seen = load_image_encoder(find_source("shapes-karlo", "image_encoder", []))
         shown = torch.from_numpy(self.first.paint(scenes, seed)).float() / 255
         embeds = encode_image(seen.network, seen.preprocess(shown), **self.second.place)
         prompts = [scene.prompt for scene in scenes]
-        return self.second.decode(embeds, prompts, generators(seed, len(scenes)))
+        return self.second.decode(embeds, prompts, Noise.seeded(seed, len(scenes)))
 
 
 def _as_pictures(pixels: np.ndarray) -> torch.Tensor:

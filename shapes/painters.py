@@ -10,13 +10,18 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from .grammar import COLOURS, KINDS, SIZES, Scene
 from .pictures import draw
+
+if TYPE_CHECKING:
+    from ..samplers.kandinsky import Condition, Known
+    from ..samplers.parts.noise import Noise
+    from ..samplers.parts.sampling import Start
 
 _STAGES = ("text_encoder", "prior", "decoder", "upscaler")
 
@@ -45,22 +50,21 @@ class KarloPainter:
 
     def paint(self, scenes: Sequence[Scene], seed: int) -> np.ndarray:
         """One picture a scene's prompt: uint8 ``[B, 64, 64, 3]``."""
-        from ..samplers.parts.noise import generators
+        from ..samplers.parts.noise import Noise
 
         # One stream a picture runs through all stages, as in the published pipeline.
-        streams = generators(seed, len(scenes))
+        noise = Noise.seeded(seed, len(scenes))
         prompts = [scene.prompt for scene in scenes]
-        return self.decode(self.embeds(prompts, streams), prompts, streams)
+        return self.decode(self.embeds(prompts, noise), prompts, noise)
 
-    def embeds(self, prompts: Sequence[str], streams: list[torch.Generator]) -> torch.Tensor:
+    def embeds(self, prompts: Sequence[str], noise: Noise) -> torch.Tensor:
         """What the prior makes of the prompts ``[B, D]``."""
-        return _sampled(self, prompts, streams)
+        return _sampled(self, prompts, noise)
 
-    def decode(
-        self, embeds: torch.Tensor, prompts: Sequence[str], streams: list[torch.Generator]
-    ) -> np.ndarray:
+    def decode(self, embeds: torch.Tensor, prompts: Sequence[str], noise: Noise) -> np.ndarray:
         """Pictures of embeddings: uint8 ``[B, 64, 64, 3]``."""
         from ..samplers.karlo import sample_decoder, upscale
+        from ..samplers.parts.sampling import Sampling
 
         small = sample_decoder(
             self.decoder.network,
@@ -68,12 +72,10 @@ class KarloPainter:
             embeds,
             _encoded(self.text, prompts, self.place),
             _encoded(self.text, [""], self.place),
-            generators=streams,
-            **self.place,
+            Sampling(noise, **self.place, num_inference_steps=25),
         )
-        large = upscale(
-            self.upscaler.network, self.upscaler.schedule, small, generators=streams, **self.place
-        )
+        sampling = Sampling(noise, **self.place, num_inference_steps=7)
+        large = upscale(self.upscaler.network, self.upscaler.schedule, small, sampling)
         return _pixels(large)
 
 
@@ -85,8 +87,9 @@ def _encoded(loaded: Any, prompts: Sequence[str], place: dict[str, Any]) -> Any:
     return encode_text(loaded.network, ids, mask, loaded.space, **place)
 
 
-def _sampled(painter: Any, prompts: Sequence[str], streams: list[torch.Generator]) -> torch.Tensor:
+def _sampled(painter: Any, prompts: Sequence[str], noise: Noise) -> torch.Tensor:
     """What the prior of a painter makes of the prompts ``[B, D]``."""
+    from ..samplers.parts.sampling import Sampling
     from ..samplers.prior import sample_prior
 
     return sample_prior(
@@ -94,8 +97,7 @@ def _sampled(painter: Any, prompts: Sequence[str], streams: list[torch.Generator
         painter.prior.schedule,
         _encoded(painter.text, prompts, painter.place),
         _encoded(painter.text, [""], painter.place),
-        generators=streams,
-        **painter.place,
+        Sampling(noise, **painter.place, num_inference_steps=25),
     )
 
 
@@ -140,13 +142,13 @@ class MinDALLEPainter:
     def _candidates(self, prompt: str, seed: int) -> torch.Tensor:
         from ..loaders.mindalle import tokenize
         from ..networks.mindalle_vqgan import decode
-        from ..samplers.mindalle import sample_tokens
-        from ..samplers.parts.noise import generators
+        from ..samplers.mindalle import Draw, sample_tokens
+        from ..samplers.parts.noise import Noise
 
         network, config = self.transformer.network, self.transformer.config
         context = tokenize(self.transformer.tokenizer, [prompt], config.text_tokens).ids
-        streams = generators(seed, self.candidates)
-        tokens = sample_tokens(network, context, generators=streams, **self.place)
+        drawn = Draw(Noise.seeded(seed, self.candidates), **self.place)
+        tokens = sample_tokens(network, context, drawn)
         side = round(config.image_tokens**0.5)
         codes = tokens.view(-1, side, side).to(self.place["device"])
         return (decode(self.vqgan, codes) * 0.5 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
@@ -189,7 +191,7 @@ class KandinskyPainter:
         self.text = unclip.load_text_encoder(
             find_source("shapes-karlo", "text_encoder", []) if old else prior
         )
-        self.prior, self.zero = unclip.load_prior(prior), kandinsky.zero_image(prior)
+        self.prior, self.zero = unclip.load_prior(prior), unclip.stored_zero_image(prior)
         self.decoder = kandinsky.load_latent_decoder(source(mode, "kandinsky"))
         self.mclip = kandinsky.load_mclip(source(mode, "kandinsky")) if old else None
         self.movq = kandinsky.load_movq(source("decoder", "kandinsky"))
@@ -199,64 +201,71 @@ class KandinskyPainter:
 
     def paint(self, scenes: Sequence[Scene], seed: int) -> np.ndarray:
         """One picture a scene's prompt: uint8 ``[B, 64, 64, 3]``."""
-        from ..samplers.parts.noise import generators
+        from ..samplers.parts.noise import Noise
 
         # One stream a picture runs through both stages, as in the published pipelines.
-        streams = generators(seed, len(scenes))
+        noise = Noise.seeded(seed, len(scenes))
         prompts = [scene.prompt for scene in scenes]
-        extra: dict[str, Any] = {}
+        hint = known = None
         if self.mode == "depth":
-            extra["hint"] = torch.stack([_silhouette(scene, seed) for scene in scenes])
+            hint = torch.stack([_silhouette(scene, seed) for scene in scenes])
         elif self.mode == "inpaint":
-            extra["kept"] = self._kept(scenes, seed)
-        return self.decode(self.embeds(prompts, streams), prompts, streams, **extra)
+            known = self._known(scenes, seed)
+        embeds = self.embeds(prompts, noise)
+        return self.decode(embeds, prompts, noise, known=known, hint=hint)
 
     def decode(
         self,
         embeds: torch.Tensor,
         prompts: Sequence[str],
-        streams: list[torch.Generator],
-        **extra: Any,
+        noise: Noise,
+        start: Start | None = None,
+        known: Known | None = None,
+        hint: torch.Tensor | None = None,
     ) -> np.ndarray:
-        """Pictures of embeddings: uint8 ``[B, 64, 64, 3]``; ``extra`` is ``sample_latents``'."""
+        """Pictures of embeddings: uint8 ``[B, 64, 64, 3]``."""
         from ..networks.kandinsky_movq import decode
-        from ..samplers.kandinsky import sample_latents
+        from ..samplers.kandinsky import Canvas, sample_latents
+        from ..samplers.parts.sampling import Sampling
 
-        if self.mclip is not None:
-            for name, texts in (("text", prompts), ("negative_text", [""])):
-                encoded = _encoded(self.mclip, texts, self.place)
-                extra[name] = (encoded.hidden, encoded.pooled)
         latents = sample_latents(
             self.decoder.network,
             self.decoder.schedule,
-            embeds,
-            self.zero,
-            size=(8, 8),
-            generators=streams,
-            **extra,
-            **self.place,
+            self._condition(embeds, prompts, hint),
+            self._condition(self.zero, [""], hint),
+            Canvas((8, 8), start, known),
+            Sampling(noise, **self.place, num_inference_steps=100),
         )
-        if "kept" in extra:
-            kept = extra["kept"]
-            change = ((latents.cpu() - kept.latents.cpu()) * kept.keep.cpu()).abs().max()
+        if known is not None:
+            change = ((latents.cpu() - known.latents.cpu()) * known.mask.cpu()).abs().max()
             self.outside = max(self.outside, float(change))
         return _pixels(decode(self.movq.network, latents))
 
-    def embeds(self, prompts: Sequence[str], streams: list[torch.Generator]) -> torch.Tensor:
+    def embeds(self, prompts: Sequence[str], noise: Noise) -> torch.Tensor:
         """What the prior makes of the prompts ``[B, D]``."""
-        return _sampled(self, prompts, streams)
+        return _sampled(self, prompts, noise)
 
-    def _kept(self, scenes: Sequence[Scene], seed: int) -> Any:
+    def _condition(
+        self, embeds: torch.Tensor, prompts: Sequence[str], hint: torch.Tensor | None
+    ) -> Condition:
+        from ..samplers.kandinsky import Condition
+
+        if self.mclip is None:
+            return Condition(embeds, hint=hint)
+        encoded = _encoded(self.mclip, prompts, self.place)
+        return Condition(embeds, encoded.hidden, encoded.pooled)
+
+    def _known(self, scenes: Sequence[Scene], seed: int) -> Known:
         """Pictures of other scenes on the same backgrounds, and a box in the middle to repaint."""
         from ..networks.kandinsky_movq import encode
-        from ..samplers.kandinsky import Kept, keep_mask
+        from ..samplers.kandinsky import Known, known_mask
 
         before = [np.asarray(draw(_other(scene), seed)) for scene in scenes]
         pixels = torch.from_numpy(np.stack(before)).permute(0, 3, 1, 2).float() / 127.5 - 1
         mask = torch.zeros(1, 64, 64)
         mask[:, 12:52, 12:52] = 1
         latents = encode(self.movq.network, pixels.to(self.place["device"]))
-        return Kept(latents, keep_mask(mask, (8, 8)).expand(len(scenes), -1, -1, -1))
+        return Known(latents, known_mask(mask, (8, 8)).expand(len(scenes), -1, -1, -1))
 
 
 class KoalaPainter:
@@ -280,21 +289,22 @@ class KoalaPainter:
 
     def paint(self, scenes: Sequence[Scene], seed: int) -> np.ndarray:
         """One picture a scene's prompt: uint8 ``[B, 64, 64, 3]``."""
-        from ..samplers.parts.noise import generators
+        from ..samplers.parts.noise import Noise
 
-        return self.decode([scene.prompt for scene in scenes], generators(seed, len(scenes)))
+        return self.decode([scene.prompt for scene in scenes], Noise.seeded(seed, len(scenes)))
 
     def decode(
         self,
         prompts: Sequence[str],
-        streams: list[torch.Generator],
+        noise: Noise,
         pooled: torch.Tensor | None = None,
     ) -> np.ndarray:
         """Pictures of prompts: uint8 ``[B, 64, 64, 3]``; ``pooled`` ``[B, D]`` in the place of the
         prompts' own pooled embedding."""
+        from ..networks.koala import prepare_sdxl
         from ..networks.koala_vae import LatentKL
-        from ..networks.unet import prepare_sdxl
         from ..samplers.koala import sample_koala
+        from ..samplers.parts.sampling import Sampling
 
         text = self._encode(list(prompts))
         latents = sample_koala(
@@ -302,9 +312,8 @@ class KoalaPainter:
             self.unet.schedule,
             text if pooled is None else replace(text, pooled=pooled),
             self._encode([""]),
-            size=(8, 8),
-            generators=streams,
-            **self.place,
+            (8, 8),
+            Sampling(noise, **self.place, num_inference_steps=25),
         )
         return _pixels(LatentKL(self.vae.network).decode(latents))
 

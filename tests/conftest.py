@@ -1,10 +1,25 @@
-"""What is said at the end of every run of the tests."""
+"""What every test has, a cache folder that is nobody's; and what is said at the end of a run."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import pytest
+
+from prior_art.host.embedded.door import CACHE_VARIABLE
+
 from .host.finding import found_host
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where the embedded host keeps what it has computed, instead of in the user's folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("cache")
+        patch.setenv(CACHE_VARIABLE, str(folder))
+        yield folder / "prior_art"
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

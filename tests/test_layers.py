@@ -146,6 +146,18 @@ def test_the_doors_do_not_know_each_other():
     assert not wrong, "\n".join(wrong)
 
 
+@pytest.mark.parametrize("word", ["karlo", "kandinsky", "koala", "mindalle"])
+def test_a_system_is_named_where_it_lives(word):
+    """In files that bear its name, and in few others: the rooms' lists, the command."""
+    files = [
+        path.relative_to(ROOT).as_posix()
+        for name, path in MODULES.items()
+        if word in path.read_text(encoding="utf-8").lower()
+        if word not in name and not name.startswith("shapes")
+    ]
+    assert len(files) <= 4, files
+
+
 def test_what_a_user_installs_is_every_package_but_training_of_the_family():
     tomllib = pytest.importorskip("tomllib")  # Python 3.11
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))

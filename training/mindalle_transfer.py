@@ -30,6 +30,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from ..edges import UserError
 from ..loaders.files.catalogue import Source, find_source
 from ..loaders.files.checkpoint import CheckpointError
 from ..loaders.files.safe import Busy, locked, remove_left
@@ -46,8 +47,8 @@ from ..loaders.mindalle import (
 from ..loaders.mindalle_convert import write_safetensors
 from ..loaders.mindalle_vqgan import VQGAN
 from ..networks.mindalle import ARTransformer
-from .codes import TrainingError, coded, digest, find_pictures
-from .lora import add_lora, merge_lora
+from .mindalle_codes import coded, digest, find_pictures
+from .mindalle_lora import add_lora, merge_lora
 from .state import Unfinished, read_state, save_atomically
 
 WORK = ".training"
@@ -68,8 +69,8 @@ class Recipe:
 
     Attributes:
         kind: what the new transformer is conditioned on.
-        lora: rank of :mod:`.lora` in the blocks, whose other weights stay as they are; ``None``
-            tunes everything.
+        lora: rank of :mod:`.mindalle_lora` in the blocks, whose other weights stay as they are;
+            ``None`` tunes everything.
         epochs: passes over the pictures.
         batch: pictures a step; what is left of an epoch is dropped.
         rate: of AdamW at the start.
@@ -92,18 +93,18 @@ class Recipe:
     save_every: int = 100
 
     def check(self) -> None:
-        """Raises TrainingError, naming the option, if a value makes no sense."""
+        """Raises UserError, naming the option, if a value makes no sense."""
         for name in ("epochs", "batch", "micro_batch", "lora", "save_every"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 option = name.replace("_", "-")
-                raise TrainingError(f"--{option} {value}: give 1 or more, or leave it out")
+                raise UserError(f"--{option} {value}: give 1 or more, or leave it out")
         if not 0 < self.rate < math.inf:
-            raise TrainingError(f"--lr {self.rate}: give a number above 0, such as 1e-4")
+            raise UserError(f"--lr {self.rate}: give a number above 0, such as 1e-4")
         if not 0 <= self.val < 1:
-            raise TrainingError(f"--val {self.val}: give a share from 0 (no validation) to below 1")
+            raise UserError(f"--val {self.val}: give a share from 0 (no validation) to below 1")
         if not 0 <= self.seed < 2**64:
-            raise TrainingError(f"--seed {self.seed}: give 0 to {2**64 - 1}")
+            raise UserError(f"--seed {self.seed}: give 0 to {2**64 - 1}")
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,7 @@ def transfer(
         ``out``, which :func:`~..loaders.mindalle.load_transformer` reads.
 
     Raises:
-        TrainingError: pictures, options, or the output folder do not fit.
+        UserError: pictures, options, or the output folder do not fit.
         CheckpointError: the source cannot be read.
         Unfinished: ``stopped``.
     """
@@ -166,7 +167,7 @@ def transfer(
         with locked(out):
             return _transfer(source, images, out, recipe, device, stopped, warn, on_epoch)
     except Busy as error:
-        raise TrainingError(str(error)) from error
+        raise UserError(str(error)) from error
 
 
 def _transfer(
@@ -195,7 +196,7 @@ def _transfer(
     try:
         _train(network, data, recipe, work / "state.pt", identity, stopped, on_epoch)
     except torch.OutOfMemoryError as error:
-        raise TrainingError(
+        raise UserError(
             f"'{device}' has too little memory for {_micro_batch(network, recipe)} pictures at once"
             " (--micro-batch): give a smaller number, --lora, or --dtype bf16. The last saved state"
             " is kept"
@@ -247,7 +248,7 @@ def source_of(name: str, folders: Sequence[Path]) -> Source:
     """The source at the path ``name`` (a folder or an archive), or called so in model folders.
 
     Raises:
-        SourceError: neither; says what is there.
+        UserError: neither; says what is there.
     """
     path = Path(name)
     if path.exists():
@@ -257,16 +258,16 @@ def source_of(name: str, folders: Sequence[Path]) -> Source:
 
 def _check_out(out: Path) -> None:
     if out.exists() and not out.is_dir():
-        raise TrainingError(f"'{out}' is a file. Name a new folder for --out")
+        raise UserError(f"'{out}' is a file. Name a new folder for --out")
     if (out / CONFIG).exists() and (out / TRANSFORMER_FILES[0]).exists():
-        raise TrainingError(f"'{out}' holds a finished model already. Name a new folder for --out")
+        raise UserError(f"'{out}' holds a finished model already. Name a new folder for --out")
     if (out / WORK).is_symlink():
-        raise TrainingError(
+        raise UserError(
             f"'{out / WORK}' is a link to '{(out / WORK).resolve()}', where nothing is written."
             " Remove it, or name a new folder for --out"
         )
     if out.is_dir() and not (out / WORK).is_dir() and any(out.iterdir()):
-        raise TrainingError(
+        raise UserError(
             f"'{out}' exists and holds something else. Name a new folder for --out, or empty it"
         )
 
@@ -276,7 +277,7 @@ def _device(name: str) -> torch.device:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
         reason = str(error).strip().splitlines()[0][:160]
-        raise TrainingError(
+        raise UserError(
             f"--device {name} cannot be used ({reason}). Give cpu, or the name of a device that"
             " torch has here"
         ) from error
@@ -300,7 +301,7 @@ def _classes(names: Sequence[str], images: Path) -> tuple[str, ...]:
     classes = tuple(sorted({name.partition("/")[0] for name in names}))
     if len(classes) < 2:
         found = f"one class ('{classes[0]}')" if classes else "no sub-folder with pictures"
-        raise TrainingError(
+        raise UserError(
             f"'{images}' holds {found}. Put the pictures of each class into a sub-folder of its"
             " own, at least two, or give --kind unconditional"
         )
@@ -310,13 +311,13 @@ def _classes(names: Sequence[str], images: Path) -> tuple[str, ...]:
 def _check_source(loaded: LoadedTransformer, vqgan: VQGAN) -> None:
     if loaded.kind != "text":
         kind = {"class": "class-conditional"}.get(loaded.kind, loaded.kind)
-        raise TrainingError(
+        raise UserError(
             f"'{loaded.name}' is {kind}. Transfer starts from a text-conditional minDALL-E, such as"
             " the published 1.3B: name one for --source"
         )
     config = loaded.config
     if (vqgan.codes, vqgan.grid**2) != (config.image_vocab, config.image_tokens):
-        raise TrainingError(
+        raise UserError(
             f"'{vqgan.name}' makes {vqgan.grid}×{vqgan.grid} of {vqgan.codes} codes, but"
             f" '{loaded.name}' reads {config.image_tokens} of {config.image_vocab}: they come from"
             " different models. Copy both files from one model"
@@ -325,7 +326,7 @@ def _check_source(loaded: LoadedTransformer, vqgan: VQGAN) -> None:
 
 def _check_rank(recipe: Recipe, loaded: LoadedTransformer) -> None:
     if recipe.lora is not None and recipe.lora > loaded.config.width:
-        raise TrainingError(
+        raise UserError(
             f"--lora {recipe.lora} is more than the {loaded.config.width} that '{loaded.name}' is"
             " wide, so that nothing is saved by it. Give a smaller rank, such as 16"
         )
@@ -341,7 +342,7 @@ def _split(names: Sequence[str], codes: torch.Tensor, images: Path, recipe: Reci
     held = math.ceil(recipe.val * len(names))
     data = Data(codes, labels, classes, order[held:], order[:held])
     if len(data.train) < recipe.batch:
-        raise TrainingError(
+        raise UserError(
             f"'{images}' leaves {len(data.train)} pictures to train on (and {held} for validation),"
             f" fewer than a batch of {recipe.batch}. Give a smaller --batch and more --epochs, or"
             " more pictures"
@@ -368,6 +369,21 @@ def _identity(recipe: Recipe, data: Data, loaded: LoadedTransformer) -> dict[str
 # -- training ----------------------------------------------------------------------------------
 
 
+def _state(
+    step: int,
+    identity: dict[str, Any],
+    trained: dict[str, torch.nn.Parameter],
+    optimiser: torch.optim.Optimizer,
+) -> dict[str, Any]:
+    """What :func:`_resume` goes on from."""
+    return {
+        "step": step,
+        "identity": identity,
+        "weights": {name: p.detach() for name, p in trained.items()},
+        "optimiser": optimiser.state_dict(),
+    }
+
+
 def _train(
     network: ARTransformer,
     data: Data,
@@ -391,16 +407,9 @@ def _train(
 
     def save(step: int) -> None:
         nonlocal saved
-        if step == saved:
-            return
-        state = {
-            "step": step,
-            "identity": identity,
-            "weights": {name: p.detach() for name, p in trained.items()},
-            "optimiser": optimiser.state_dict(),
-        }
-        save_atomically(state, state_path)
-        saved = step
+        if step != saved:
+            save_atomically(_state(step, identity, trained, optimiser), state_path)
+            saved = step
 
     def pause(step: int) -> None:
         if stopped():
@@ -421,7 +430,7 @@ def _train(
                 loss += nats.item()
             if not math.isfinite(loss):
                 save(step)
-                raise TrainingError(
+                raise UserError(
                     f"the loss is {loss} at step {step}: --lr {recipe.rate} is too high for this"
                     " source and these pictures. Give a lower --lr and a new --out"
                 )
@@ -492,7 +501,7 @@ def _resume(
         state = read_state(path)
         known, weights = state["identity"], state["weights"]
     except Exception as error:  # torch.load raises many kinds
-        raise TrainingError(
+        raise UserError(
             f"'{path}' cannot be read ({str(error).strip()[:160]}). Remove it to start anew"
         ) from error
     other = [name for name in identity if known.get(name) != identity[name]]
@@ -503,7 +512,7 @@ def _resume(
             else f"--{name} {known.get(name)} instead of {identity[name]}"
             for name in other
         )
-        raise TrainingError(
+        raise UserError(
             f"'{path.parent.parent}' holds a training with {shown}. Give the same as then to go on,"
             " or a new folder for --out"
         )

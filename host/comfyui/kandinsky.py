@@ -18,10 +18,10 @@ import comfy.utils
 import torch
 from torch import nn
 
-from ...edges import EdgeError, conditioning_to_embeds, depth_beside, text_beside
+from ...edges import EdgeError
 from ...networks.kandinsky_movq import LatentMoVQ
-from ...samplers.kandinsky import check_places, keep_mask, mode_of
-from ...samplers.parts.noise import generators, randn
+from ...samplers.kandinsky import Condition, check_places, known_mask, mode_of
+from ...samplers.parts.noise import Noise
 from ..api import Adapter
 from .memory import Adopted, Managed, kind_of, patcher_of, prepare, weight_dtype
 from .vae import native_vae, open_vae
@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ...loaders.kandinsky import LatentDecoder, MoVQ
-    from ...samplers.parts.schedule import LatentSchedule
+    from ...samplers.kandinsky_schedule import LatentSchedule
+
 
 VARIANCE = "prior_art_learned_variance"
 """Where, among the host's transformer options, the network leaves its variance for our sampler."""
@@ -47,15 +48,15 @@ class KandinskyConfig(comfy.supported_models_base.BASE):
 
 
 class MoVQLatents(comfy.latent_formats.LatentFormat):
-    """A MoVQ's latents as they are; previews need the colours of one MoVQ."""
+    """A MoVQ's latents as they are; previews need the factors of one MoVQ."""
 
     latent_channels = 4
     scale_factor = 1.0
 
-    def __init__(self, colours: torch.Tensor | None) -> None:
-        if colours is not None:
-            self.latent_rgb_factors = colours[:-1].tolist()
-            self.latent_rgb_factors_bias = colours[-1].tolist()
+    def __init__(self, factors: torch.Tensor | None) -> None:
+        if factors is not None:
+            self.latent_rgb_factors = factors[:-1].tolist()
+            self.latent_rgb_factors_bias = factors[-1].tolist()
 
 
 class Variance:
@@ -88,15 +89,9 @@ class LatentNetwork(Adopted):
             raise EdgeError(
                 "Kandinsky's decoder takes no ControlNet of the host; use its depth decoder"
             )
-        check_places(self.network, (x.shape[-2], x.shape[-1]))
-        conditions = {"image_embeds": context[:, 0]}
-        if hint is not None:
-            conditions["hint"] = hint
-        if text_pooled is not None:
-            conditions["text_embeds"] = text_pooled
-        out = self.network(
-            x, timesteps, text_hidden, added_cond_kwargs=conditions, return_dict=False
-        )[0]
+        check_places(self.network, (x.shape[-2], x.shape[-1]), "latent_image")
+        told = Condition(context[:, 0], text_hidden, text_pooled, hint).added()
+        out = self.network(x, timesteps, text_hidden, added_cond_kwargs=told, return_dict=False)[0]
         eps, variance = out.chunk(2, dim=1)
         options = transformer_options or {}
         sheet, sides = options.get(VARIANCE), options.get("cond_or_uncond", [])
@@ -111,12 +106,11 @@ class KandinskyModel(comfy.model_base.BaseModel):
     def __init__(self, loaded: LatentDecoder, device: torch.device, compute: torch.dtype) -> None:
         stored = weight_dtype(loaded.network)
         config = KandinskyConfig({"disable_unet_model_creation": True})
-        config.latent_format = MoVQLatents(loaded.colours)
+        config.latent_format = MoVQLatents(loaded.latent_rgb_factors)
         config.set_inference_dtype(stored, None if compute == stored else compute)
         super().__init__(config, comfy.model_base.ModelType.EPS, device=device)
         self.diffusion_model = LatentNetwork(loaded.network)
-        alphas = loaded.schedule.alphas_cumprod().double()
-        self.model_sampling.set_sigmas(((1 - alphas) / alphas).sqrt())
+        self.model_sampling.set_sigmas(loaded.schedule.sigmas())
         self.loaded = loaded
 
     @property
@@ -125,37 +119,32 @@ class KandinskyModel(comfy.model_base.BaseModel):
         return self.diffusion_model.network
 
     def concat_cond(self, **kwargs: Any) -> torch.Tensor | None:
-        """The inpainting decoder's further channels: the kept part of the latent, and where."""
+        """The inpainting decoder's further channels: the known part of the latent, and where."""
         if mode_of(self.network) != "inpainting":
             return None
         noise, device = kwargs["noise"], kwargs["device"]
         latent = kwargs.get("concat_latent_image")
         latent = kwargs.get("latent_image") if latent is None else latent
         mask = kwargs.get("concat_mask", kwargs.get("denoise_mask"))
-        if latent is None or mask is None:  # nothing to keep
+        if latent is None or mask is None:  # nothing is known
             return torch.zeros_like(torch.cat([noise, noise[:, :1]], dim=1), device=device)
         mask = mask.reshape(-1, *mask.shape[-2:]).float()
-        keep = keep_mask(mask, (noise.shape[-2], noise.shape[-1]))
-        keep = comfy.utils.resize_to_batch_size(keep, len(noise)).to(device)
+        known = known_mask(mask, (noise.shape[-2], noise.shape[-1]))
+        known = comfy.utils.resize_to_batch_size(known, len(noise)).to(device)
         latent = comfy.utils.resize_to_batch_size(latent, len(noise)).to(device)
-        return torch.cat([latent * keep, keep], dim=1)
+        return torch.cat([latent * known, known], dim=1)
 
     def extra_conds(self, **kwargs: Any) -> dict[str, Any]:
         """What the network gets beside latent and time, from one CONDITIONING entry."""
-        side = kwargs.get("prompt_type", "positive")
-        embeds = conditioning_to_embeds(
-            [[kwargs.get("cross_attn"), kwargs]], self.loaded.space, side
-        )
+        side, noise = kwargs.get("prompt_type", "positive"), kwargs["noise"]
+        entry, size = [kwargs.get("cross_attn"), kwargs], (noise.shape[-2], noise.shape[-1])
+        told = self.loaded.condition(entry, size, side)
         out = super().extra_conds(**kwargs)
-        out["c_crossattn"] = comfy.conds.CONDRegular(embeds[:, None])
-        if self.loaded.text_space is not None:
-            text = text_beside(kwargs, self.loaded.text_space, side)
-            out["text_hidden"] = comfy.conds.CONDRegular(text.hidden)
-            out["text_pooled"] = comfy.conds.CONDRegular(text.pooled)
-        if mode_of(self.network) == "depth":
-            noise = kwargs["noise"]
-            hint = depth_beside(kwargs, (noise.shape[-2], noise.shape[-1]), side)
-            out["hint"] = comfy.conds.CONDRegular(hint)
+        out["c_crossattn"] = comfy.conds.CONDRegular(told.image_embeds[:, None])
+        for name in ("text_hidden", "text_pooled", "hint"):
+            part = getattr(told, name)
+            if part is not None:
+                out[name] = comfy.conds.CONDRegular(part)
         device = kwargs.get("device")
         if device is not None:
             for cond in out.values():
@@ -213,7 +202,7 @@ def latent_sampler(ancestral: Callable[..., torch.Tensor]) -> Any:
         options = dict(arguments.get("model_options", {}))
         options["transformer_options"] = {**options.get("transformer_options", {}), VARIANCE: sheet}
         arguments["model_options"] = options
-        streams = generators(int(arguments.get("seed") or 0) + 1, len(x))
+        noise = Noise.seeded(int(arguments.get("seed") or 0) + 1, len(x))
         ones = x.new_ones([len(x)])
 
         def denoise(x: torch.Tensor, sigma: float) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -229,7 +218,7 @@ def latent_sampler(ancestral: Callable[..., torch.Tensor]) -> Any:
             schedule,
             x,
             sigmas.tolist(),
-            lambda: randn(tuple(x.shape[1:]), streams, x.device),
+            lambda: noise.normal(tuple(x.shape[1:]), x.device),
             report,
         )
 

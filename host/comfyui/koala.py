@@ -2,7 +2,7 @@
 
 Published sizes go through the host's detection and loaders. Its tables do not list a miniature's
 widths, and its classes cannot be so small (they want 32 groups a norm, and widths that are
-multiples of the first): there diffusers' network runs in the host's model. The host's text towers
+multiples of the first): there diffusers' network runs in the host's model. The host's text models
 take any width.
 """
 
@@ -89,13 +89,13 @@ def wrap_koala(loaded: koala.KoalaUNet, latent_rgb_factors: torch.Tensor | None)
 
 
 class MiniatureLatents(comfy.latent_formats.SDXL):
-    """SDXL's latent format in a miniature's colours."""
+    """SDXL's latent format with a miniature's own RGB factors."""
 
-    def __init__(self, colours: torch.Tensor | None) -> None:
+    def __init__(self, factors: torch.Tensor | None) -> None:
         super().__init__()
-        if colours is not None:
-            self.latent_rgb_factors = (colours[:-1] / self.scale_factor).tolist()
-            self.latent_rgb_factors_bias = colours[-1].tolist()
+        if factors is not None:
+            self.latent_rgb_factors = (factors[:-1] / self.scale_factor).tolist()
+            self.latent_rgb_factors_bias = factors[-1].tolist()
             self.taesd_decoder_name = None
 
 
@@ -151,12 +151,12 @@ class AdoptedSDXL(comfy.model_base.SDXL):
         return both[:, :width]
 
 
-def _adopted(loaded: koala.KoalaUNet, colours: torch.Tensor | None) -> Any:
+def _adopted(loaded: koala.KoalaUNet, factors: torch.Tensor | None) -> Any:
     """A U-Net that the host's own class cannot be."""
     device, offload = memory.get_torch_device(), memory.unet_offload_device()
     stored, compute = loaded.variant.dtype, prepare(loaded.network, device)
     config = comfy.supported_models.SDXL({"disable_unet_model_creation": True})
-    config.latent_format = MiniatureLatents(colours)
+    config.latent_format = MiniatureLatents(factors)
     config.set_inference_dtype(stored, None if compute == stored else compute)
     model = AdoptedSDXL(config, device=offload)
     model.diffusion_model = AdoptedNetwork(loaded.network)
@@ -228,11 +228,11 @@ def _prepare(
 
 def wrap_text_pair(loaded: koala.TextEncoderPair) -> Any:
     """SDXL's two text encoders as the host's CLIP."""
-    states = [_named(tower) for tower in (loaded.first, loaded.second)]
+    states = [_named(encoder) for encoder in (loaded.first, loaded.second)]
     if loaded.first.config.hidden_size == 768 and loaded.second.config.hidden_size == 1280:
         return _native_pair(states)
     target = comfy.supported_models.supported_models_base.ClipTarget(
-        _tokenizers(loaded), _towers(loaded)
+        _tokenizers(loaded), _text_models(loaded)
     )
     dtype = next(loaded.first.parameters()).dtype
     clip = comfy.sd.CLIP(target, model_options={"dtype": dtype})
@@ -249,17 +249,17 @@ def _native_pair(states: list[dict[str, torch.Tensor]]) -> Any:
     )
 
 
-def _named(tower: nn.Module) -> dict[str, torch.Tensor]:
-    """A tower's tensors under the names that every transformers before 5 writes."""
+def _named(encoder: nn.Module) -> dict[str, torch.Tensor]:
+    """An encoder's tensors under the names that every transformers before 5 writes."""
     known = ("text_model.", "text_projection.")
     return {
         key if key.startswith(known) else f"text_model.{key}": tensor
-        for key, tensor in tower.state_dict().items()
+        for key, tensor in encoder.state_dict().items()
     }
 
 
-class Tower(comfy.clip_model.CLIPTextModel):
-    """The host's text tower with a vocabulary and a projection of its config's sizes."""
+class TextModel(comfy.clip_model.CLIPTextModel):
+    """The host's text model with a vocabulary and a projection of its config's sizes."""
 
     def __init__(self, config: dict[str, Any], dtype: Any, device: Any, operations: Any) -> None:
         super().__init__(config, dtype, device, operations)
@@ -271,15 +271,15 @@ class Tower(comfy.clip_model.CLIPTextModel):
         )
 
 
-def _towers(loaded: koala.TextEncoderPair) -> Any:
-    """The host's SDXL text model with these towers' widths."""
+def _text_models(loaded: koala.TextEncoderPair) -> Any:
+    """The host's SDXL text model with these encoders' widths."""
 
-    class Towers(comfy.sdxl_clip.SDXLClipModel):
+    class TextModels(comfy.sdxl_clip.SDXLClipModel):
         def __init__(
             self, device: Any = "cpu", dtype: Any = None, model_options: Mapping | None = None
         ) -> None:
             torch.nn.Module.__init__(self)
-            for name, tower, tokenizer in (
+            for name, encoder, tokenizer in (
                 ("clip_l", loaded.first, loaded.tokenizer),
                 ("clip_g", loaded.second, loaded.second_tokenizer),
             ):
@@ -293,16 +293,16 @@ def _towers(loaded: koala.TextEncoderPair) -> Any:
                     layer_idx=-2,
                     device=device,
                     dtype=dtype,
-                    model_class=Tower,
+                    model_class=TextModel,
                     layer_norm_hidden_state=False,
-                    textmodel_json_config=tower.config.to_dict(),
+                    textmodel_json_config=encoder.config.to_dict(),
                     special_tokens=special,
                     model_options=dict(model_options or {}),
                 )
                 setattr(self, name, model)
             self.dtypes = {dtype}
 
-    return Towers
+    return TextModels
 
 
 def _tokenizers(loaded: koala.TextEncoderPair) -> Any:

@@ -78,10 +78,10 @@ def swap_leaves(network: nn.Module, compute_dtype: torch.dtype | None = None) ->
 
 
 def _steady_vision_stem(network: nn.Module, dtype: torch.dtype) -> None:
-    """Keep the stem of a CLIP image tower in the compute dtype.
+    """Keep the stem of a CLIP vision model in the compute dtype.
 
     transformers casts the picture to the dtype of the first convolution's weights, and the class
-    embedding is a raw parameter next to it: 0.2% of the tower, stored as it is computed.
+    embedding is a raw parameter next to it: 0.2% of the model, stored as it is computed.
     """
     for module in network.modules():
         if hasattr(module, "patch_embedding") and hasattr(module, "class_embedding"):

@@ -1,4 +1,4 @@
-"""CLIP's text and image towers as the host's CLIP and CLIP_VISION, and back again.
+"""CLIP's text and vision models as the host's CLIP and CLIP_VISION, and back again.
 
 ``wrap_*`` makes what native nodes understand: CLIPTextEncode and CLIPVisionEncode run the encoders,
 LoRA loaders patch them. ``open_*`` is how our own nodes get the network, with whatever patches
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 MADE_BY_NATIVE = "CLIP Vision Encode on a PriorArt image encoder"
 
 
-# -- the text tower as a CLIP ----------------------------------------------------------------
+# -- the text model as a CLIP ----------------------------------------------------------------
 
 
 class Tokenizer:
@@ -62,9 +62,9 @@ class Tokenizer:
 
 
 class TextModel(nn.Module):
-    """A text tower with the methods that the host's CLIP calls on its ``cond_stage_model``.
+    """A text model with the methods that the host's CLIP calls on its ``cond_stage_model``.
 
-    The tower sits at ``clip_l.transformer``, where LoRA loaders look for it.
+    It sits at ``clip_l.transformer``, where LoRA loaders look for it.
     """
 
     def __init__(self, loaded: TextEncoder, compute: torch.dtype) -> None:
@@ -80,7 +80,7 @@ class TextModel(nn.Module):
 
     @property
     def network(self) -> nn.Module:
-        """The tower itself."""
+        """The text model itself."""
         return self.clip_l.transformer
 
     def set_clip_options(self, options: dict[str, Any]) -> None:
@@ -110,7 +110,7 @@ class TextModel(nn.Module):
 
 
 def wrap_text_encoder(loaded: TextEncoder) -> Any:
-    """A text tower as the host's CLIP, which CLIPTextEncode encodes prompts with."""
+    """A text model as the host's CLIP, which CLIPTextEncode encodes prompts with."""
     device = memory.text_encoder_device()
     model = TextModel(loaded, prepare(loaded.network, device))
     target = SimpleNamespace(
@@ -121,7 +121,7 @@ def wrap_text_encoder(loaded: TextEncoder) -> Any:
 
 
 def open_text_encoder(clip: Any) -> tuple[Managed, TextEncoder]:
-    """The text tower in a CLIP, and what its loader knows about it.
+    """The text model in a CLIP, and what its loader knows about it.
 
     Raises:
         EdgeError: another kind of CLIP.
@@ -135,11 +135,11 @@ def open_text_encoder(clip: Any) -> tuple[Managed, TextEncoder]:
     return Managed(clip.patcher, model.compute_dtype), model.loaded
 
 
-# -- the image tower as a CLIP_VISION --------------------------------------------------------
+# -- the vision model as a CLIP_VISION --------------------------------------------------------
 
 
 class ClipVision:
-    """An image tower with what native nodes use of the host's CLIP_VISION."""
+    """A vision model with what native nodes use of the host's CLIP_VISION."""
 
     def __init__(self, loaded: ImageEncoder) -> None:
         self.load_device = memory.text_encoder_device()
@@ -179,12 +179,12 @@ class ClipVision:
 
 
 def wrap_image_encoder(loaded: ImageEncoder) -> ClipVision:
-    """An image tower as the host's CLIP_VISION, which CLIPVisionEncode runs."""
+    """A vision model as the host's CLIP_VISION, which CLIPVisionEncode runs."""
     return ClipVision(loaded)
 
 
 def open_image_encoder(clip_vision: Any) -> tuple[Managed, ImageEncoder]:
-    """The image tower in a CLIP_VISION, and what its loader knows about it.
+    """The vision model in a CLIP_VISION, and what its loader knows about it.
 
     Raises:
         EdgeError: another kind of CLIP_VISION.
@@ -227,7 +227,7 @@ def with_image_normalizer(loaded: ImageNormalizer, model: Any) -> Any:
     if loaded.mean.shape[-1] != width:
         raise EdgeError(
             f"'source' is of {loaded.mean.shape[-1]} dimensions, but 'model' reads embeddings of"
-            f" {width}; Karlo's CLIP (768) belongs to sd21-unclip-l, ViT-H (1024) to sd21-unclip-h"
+            f" {width}; CLIP ViT-L (768) belongs to sd21-unclip-l, ViT-H (1024) to sd21-unclip-h"
         )
     augmentor = copy.deepcopy(inner.noise_augmentor)
     augmentor.data_mean, augmentor.data_std = loaded.mean, loaded.std

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ...edges import EdgeError, conditioning_to_embeds, depth_beside, text_beside
+from ...edges import EdgeError
+from ...networks.kandinsky import prepare_latent_decoder
 from ...networks.kandinsky_movq import LatentMoVQ
-from ...networks.unet import prepare_latent_decoder
-from ...samplers.kandinsky import check_places, keep_mask, mode_of
-from ...samplers.parts.noise import generators, randn
+from ...samplers.kandinsky import check_places, join, known_mask, mode_of
+from ...samplers.parts.noise import Noise
 from ..api import Adapter
 from .memory import Managed, manage, use
 from .rows import fitted
@@ -33,8 +33,7 @@ class LatentModel:
 
     def sigmas(self) -> torch.Tensor:
         """Noise over signal at every training timestep, ascending, fp32."""
-        alphas = self.loaded.schedule.alphas_cumprod().double()
-        return ((1 - alphas) / alphas).sqrt().float()
+        return self.loaded.schedule.sigmas().float()
 
     def prepare(
         self,
@@ -48,28 +47,16 @@ class LatentModel:
         loaded = self.loaded
         network, device, dtype = use(self.managed)
         count, size = len(start), (start.shape[2], start.shape[3])
-        check_places(network, size)
-
-        def rows(parts: list[torch.Tensor]) -> torch.Tensor:
-            return torch.cat([fitted(part, count) for part in parts]).to(device, dtype)
-
-        embeds = [conditioning_to_embeds([entry], loaded.space, name) for name, entry in prompts]
-        conditions = {"image_embeds": rows(embeds)}
-        if mode_of(network) == "depth":
-            hints = [depth_beside(entry[1], size, name) for name, entry in prompts]
-            conditions["hint"] = rows(hints)
+        check_places(network, size, "latent_image")
+        sides = [(name, loaded.condition(entry, size, name)) for name, entry in prompts]
+        told = join(sides, lambda part, name: fitted(part, count).to(device, dtype))
         beside: tuple[torch.Tensor, ...] = ()
         if mode_of(network) == "inpainting":
             seen = torch.zeros_like(start[:, :1])
             if mask is not None:
-                seen = keep_mask(mask[:, 0], size)
+                seen = known_mask(mask[:, 0], size)
             beside = tuple(torch.cat([p.to(device)] * len(prompts)) for p in (start * seen, seen))
-        hidden = None
-        if loaded.text_space is not None:
-            texts = [text_beside(entry[1], loaded.text_space, name) for name, entry in prompts]
-            hidden = rows([text.hidden for text in texts])
-            conditions["text_embeds"] = rows([text.pooled for text in texts])
-        predict = prepare_latent_decoder(network, conditions, times, hidden)
+        predict = prepare_latent_decoder(network, told.added(), times, told.text_hidden)
         return Prepared(predict, device, dtype, beside)
 
 
@@ -131,7 +118,7 @@ class AncestralSampler:
             denoise: ``(x, sigma)`` → x0 and the learned variance.
             report: called with (steps done, x0).
         """
-        own, streams = model.loaded.schedule, generators(seed + 1, len(x))
+        own, noise = model.loaded.schedule, Noise.seeded(seed + 1, len(x))
 
         def ranged(x: torch.Tensor, sigma: float) -> tuple[torch.Tensor, torch.Tensor | None]:
             x0, variance = denoise(x, sigma)
@@ -142,7 +129,7 @@ class AncestralSampler:
             own,
             x,
             sigmas,
-            lambda: randn(tuple(x.shape[1:]), streams, x.device),
+            lambda: noise.normal(tuple(x.shape[1:]), x.device),
             lambda i, x0, x: report(i + 1, x0),
         )
 

@@ -17,12 +17,12 @@ from ...edges import (
     sdxl_to_conditioning,
     sizes_beside,
 )
+from ...networks.koala import prepare_sdxl
 from ...networks.koala_vae import LatentKL
-from ...networks.unet import prepare_sdxl
 from ...samplers.koala import FACTOR, LATENT_SCALE
 from ...samplers.parts.schedule import UnCLIPSchedule
 from ..api import Adapter
-from ..prompts import Chunk, chunks, empty_chunk, weigh
+from ..prompts import SYNTAX_LOADERS, Chunk, chunks, empty_chunk, weigh
 from .memory import Managed, manage, offload, use
 from .rows import fitted
 from .sampling import Prepared, Prompt
@@ -43,7 +43,7 @@ class KoalaModel:
 
     def sigmas(self) -> torch.Tensor:
         """Noise over signal at every training timestep, ascending, fp32."""
-        return torch.from_numpy(self.facts.schedule.levels())
+        return torch.from_numpy(self.facts.schedule.sigmas())
 
     def prepare(
         self,
@@ -99,34 +99,36 @@ class ClipPair:
         """Both encoders on token ids ``[B, 77]``."""
         from ...samplers.koala import encode_text_pair
 
-        towers, device, _ = use(self.managed)
+        encoders, device, _ = use(self.managed)
         ids, second_ids = ids.to(device), second_ids.to(device)
-        return encode_text_pair(towers["first"], towers["second"], ids, second_ids)
+        return encode_text_pair(encoders["first"], encoders["second"], ids, second_ids)
 
     def encode_from_tokens_scheduled(self, tokens: tuple[list[Chunk], list[Chunk]]) -> list:
         """The tokens' CONDITIONING: the chunks' hidden states in a row, the first one's pooled
         embedding."""
         loaded, count = self.loaded, max(map(len, tokens))
-        if any(weight != 1 for tower in tokens for chunk in tower for _, weight in chunk):
+        if any(weight != 1 for encoder in tokens for chunk in encoder for _, weight in chunk):
             count += 1  # what they are measured from comes last
         parts = []
         tokenizers = loaded.tokenizer, loaded.second_tokenizer
-        for tower, tokenizer in zip(tokens, tokenizers, strict=True):
-            ids = [[token for token, _ in chunk] for chunk in tower]
+        for encoder, tokenizer in zip(tokens, tokenizers, strict=True):
+            ids = [[token for token, _ in chunk] for chunk in encoder]
             ids += [empty_chunk(tokenizer)] * (count - len(ids))
-            parts.append((ids, torch.tensor([[weight for _, weight in chunk] for chunk in tower])))
+            parts.append(
+                (ids, torch.tensor([[weight for _, weight in chunk] for chunk in encoder]))
+            )
         (ids, weights), (second_ids, second_weights) = parts
         text = self.encode_ids(torch.tensor(ids), torch.tensor(second_ids))
         width = loaded.first.config.hidden_size
-        towers = [
+        encoders = [
             weigh(hidden[: len(share)], hidden[-1], share).flatten(0, 1)
             for hidden, share in (
                 (text.hidden[..., :width], weights),
                 (text.hidden[..., width:], second_weights),
             )
         ]
-        shorter = min(map(len, towers))
-        hidden = torch.cat([tower[:shorter] for tower in towers], dim=-1)[None]
+        shorter = min(map(len, encoders))
+        hidden = torch.cat([encoder[:shorter] for encoder in encoders], dim=-1)[None]
         return sdxl_to_conditioning(SDXLText(offload(hidden), offload(text.pooled[:1])))
 
 
@@ -143,7 +145,7 @@ def open_koala(model: Any) -> tuple[Managed, KoalaFacts]:
     Raises:
         EdgeError: another kind of MODEL.
     """
-    from ...networks.unet import prepare_sdxl
+    from ...networks.koala import prepare_sdxl
 
     if not isinstance(model, KoalaModel):
         raise EdgeError(
@@ -155,8 +157,8 @@ def open_koala(model: Any) -> tuple[Managed, KoalaFacts]:
 
 def wrap_text_pair(loaded: TextEncoderPair) -> ClipPair:
     """SDXL's two text encoders as CLIP."""
-    towers = nn.ModuleDict({"first": loaded.first, "second": loaded.second})
-    return ClipPair(manage(towers), loaded)
+    encoders = nn.ModuleDict({"first": loaded.first, "second": loaded.second})
+    return ClipPair(manage(encoders), loaded)
 
 
 def open_text_pair(clip: Any) -> tuple[Managed, ClipPair]:
@@ -197,12 +199,14 @@ def pooled_by_images(entry: list, width: int, seed: int) -> list:
         )
     if rows:
         products = (1 - UnCLIPSchedule(double_tables=True).betas()).cumprod(0)
-        kept = float(products[round(999 * carried[0]["noise_augmentation"])])
+        product = float(products[round(999 * carried[0]["noise_augmentation"])])
         noise = torch.randn(1, width, generator=torch.manual_seed(seed - 10))
-        pooled = kept**0.5 * rows[0].float()[None] + (1 - kept) ** 0.5 * noise
+        pooled = product**0.5 * rows[0].float()[None] + (1 - product) ** 0.5 * noise
         extra["pooled_output"] = pooled * carried[0]["strength"]
     return [hidden, extra]
 
+
+SYNTAX_LOADERS.add("PriorArtLoadKoala")
 
 ADAPTERS = {
     "koala_unet": Adapter(wrap_koala, open_koala),

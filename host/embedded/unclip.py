@@ -1,4 +1,4 @@
-"""CLIP's text and image towers as CLIP and CLIP_VISION, and back again."""
+"""CLIP's text and vision models as CLIP and CLIP_VISION, and back again."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Clip:
-    """CLIP: a text tower, with the two methods that native CLIP Text Encode calls."""
+    """CLIP: a text model, with the two methods that native CLIP Text Encode calls."""
 
     managed: Managed
     loaded: TextEncoder
@@ -45,7 +45,7 @@ class Clip:
 
 @dataclass(frozen=True)
 class ClipVision:
-    """CLIP_VISION: an image tower, with the method that native CLIP Vision Encode calls."""
+    """CLIP_VISION: a vision model, with the method that native CLIP Vision Encode calls."""
 
     managed: Managed
     loaded: ImageEncoder
@@ -66,12 +66,12 @@ class ClipVision:
 
 
 def wrap_text_encoder(loaded: TextEncoder) -> Clip:
-    """A text tower as CLIP."""
+    """A text model as CLIP."""
     return Clip(manage(loaded.network), loaded)
 
 
 def open_text_encoder(clip: Any) -> tuple[Managed, TextEncoder]:
-    """The text tower in a CLIP, and what its loader knows about it.
+    """The text model in a CLIP, and what its loader knows about it.
 
     Raises:
         EdgeError: another kind of CLIP.
@@ -85,12 +85,12 @@ def open_text_encoder(clip: Any) -> tuple[Managed, TextEncoder]:
 
 
 def wrap_image_encoder(loaded: ImageEncoder) -> ClipVision:
-    """An image tower as CLIP_VISION."""
+    """A vision model as CLIP_VISION."""
     return ClipVision(manage(loaded.network), loaded)
 
 
 def open_image_encoder(clip_vision: Any) -> tuple[Managed, ImageEncoder]:
-    """The image tower in a CLIP_VISION, and what its loader knows about it.
+    """The vision model in a CLIP_VISION, and what its loader knows about it.
 
     Raises:
         EdgeError: another kind of CLIP_VISION.

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ...edges import EmbeddingSpace, Role
+from ...edges import EmbeddingSpace, Role, UserError
 from .checkpoint import STEMS, inside
 from .safe import read_bytes
 
@@ -30,10 +30,6 @@ SMALL = 1_000_000
 
 DEPTH = 4
 """How deep below a model folder sources are looked for (a hub cache needs 3)."""
-
-
-class SourceError(ValueError):
-    """A source that is not there; the message says what was asked, what is there and the cure."""
 
 
 @dataclass(frozen=True)
@@ -112,12 +108,17 @@ class System:
             begin with ``prefix``.
         checkpoints: original file name pattern to the stages in that file.
         beside: pattern of the original files among which a file that other systems have too is this
-            system's; ``label``: what it is called otherwise.
+            system's; ``label``: what it is called otherwise; ``readme``: where they are linked.
+        squashes: the original squeezes CLIP's pictures square; others crop them.
         indexed: only a folder with a ``model_index.json`` is one: another system has components of
             the same names.
+        zero_image: its prior gives the embedding of a picture of zeros too, which is what its
+            decoders take for nothing.
         places: further folders of the hub's layout that loaders read, by what they hold.
         embedded: name of each embedded member and its folder under ``shapes/weights``.
         spaces: the embedding spaces that this system brings.
+        speaks: names of spaces that its networks were published in, and which of them were, in
+            words: who else reads an embedding.
         published: what can be downloaded, by the name that the command takes.
         together: names for several of those.
         download: the command that fetches it; empty where there is none.
@@ -133,10 +134,14 @@ class System:
     checkpoints: tuple[tuple[re.Pattern[str], frozenset[str]], ...] = ()
     beside: re.Pattern[str] | None = None
     label: str = ""
+    readme: str = ""
+    squashes: bool = False
     indexed: bool = False
+    zero_image: bool = False
     places: Mapping[str, str] = field(default_factory=dict)
     embedded: tuple[tuple[str, str], ...] = ()
     spaces: tuple[EmbeddingSpace, ...] = ()
+    speaks: Mapping[str, str] = field(default_factory=dict)
     published: Mapping[str, Published] = field(default_factory=dict)
     together: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     download: str = ""
@@ -162,20 +167,36 @@ def stage_of(name: str) -> Stage:
     """The stage called ``name``, of the first system that has it.
 
     Raises:
-        SourceError: no system has it.
+        UserError: no system has it.
     """
     for system in SYSTEMS.values():
         if name in system.stages:
             return system.stages[name]
     known = sorted({stage for system in SYSTEMS.values() for stage in system.stages})
-    raise SourceError(f"unknown stage '{name}'; known are {', '.join(known)}")
+    raise UserError(f"unknown stage '{name}'; known are {', '.join(known)}")
 
 
 def titles(stage: str) -> str:
-    """Who has a stage, in words: "Karlo or Kandinsky"."""
+    """Who has a stage, in words, as "A, B or C"."""
     found = dict.fromkeys(s.title for s in SYSTEMS.values() if stage in s.stages)
     *most, last = found
     return f"{', '.join(most)} or {last}" if most else last
+
+
+def download_of(stage: str) -> str:
+    """The command that fetches ``stage``, of the first system that has one."""
+    return next(s.download for s in SYSTEMS.values() if stage in s.stages and s.download)
+
+
+def repository_of(component: str) -> str:
+    """The first repository that a component folder is downloaded from."""
+    return next(
+        repository
+        for system in SYSTEMS.values()
+        for published in system.published.values()
+        for repository, components in published.repositories.items()
+        if component in components
+    )
 
 
 def list_sources(stage: str, folders: Sequence[Path]) -> list[Source]:
@@ -192,7 +213,7 @@ def list_sources(stage: str, folders: Sequence[Path]) -> list[Source]:
         name where two would be equal.
 
     Raises:
-        SourceError: an unknown stage.
+        UserError: an unknown stage.
     """
     instead = stage_of(stage).instead
     offering = [source for source in _all_sources(folders) if _offers(source, stage, instead)]
@@ -207,7 +228,7 @@ def find_source(name: str, stage: str, folders: Sequence[Path]) -> Source:
     Names are only ever compared with what :func:`list_sources` finds, never joined to a path.
 
     Raises:
-        SourceError: no such source for this stage; says what is there and how to get more.
+        UserError: no such source for this stage; says what is there and how to get more.
     """
     instead = stage_of(stage).instead
     everything = _all_sources(folders)
@@ -221,18 +242,18 @@ def find_source(name: str, stage: str, folders: Sequence[Path]) -> Source:
     system = next(system for system in SYSTEMS.values() if stage in system.stages)
     cure = f"{system.cure}, or choose another source"
     if other is not None:
-        raise SourceError(
+        raise UserError(
             f"'{name}' holds no {words} (only {', '.join(sorted(other.stages))}). {there}. {cure}"
         )
     escaped = next((path for root in folders if (path := _escape(root, name))), None)
     if escaped is not None:
-        raise SourceError(
+        raise UserError(
             f"'{name}' leads out of the model folders to '{escaped}', so it is not used. Move it"
             " into the model folder, or register its folder with the host"
             " (extra_model_paths.yaml)"
         )
     where = ", ".join(f"'{folder}'" for folder in folders) or "no model folder"
-    raise SourceError(f"no {words} called '{name}' in {where}. {there}. {cure}")
+    raise UserError(f"no {words} called '{name}' in {where}. {there}. {cure}")
 
 
 def _offers(source: Source, stage: str, instead: frozenset[str]) -> bool:
@@ -318,11 +339,11 @@ def _telling() -> frozenset[str]:
 def _all_sources(folders: Sequence[Path]) -> list[Source]:
     roots = tuple(Path(folder) for folder in folders)
     key = (EMBEDDED_ROOT, *(root.absolute() for root in roots))
-    kept = _listings.get(key)
-    if kept is None or not kept.holds:
-        kept = _listings[key] = _Listing(roots)
-        kept.sources = _list(kept)
-    return kept.sources
+    listing = _listings.get(key)
+    if listing is None or not listing.holds:
+        listing = _listings[key] = _Listing(roots)
+        listing.sources = _list(listing)
+    return listing.sources
 
 
 def _list(listing: _Listing) -> list[Source]:

@@ -28,6 +28,7 @@ from typing import IO, Any
 import torch
 from torch import nn
 
+from ...edges import UserError
 from .safe import CONFIG_BYTES, Unreadable, open_regular, read_bytes
 
 AGAIN = "Download or copy it again"
@@ -35,7 +36,7 @@ STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 """Names of weight files in a hub component folder: diffusers', transformers', transformers' old."""
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError):
     """A file that cannot be loaded; the message names the file, what is wrong and the cure."""
 
 
@@ -151,7 +152,7 @@ def read_object(path: Path) -> Any:
         raise CheckpointError(
             f"'{path}' holds Python objects beside tensors; loading them could run code, so it is"
             f" refused ({_reason(error)}). Use the safetensors of the same model, e.g. from"
-            " `prior-art download karlo`, or convert the file to safetensors on a machine where"
+            " `prior-art download`, or convert the file to safetensors on a machine where"
             " you trust it"
         ) from error
     except Exception as error:  # a hostile file may fail in any way, none of them runs code
@@ -169,7 +170,7 @@ def read_component(
     ``fp16`` variant, or the other way round where ``dtype`` is float16.
 
     Args:
-        folder: e.g. ``karlo-v1-alpha/prior``.
+        folder: e.g. ``<model>/prior``.
         dtype: the storage dtype that will be asked for; chooses the variant.
         folders: the model folders that no link may leave; empty allows everything.
 
@@ -196,7 +197,7 @@ def read_component(
                         return _read_shards(index, folders), str(index)
     raise CheckpointError(
         f"'{folder}' holds no weights (looked for {STEMS[0]}.safetensors, {STEMS[1]}.safetensors,"
-        f" their fp16 variants, shards and .bin). {AGAIN}, e.g. with `prior-art download karlo`"
+        f" their fp16 variants, shards and .bin). {AGAIN}, e.g. with `prior-art download`"
     )
 
 

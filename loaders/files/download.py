@@ -31,6 +31,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
+from ...edges import UserError
 from .catalogue import SYSTEMS, Published
 from .checkpoint import inside
 from .libraries import LibraryError, require
@@ -49,10 +50,6 @@ Progress = Callable[[str, int, int], None]
 
 Fetch = Callable[["File", Path, Callable[[int], None]], None]
 """``(file, path, arrived)``: puts one file at ``path``, telling how many of its bytes are there."""
-
-
-class DownloadError(RuntimeError):
-    """A download that did not finish; the message says why and what to do."""
 
 
 def published() -> dict[str, Published]:
@@ -101,14 +98,14 @@ def download(
         The folder with the weights, verified.
 
     Raises:
-        DownloadError: unknown system, no connection, no space, a checksum that does not match, a
+        UserError: unknown system, no connection, no space, a checksum that does not match, a
             folder in the way. What was fetched stays in ``<name>.partial`` and is resumed.
         LibraryError: huggingface_hub cannot be imported.
     """
     offered = published()
     if system not in offered:
         there = ", ".join(sorted([*offered, *together()]))
-        raise DownloadError(f"unknown system '{system}'; these can be downloaded: {there}")
+        raise UserError(f"unknown system '{system}'; these can be downloaded: {there}")
     wanted = offered[system]
     target = Path(folder) / wanted.folder
     partial = target.with_name(f"{target.name}.partial")
@@ -122,7 +119,7 @@ def download(
                 if known and _same_revision(known, revision) and not _damaged(target, known, tell):
                     return target
                 if os.path.lexists(partial):
-                    raise DownloadError(
+                    raise UserError(
                         f"'{target}' is damaged or of another revision, and '{partial}' is in the"
                         " way of mending it. Remove one of the two"
                     )
@@ -140,17 +137,9 @@ def download(
             _clean(partial, files)
             partial.rename(target)
     except Busy as error:
-        raise DownloadError(str(error)) from error
+        raise UserError(str(error)) from error
     except OSError as error:
-        if _is_disk_full(error):
-            raise DownloadError(
-                f"the disk of '{target.parent}' is full. Free some space and run the command"
-                f" again; it resumes from '{partial}'"
-            ) from error
-        raise DownloadError(
-            f"'{target.parent}' cannot be written ({error}). Mend that and run the command again;"
-            f" it resumes from '{partial}'"
-        ) from error
+        raise _unwritable(target, partial, error) from error
     return target
 
 
@@ -159,10 +148,10 @@ def _known(folder: Path, wanted: Published) -> list[File] | None:
     lacks files, or an unfinished folder's is damaged, so that the hub is to be asked again.
 
     Raises:
-        DownloadError: somebody else's folder, or a link.
+        UserError: somebody else's folder, or a link.
     """
     if folder.is_symlink():
-        raise DownloadError(
+        raise UserError(
             f"'{folder}' is a link to '{folder.resolve()}'. Nothing is written through it: name the"
             " folder that it leads into with --models"
         )
@@ -175,7 +164,7 @@ def _known(folder: Path, wanted: Published) -> list[File] | None:
         )
     )
     if files is None and not begun:
-        raise DownloadError(
+        raise UserError(
             f"'{folder}' exists and was not made by this command. Move it away, or use it as it is"
         )
     return files if files and _is_whole(files, wanted) else None
@@ -195,6 +184,18 @@ def _is_whole(files: list[File], wanted: Published) -> bool:
             if not own or (component in networks and not weights):
                 return False
     return True
+
+
+def _unwritable(target: Path, partial: Path, error: OSError) -> UserError:
+    if _is_disk_full(error):
+        return UserError(
+            f"the disk of '{target.parent}' is full. Free some space and run the command again;"
+            f" it resumes from '{partial}'"
+        )
+    return UserError(
+        f"'{target.parent}' cannot be written ({error}). Mend that and run the command again;"
+        f" it resumes from '{partial}'"
+    )
 
 
 def console_progress(out: TextIO | None = None) -> Progress:
@@ -223,7 +224,7 @@ def _published_files(published: Published, revision: str | None, api: Any) -> li
         try:
             info = api.model_info(repository, revision=asked, files_metadata=True, timeout=30)
         except Exception as error:
-            raise DownloadError(
+            raise UserError(
                 f"the hub did not answer for '{repository}'"
                 f"{f' at {asked}' if asked else ''} ({_first_line(error)})."
                 " Check the connection and run the command again"
@@ -235,7 +236,7 @@ def _published_files(published: Published, revision: str | None, api: Any) -> li
             sha256 = _field(lfs, "sha256")
             size = entry.size if entry.size is not None else _field(lfs, "size")
             if size is None or not (sha256 or entry.blob_id):
-                raise DownloadError(
+                raise UserError(
                     f"the hub lists no size or checksum for '{path}' of '{repository}'. Run the"
                     " command again later"
                 )
@@ -248,34 +249,34 @@ def choose(names: Iterable[str], components: Iterable[str]) -> list[str]:
     """The files of ``components`` that the pack loads, out of everything a repository lists.
 
     Raises:
-        DownloadError: a name that is no plain relative path, or a component without weights.
+        UserError: a name that is no plain relative path, or a component without weights.
     """
     wanted = set(components)
-    kept: dict[str, list[str]] = {}
+    by_component: dict[str, list[str]] = {}
     for name in names:
         component, _, file = name.rpartition("/")
         if component not in wanted:
             continue
         if not is_safe(name):
-            raise DownloadError(
+            raise UserError(
                 f"the hub lists a file called '{name}', which is not a safe file name. Nothing was"
                 " downloaded"
             )
         if component == "":
             if file == "model_index.json":
-                kept.setdefault(component, []).append(file)
+                by_component.setdefault(component, []).append(file)
         elif re.search(r"\.(json|txt|safetensors|bin)$", file):
-            kept.setdefault(component, []).append(file)
+            by_component.setdefault(component, []).append(file)
     chosen = []
-    for component, found in kept.items():
+    for component, found in by_component.items():
         weights = [f for f in found if re.search(r"\.(safetensors|bin)(\.index.*\.json)?$", f)]
         best = _best(weights)
         for file in found:
             if file in best or file not in weights:
                 chosen.append(f"{component}/{file}" if component else file)
-    missing = [c for c in wanted if c and c not in kept]
+    missing = [c for c in wanted if c and c not in by_component]
     if missing:
-        raise DownloadError(
+        raise UserError(
             f"the hub's repository lacks {', '.join(sorted(missing))}; it changed since this pack"
             " was written. Name an older commit with --revision"
         )
@@ -339,7 +340,7 @@ def _fetch_all(partial: Path, files: list[File], tell: Progress, fetch: Fetch) -
             raise _broken_off(file, partial, error) from error
         if not path.is_file() or path.stat().st_size != file.size or not _checksum_fits(path, file):
             path.unlink(missing_ok=True)
-            raise DownloadError(
+            raise UserError(
                 f"'{file.path}' arrived damaged: it does not have its published checksum. It was"
                 " removed; run the command again"
             )
@@ -350,7 +351,7 @@ def _fetch_all(partial: Path, files: list[File], tell: Progress, fetch: Fetch) -
 def _refuse_links(path: Path, partial: Path) -> None:
     """Write nothing through a link that somebody put into the folder."""
     if not inside(path.parent, [partial]):
-        raise DownloadError(
+        raise UserError(
             f"'{path.parent}' is a link to '{path.parent.resolve()}'. Remove it and run the command"
             " again"
         )
@@ -359,8 +360,8 @@ def _refuse_links(path: Path, partial: Path) -> None:
         part.unlink()
 
 
-def _broken_off(file: File, partial: Path, error: BaseException) -> DownloadError:
-    return DownloadError(
+def _broken_off(file: File, partial: Path, error: BaseException) -> UserError:
+    return UserError(
         f"'{file.path}' of '{file.repository}' could not be downloaded ({_first_line(error)})."
         f" Check the connection and run the command again; it resumes from '{partial}'"
     )
@@ -429,9 +430,9 @@ def _is_final(error: BaseException) -> bool:
 
 def _forget(folder: Path, known: list[File], files: list[File]) -> None:
     """Remove files of an earlier revision that the new one does not have."""
-    kept = {file.path for file in files}
+    named = {file.path for file in files}
     for file in known:
-        if file.path not in kept and inside((folder / file.path).parent, [folder]):
+        if file.path not in named and inside((folder / file.path).parent, [folder]):
             (folder / file.path).unlink(missing_ok=True)
 
 
@@ -440,7 +441,7 @@ def _check_space(partial: Path, pending: list[File]) -> None:
     needed = sum(file.size for file in pending) - started
     free = shutil.disk_usage(partial).free
     if pending and needed + MARGIN > free:
-        raise DownloadError(
+        raise UserError(
             f"'{partial.parent}' has {free / 1e9:.1f} GB free, but {needed / 1e9:.1f} GB are still"
             " to be downloaded. Free some space, or choose a folder on another disk with --models"
         )
@@ -481,11 +482,11 @@ def _clean(partial: Path, files: list[File]) -> None:
         part.unlink()
     for file in files:
         if not (partial / file.path).is_file():
-            raise DownloadError(f"'{file.path}' vanished. Run the command again")
+            raise UserError(f"'{file.path}' vanished. Run the command again")
 
 
 def _same_revision(files: list[File], revision: str | None) -> bool:
-    return revision is None or not files or files[0].commit == revision
+    return bool(files) and (revision is None or files[0].commit == revision)
 
 
 def _write_manifest(folder: Path, system: str, files: list[File]) -> None:

@@ -145,7 +145,7 @@ def _align(
 ) -> dict[str, torch.Tensor]:
     """Keys as the installed library spells them.
 
-    Transformers' towers carry ``text_model.`` or ``vision_model.`` in some versions and not in
+    Transformers' models carry ``text_model.`` or ``vision_model.`` in some versions and not in
     others, and old files hold ``position_ids``, which newer versions compute.
     """
     wanted = network.state_dict()

@@ -13,13 +13,15 @@ import logging
 import sys
 from typing import Any
 
+from ...edges import UserError
+
 logger = logging.getLogger("prior_art")
 
 COMPANIONS = ("torchvision", "torchaudio", "xformers", "flash_attn", "bitsandbytes")
 """Optional packages that break the import of others when they do not match torch."""
 
 
-class LibraryError(ImportError):
+class LibraryError(UserError, ImportError):
     """A library that a loader needs cannot be imported; the message says which and the cure."""
 
 

@@ -16,18 +16,18 @@ def guide(
     return unconditional + guidance_scale * (conditional - unconditional)
 
 
-def is_guided(guidance_scale: float, negative: TextEncoding | None) -> bool:
+def is_guided(guidance_scale: float, negative: object | None) -> bool:
     """Whether an unconditional pass is needed: at scales above 1.
 
     Raises:
         EdgeError: a scale that is no finite number; no negative prompt where one is needed.
     """
     if not math.isfinite(guidance_scale):
-        raise EdgeError(f"'cfg' is {guidance_scale}; guidance needs a finite number")
+        raise EdgeError(f"'guidance_scale' is {guidance_scale}; guidance needs a finite number")
     if guidance_scale > 1 and negative is None:
         raise EdgeError(
-            f"'cfg' is {guidance_scale}, which needs a negative prompt; encode an empty one, or"
-            " set 'cfg' to 1"
+            f"'guidance_scale' is {guidance_scale}, which needs a negative prompt; encode an empty"
+            " one, or set 'guidance_scale' to 1"
         )
     return guidance_scale > 1
 

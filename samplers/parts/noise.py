@@ -7,8 +7,10 @@ the device.
 from __future__ import annotations
 
 import itertools
+import math
 import os
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import torch
 
@@ -35,9 +37,9 @@ def generators(seed: int, count: int, offset: int = 0) -> list[torch.Generator]:
         EdgeError: no images, or a negative offset.
     """
     if count < 1:
-        raise EdgeError(f"asked for {count} images; 'batch_size' must be at least 1")
+        raise EdgeError(f"'count' is {count}; at least 1 image must be asked for")
     if offset < 0:
-        raise EdgeError(f"'noise_offset' is {offset}; it counts numbers and cannot be negative")
+        raise EdgeError(f"'offset' is {offset}; it counts numbers and cannot be negative")
     streams = [torch.Generator().manual_seed((seed + i) % 2**64) for i in range(count)]
     for stream in streams:
         left = offset
@@ -47,20 +49,40 @@ def generators(seed: int, count: int, offset: int = 0) -> list[torch.Generator]:
     return streams
 
 
-def randn(
-    shape: tuple[int, ...], streams: list[torch.Generator], device: torch.device | None = None
-) -> torch.Tensor:
-    """Standard normal ``[len(streams), *shape]``, fp32, row i from stream i.
+@dataclass
+class Noise:
+    """The noise of B images, drawn in the order in which a sampler asks for it.
 
-    Drawn on the CPU; sent to a CUDA ``device`` through pinned memory, so that no step waits for
-    the one before it.
+    Attributes:
+        generators: a CPU generator for each image.
+        drawn: normal numbers per image so far. The next stage of a chain is told this offset.
     """
-    noise = torch.stack([torch.randn(shape, generator=stream) for stream in streams])
-    if device is None or device.type == "cpu":
-        return noise
-    if device.type == "cuda":
-        return noise.pin_memory().to(device, non_blocking=True)
-    return noise.to(device)
+
+    generators: list[torch.Generator]
+    drawn: int = 0
+
+    @classmethod
+    def seeded(cls, seed: int, count: int, offset: int = 0) -> Noise:
+        """Of :func:`generators`."""
+        return cls(generators(seed, count, offset))
+
+    def __len__(self) -> int:
+        """How many images."""
+        return len(self.generators)
+
+    def normal(self, shape: tuple[int, ...], device: torch.device | None = None) -> torch.Tensor:
+        """Standard normal ``[B, *shape]``, fp32, row i from generator i.
+
+        Drawn on the CPU; sent to a CUDA ``device`` through pinned memory, so that no step waits for
+        the one before it.
+        """
+        noise = torch.stack([torch.randn(shape, generator=g) for g in self.generators])
+        self.drawn += math.prod(shape)
+        if device is None or device.type == "cpu":
+            return noise
+        if device.type == "cuda":
+            return noise.pin_memory().to(device, non_blocking=True)
+        return noise.to(device)
 
 
 class ExponentialNoise:

@@ -29,8 +29,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from ...edges import SDXLText
-from ...networks.unet import prepare_sdxl
+from ...networks.koala import prepare_sdxl
 from ...samplers.koala import FACTOR, LATENT_SCALE, EulerSchedule, encode_text_pair, sample_koala
+from ...samplers.parts.noise import Noise
+from ...samplers.parts.sampling import Sampling
 from ..grammar import Scene, training_scenes
 from ..pictures import oddly_coloured, training_batch
 from . import recipe
@@ -270,7 +272,7 @@ def text_table(
 @lru_cache(maxsize=1)
 def _levels() -> torch.Tensor:
     """Noise over signal by timestep, float32 ``[1000]``."""
-    return torch.from_numpy(EulerSchedule().levels())
+    return torch.from_numpy(EulerSchedule().sigmas())
 
 
 def predict(
@@ -452,18 +454,17 @@ def sampled_pairs(
         draw = draw_for("koala pairs", 0, start)
         chosen, scenes = _scenes(draw, min(_AT_ONCE, count - start))
         rows = torch.from_numpy(chosen).to(device) + 2
+        streams = [
+            torch.Generator().manual_seed(int(seed))
+            for seed in draw.numpy.integers(2**62, size=len(scenes))
+        ]
         latents = sample_koala(
             partial(prepare_sdxl, unet),
             EulerSchedule(),
             SDXLText(text.hidden[rows], text.pooled[rows]),
             SDXLText(text.hidden[:1], text.pooled[:1]),
-            size=(side, side),
-            generators=[
-                torch.Generator().manual_seed(int(seed))
-                for seed in draw.numpy.integers(2**62, size=len(scenes))
-            ],
-            device=torch.device(device),
-            dtype=torch.float32,
+            (side, side),
+            Sampling(Noise(streams), torch.device(device), torch.float32, num_inference_steps=25),
         )
         shown = F.avg_pool2d(_drawn(vae, latents), 4).clamp(-1, 1)
         seen.append(latents * LATENT_SCALE)

@@ -60,7 +60,8 @@ def mended_pairs(karlo: Path, count: int, device: torch.device | str) -> Pairs:
     from ...loaders.files.catalogue import Source
     from ...samplers.clip import encode_text
     from ...samplers.karlo import sample_decoder
-    from ...samplers.parts.noise import generators
+    from ...samplers.parts.noise import Noise
+    from ...samplers.parts.sampling import Sampling
     from ...samplers.prior import sample_prior
 
     source = Source(karlo.name, "folder", karlo.resolve(), "karlo", frozenset())
@@ -81,14 +82,10 @@ def mended_pairs(karlo: Path, count: int, device: torch.device | str) -> Pairs:
         draw = draw_for("mended", 0, start)
         rows = draw.numpy.integers(len(known), size=min(_AT_ONCE, count - start))
         scenes: list[Scene] = [known[i] for i in rows]
-        streams = generators(start, len(scenes))
+        sampling = Sampling(Noise.seeded(start, len(scenes)), **place, num_inference_steps=25)
         said, empty = encode([scene.prompt for scene in scenes]), encode([""])
-        image = sample_prior(
-            prior.network, prior.schedule, said, empty, generators=streams, **place
-        )
-        small = sample_decoder(
-            decoder.network, decoder.schedule, image, said, empty, generators=streams, **place
-        )
+        image = sample_prior(prior.network, prior.schedule, said, empty, sampling)
+        small = sample_decoder(decoder.network, decoder.schedule, image, said, empty, sampling)
         seen.append(small)
         pictures += [
             nearest_true(one, scene.kind) for one, scene in zip(small, scenes, strict=True)
@@ -105,8 +102,9 @@ def mended_latents(kandinsky: Path, count: int, device: torch.device | str) -> P
         kandinsky: folder of the member, of which all but inpainting and depth is finished.
     """
     from ...networks.kandinsky_movq import decode
-    from ...samplers.kandinsky import sample_latents
-    from ...samplers.parts.noise import generators
+    from ...samplers.kandinsky import Canvas, Condition, sample_latents
+    from ...samplers.parts.noise import Noise
+    from ...samplers.parts.sampling import Sampling
     from ..painters import KandinskyPainter
 
     painter = KandinskyPainter(kandinsky, str(device))
@@ -115,21 +113,19 @@ def mended_latents(kandinsky: Path, count: int, device: torch.device | str) -> P
         draw = draw_for("mended latents", 0, start)
         rows = draw.numpy.integers(len(known), size=min(_AT_ONCE, count - start))
         scenes = [known[i] for i in rows]
-        streams = generators(start, len(scenes))
-        embeds = painter.embeds([scene.prompt for scene in scenes], streams)
+        noise = Noise.seeded(start, len(scenes))
+        embeds = painter.embeds([scene.prompt for scene in scenes], noise)
         # Every second one a little off all that the decoder was taught on, as new combinations are:
         # those it draws worst.
-        noise = draw.randn(*embeds[1::2].shape).to(embeds)
-        embeds[1::2] += _WORN * noise * embeds.std(0, keepdim=True)
+        worn = draw.randn(*embeds[1::2].shape).to(embeds)
+        embeds[1::2] += _WORN * worn * embeds.std(0, keepdim=True)
         latents = sample_latents(
             painter.decoder.network,
             painter.decoder.schedule,
-            embeds,
-            painter.zero,
-            size=(8, 8),
-            num_inference_steps=_STEPS,
-            generators=streams,
-            **painter.place,
+            Condition(embeds),
+            Condition(painter.zero),
+            Canvas((8, 8)),
+            Sampling(noise, **painter.place, num_inference_steps=_STEPS),
         )
         shown = F.avg_pool2d(decode(painter.movq.network, latents), 4).clamp(-1, 1)
         seen.append(latents)

@@ -126,7 +126,8 @@ def said_by(
     from ...edges import TextEncoding
     from ...loaders.clip import tokenize
     from ...samplers.clip import encode_text
-    from ...samplers.parts.noise import generators
+    from ...samplers.parts.noise import Noise
+    from ...samplers.parts.sampling import Sampling
     from ...samplers.parts.schedule import UnCLIPSchedule
     from ...samplers.prior import sample_prior
 
@@ -140,7 +141,8 @@ def said_by(
     said, empty, scenes = [], encode([""]), training_scenes()
     for start in range(0, len(scenes), _AT_ONCE):
         text = encode([scene.prompt for scene in scenes[start : start + _AT_ONCE]])
-        streams = generators(start * times, len(text.pooled) * times)
-        embeds = sample_prior(prior, schedule, text, empty, generators=streams, **place)
+        noise = Noise.seeded(start * times, len(text.pooled) * times)
+        sampling = Sampling(noise, **place, num_inference_steps=25)
+        embeds = sample_prior(prior, schedule, text, empty, sampling)
         said.append(embeds.unflatten(0, (-1, times)))
     return torch.cat(said)

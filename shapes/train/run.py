@@ -123,8 +123,9 @@ def _train_kandinsky(
     stage: str, out: Path, state: Path, device: torch.device | str, limits: dict[str, Any]
 ) -> None:
     from ...edges import SPACES
-    from ...loaders import kandinsky
-    from ...loaders.files.catalogue import Source
+    from ...loaders.files.cache import keep
+    from ...loaders.unclip import ZERO_IMAGE
+    from ...samplers.clip import encode_zero_image
     from .clip import train_clip
     from .kandinsky import Latents, latent_pool, train_latent_decoder, train_latent_mode
     from .mended import mended_latents
@@ -178,9 +179,8 @@ def _train_kandinsky(
     for name, tensors in weights.items():
         layout.write_network(out, name, tensors)
     if stage == "clip":
-        kandinsky.zero_image(
-            Source("prior", "embedded", out / "prior", "kandinsky-prior", frozenset())
-        )
+        nothing = encode_zero_image(finished("prior/image_encoder"), device)
+        keep(out / f"prior/{ZERO_IMAGE}.safetensors", ZERO_IMAGE, nothing.cpu())
 
 
 def _train_old_kandinsky(
@@ -189,7 +189,9 @@ def _train_old_kandinsky(
     """Kandinsky 2.1, in the space of Karlo's CLIP."""
     from ...edges import SPACES
     from ...loaders import kandinsky
+    from ...loaders.files.cache import keep
     from ...loaders.files.catalogue import Source
+    from ...loaders.unclip import ZERO_IMAGE
     from ...samplers.clip import encode_zero_image
     from .kandinsky import Latents, latent_pool, train_old_decoder
     from .karlo_decoder import TextTable
@@ -229,7 +231,8 @@ def _train_old_kandinsky(
         begin = layout.read_network(karlo, "prior")
         trained = train_prior(*towers, tokenizer, state, device, **limits, begin=begin)["prior"]
         layout.write_network(out, "2-1-prior/prior", trained)
-        kandinsky.write_zero_image(out / "2-1-prior", encode_zero_image(towers[1], device).cpu())
+        nothing = encode_zero_image(towers[1], device)
+        keep(out / f"2-1-prior/{ZERO_IMAGE}.safetensors", ZERO_IMAGE, nothing.cpu())
     else:
         tower = kandinsky.load_mclip(source).network.to(device)
         own = read_multilingual_tokenizer(out / "2-1/tokenizer")

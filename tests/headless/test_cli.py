@@ -10,8 +10,10 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from prior_art import cli
-from prior_art.headless.runner import Runner, node_classes
+from prior_art.edges import EdgeError
+from prior_art.headless.runner import NodeError, Runner, node_classes
 from prior_art.headless.workflow import WorkflowError, assign, read_workflow, to_api
+from prior_art.loaders.files.checkpoint import CheckpointError
 
 from .graphs import FLAT, save
 
@@ -169,6 +171,35 @@ def test_errors_are_one_line(tmp_path, capsys):
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 3
     assert "is no JSON" in lines[0] and "cannot read" in lines[1] and "Odd" in lines[2]
+
+
+@pytest.mark.parametrize(
+    ("error", "hinted"),
+    [
+        (EdgeError("too wide"), False),
+        (CheckpointError("cut off"), False),
+        (ZeroDivisionError("by zero"), True),
+        (NodeError("node 3 (X): too wide"), False),
+        (NodeError("node 3 (X): by zero"), True),
+    ],
+    ids=str,
+)
+def test_only_what_nobody_foresaw_asks_for_a_traceback(monkeypatch, capsys, error, hinted):
+    error.__cause__ = ZeroDivisionError() if hinted else EdgeError()
+
+    def fail(options):
+        raise error
+
+    monkeypatch.setattr(cli, "_nodes", fail)
+    assert cli.main(["nodes"]) == 1
+    said = capsys.readouterr().err.splitlines()
+    assert said[0] == f"prior-art: {error}" and len(said) == 1 + hinted
+    assert not hinted or said[1].endswith("prior-art --debug nodes")
+
+
+def test_download_alone_says_what_there_is(capsys):
+    assert cli.main(["download"]) == 0
+    assert {"karlo", "kandinsky-2-2", "koala-700m"} <= set(capsys.readouterr().out.split())
 
 
 def test_nodes_are_listed(capsys):

@@ -25,6 +25,7 @@ import pytest
 from PIL import Image
 
 from .finding import found_host, python_of
+from .serving import OTHER, SOURCE
 
 PACK = Path(__file__).resolve().parents[2]
 START_SECONDS = 180
@@ -302,3 +303,14 @@ def comfy(launch: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Com
     """One ComfyUI for the whole session."""
     with launch(tmp_path_factory.mktemp("comfy")) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def karlo_weights(comfy: Comfy, tiny: ModuleType) -> None:
+    """A miniature Karlo under the host's models/prior_art, and one of another embedding space."""
+    folder = comfy.base / "models" / "prior_art"
+    tiny.tiny_karlo(folder / SOURCE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(tiny.TEXT, "projection_dim", 48)
+        patch.setitem(tiny.VISION, "projection_dim", 48)
+        tiny.tiny_karlo(folder / OTHER)

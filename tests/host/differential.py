@@ -1,7 +1,7 @@
 """The headless runner against a real ComfyUI: the same small graphs through both.
 
     python -m tests.host.differential --cases 500 --seed 7     # starts the host tests' ComfyUI
-    python -m tests.host.differential --only 7/132 --host http://127.0.0.1:8188 --keep /tmp/graphs
+    python -m tests.host.differential --only 7/132 --host http://127.0.0.1:8188 --keep graphs
 
 A graph agrees where both make the same outputs, pictures to one level, or where both refuse. Where
 ComfyUI runs and the runner says before anything ran which node only ComfyUI can do, it is listed as

@@ -66,8 +66,9 @@ from prior_art.loaders.files.libraries import require  # noqa: E402
 from prior_art.networks import mindalle_vqgan as vq  # noqa: E402
 from prior_art.samplers import clip as clip_sampler  # noqa: E402
 from prior_art.samplers.karlo import sample_decoder, upscale  # noqa: E402
-from prior_art.samplers.mindalle import log_likelihood, sample_tokens  # noqa: E402
-from prior_art.samplers.parts.noise import generators  # noqa: E402
+from prior_art.samplers.mindalle import Draw, log_likelihood, sample_tokens  # noqa: E402
+from prior_art.samplers.parts.noise import Noise  # noqa: E402
+from prior_art.samplers.parts.sampling import Sampling  # noqa: E402
 from prior_art.samplers.prior import sample_prior  # noqa: E402
 
 # tiny.py imports transformers straight; the pack's way of it copes with a broken torchaudio.
@@ -127,33 +128,21 @@ def run_stage(stage: str, loaded, dtype: torch.dtype = torch.float32) -> torch.T
     if stage == "ar_transformer":
         ids = mindalle.tokenize(loaded.tokenizer, ["red cat"], loaded.config.text_tokens).ids
         place = {"device": cpu, "dtype": dtype}
-        tokens = sample_tokens(network, ids, generators=generators(3, 2), temperature=0, **place)
+        tokens = sample_tokens(network, ids, Draw(Noise.seeded(3, 2), **place, temperature=0))
         fixed = torch.arange(64).view(1, 64) % loaded.config.image_vocab
         scores = [log_likelihood(network, ids, t, **place) for t in (fixed, fixed.expand(2, -1))]
         assert tokens.shape == (2, 64)
         return torch.cat(scores)
     if stage == "upscaler":
         image = torch.rand(1, 3, loaded.low_size, loaded.low_size, generator=noise) * 2 - 1
-        return upscale(
-            network,
-            loaded.schedule,
-            image,
-            num_inference_steps=2,
-            generators=generators(3, 1),
-            device=cpu,
-            dtype=dtype,
-        )
+        sampling = Sampling(Noise.seeded(3, 1), cpu, dtype, 2)
+        return upscale(network, loaded.schedule, image, sampling)
     text = text_encoding("a small red circle")
-    common = {
-        "num_inference_steps": 3,
-        "generators": generators(3, 1),
-        "device": cpu,
-        "dtype": dtype,
-    }
+    sampling = Sampling(Noise.seeded(3, 1), cpu, dtype, 3)
     if stage == "prior":
-        return sample_prior(network, loaded.schedule, text, text, **common)
+        return sample_prior(network, loaded.schedule, text, text, sampling)
     embeds = torch.randn(1, loaded.space.dim, generator=noise)
-    return sample_decoder(network, loaded.schedule, embeds, text, text, **common)
+    return sample_decoder(network, loaded.schedule, embeds, text, text, sampling)
 
 
 def text_encoding(prompt: str):

@@ -12,8 +12,8 @@ import pytest
 pytestmark = [pytest.mark.host, pytest.mark.slow]
 
 SCRIPTS = (
-    *("in_process.py", "in_process_kandinsky.py", "in_process_koala.py"),
-    *("in_process_mix.py", "in_process_places.py", "in_process_core.py"),
+    *("in_process.py", "kandinsky_in_process.py", "koala_in_process.py"),
+    *("unclip_in_process.py", "places_in_process.py", "core_in_process.py"),
 )
 STAGES = (
     *("text_encoder", "image_encoder", "prior", "decoder", "upscaler"),

@@ -9,7 +9,8 @@ import pytest
 import torch
 from diffusers import VQModel
 
-from prior_art.loaders.files.catalogue import SourceError, find_source
+from prior_art.edges import UserError
+from prior_art.loaders.files.catalogue import find_source
 from prior_art.loaders.files.checkpoint import CheckpointError
 from prior_art.loaders.kandinsky import load_mclip, load_movq
 from prior_art.networks.kandinsky_mclip import MultilingualCLIP
@@ -52,7 +53,7 @@ def test_what_is_missing_is_named(models: Path) -> None:
     (models / "kandinsky-2-2-decoder" / "movq" / "diffusion_pytorch_model.safetensors").unlink()
     with pytest.raises(CheckpointError, match="movq"):
         load_movq(find_source("kandinsky-2-2-decoder", "movq", [models]))
-    with pytest.raises(SourceError, match="download kandinsky-2-2-decoder"):
+    with pytest.raises(UserError, match="download kandinsky-2-2-decoder"):
         find_source("nowhere", "movq", [models])
 
 

@@ -9,9 +9,9 @@ import torch
 
 from prior_art.loaders import karlo, unclip
 from prior_art.loaders.clip import tokenize
-from prior_art.loaders.files.catalogue import find_source
+from prior_art.loaders.files.catalogue import SYSTEMS, find_source
 from prior_art.loaders.files.checkpoint import CheckpointError, read_state_dict
-from prior_art.loaders.karlo_keys import read_stats
+from prior_art.loaders.unclip_keys import read_stats
 
 from ..tiny import write_tokenizer
 from . import karlo_originals as originals
@@ -169,5 +169,5 @@ def test_statistics_outside_the_model_folders_are_not_read(tmp_path: Path) -> No
     torch.save((torch.zeros(2), torch.ones(2)), theirs)
     (models / "ViT-L-14_stats.th").symlink_to(theirs)
     with pytest.raises(CheckpointError, match=r"stats\.th' leads out of the model folders to"):
-        read_stats(models / "prior.ckpt", (models,))
-    assert read_stats(models / "prior.ckpt", (tmp_path,))[1].tolist() == [1, 1]
+        read_stats(models / "prior.ckpt", (models,), SYSTEMS["karlo"])
+    assert read_stats(models / "prior.ckpt", (tmp_path,), SYSTEMS["karlo"])[1].tolist() == [1, 1]

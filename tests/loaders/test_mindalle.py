@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from prior_art.edges import EdgeError
+from prior_art.edges import EdgeError, UserError
 from prior_art.loaders.files import catalogue as sources
-from prior_art.loaders.files.catalogue import Source, SourceError, find_source, list_sources
+from prior_art.loaders.files.catalogue import Source, find_source, list_sources
 from prior_art.loaders.files.checkpoint import CheckpointError
 from prior_art.loaders.mindalle import (
     Settings,
@@ -83,9 +83,9 @@ def test_both_layouts_are_listed(original: Path) -> None:
     assert names("prior") == names("reranker") == []
     found = find_source("1.3B", "vqgan", [models])
     assert (found.kind, found.system, found.path) == ("folder", "mindalle", original)
-    with pytest.raises(SourceError, match=r"'half' holds no ar transformer \(only vqgan\)"):
+    with pytest.raises(UserError, match=r"'half' holds no ar transformer \(only vqgan\)"):
         find_source("half", "ar_transformer", [models])
-    with pytest.raises(SourceError, match=r"no vqgan called 'x'.*There are: 1.3B.*1.3B\.tar\.gz"):
+    with pytest.raises(UserError, match=r"no vqgan called 'x'.*There are: 1.3B.*1.3B\.tar\.gz"):
         find_source("x", "vqgan", [models])
 
 

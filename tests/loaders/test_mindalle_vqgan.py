@@ -7,7 +7,8 @@ import torch
 
 from prior_art.edges import EdgeError
 from prior_art.loaders.files.checkpoint import CheckpointError, load_strict
-from prior_art.loaders.mindalle_vqgan import build_vqgan, convert_vqgan
+from prior_art.loaders.mindalle_vqgan import build_vqgan
+from prior_art.loaders.taming import convert_vqgan
 from prior_art.networks.mindalle_vqgan import (
     codes_of,
     decode,

@@ -10,9 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from prior_art.edges import UserError
 from prior_art.loaders.clip import MEAN, STD, tokenize
 from prior_art.loaders.files import catalogue as sources
-from prior_art.loaders.files.catalogue import SourceError, find_source, list_sources
+from prior_art.loaders.files.catalogue import find_source, list_sources
 from prior_art.loaders.files.checkpoint import CheckpointError
 from prior_art.loaders.rerank import load_reranker
 from prior_art.samplers.clip import encode_image, encode_text
@@ -129,7 +130,7 @@ def test_listing(folder: Path, hub: Path, tmp_path: Path) -> None:
     found = [source.name for source in list_sources("reranker", [tmp_path])]
     assert found == ["deep/vit", "ViT-B-32.pt", "ViT-L-14.pt"]
     words = r"no reranker called 'x'.*There are: deep/vit.*openai/clip-vit-base-patch32"
-    with pytest.raises(SourceError, match=words):
+    with pytest.raises(UserError, match=words):
         find_source("x", "reranker", [tmp_path])
     # A pipeline's own folder is no CLIP, even if it does not say what it is.
     (tmp_path / "pipe").mkdir()

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from prior_art.networks import unet
+from prior_art.networks import karlo
 
 TIMESTEPS = [999, 500, 0]
 EXACT = 1e-12  # of the largest value: thousands of float64's roundings
@@ -101,7 +101,7 @@ def conditions(rows: int) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("time_scale_shift", ["default", "scale_shift"])
 def test_upscaler_equals_diffusers(rows, time_scale_shift):
     network = make_upscaler(time_scale_shift)
-    predict = unet.prepare_upscaler(network, TIMESTEPS)
+    predict = karlo.prepare_upscaler(network, TIMESTEPS)
     for index, timestep in enumerate(TIMESTEPS):
         x = draw(rows, 6, 16, 16, seed=index)
         before = x.clone()
@@ -113,7 +113,7 @@ def test_upscaler_equals_diffusers(rows, time_scale_shift):
 @pytest.mark.parametrize("rows", [1, 2, 4, 6])
 def test_decoder_equals_diffusers(rows):
     network, given = make_decoder(), conditions(rows)
-    predict = unet.prepare_decoder(network, *given.values(), TIMESTEPS)
+    predict = karlo.prepare_decoder(network, *given.values(), TIMESTEPS)
     for index, timestep in enumerate(TIMESTEPS):
         x = draw(rows, 3, 16, 16, seed=index)
         peer = network(
@@ -129,15 +129,15 @@ def test_decoder_equals_diffusers(rows):
 def test_masked_context_has_no_influence():
     network, given = make_decoder(), conditions(2)
     x = draw(2, 3, 16, 16)
-    one = unet.prepare_decoder(network, *given.values(), TIMESTEPS)(x, 0)
+    one = karlo.prepare_decoder(network, *given.values(), TIMESTEPS)(x, 0)
     given["context"] = torch.where(given["mask"][..., None], given["context"], 99.0)
-    assert torch.equal(one, unet.prepare_decoder(network, *given.values(), TIMESTEPS)(x, 0))
+    assert torch.equal(one, karlo.prepare_decoder(network, *given.values(), TIMESTEPS)(x, 0))
 
 
 def test_state_is_left_alone():
     network = make_upscaler()
     before = copy.deepcopy(network.state_dict())
-    unet.prepare_upscaler(network, TIMESTEPS)(draw(1, 6, 16, 16), 1)
+    karlo.prepare_upscaler(network, TIMESTEPS)(draw(1, 6, 16, 16), 1)
     after = network.state_dict()
     assert before.keys() == after.keys()
     assert all(
@@ -169,13 +169,13 @@ def test_leaves_that_change_their_weight_on_call_are_called(how):
     else:
         conv.register_forward_hook(lambda leaf, args, out: out * 3)
     x = draw(1, 6, 16, 16)
-    assert relative(unet.prepare_upscaler(network, [7])(x, 0), network(x, 7).sample) < EXACT
+    assert relative(karlo.prepare_upscaler(network, [7])(x, 0), network(x, 7).sample) < EXACT
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_another_dtype_runs_through_the_leaves(dtype):
     network, x = make_upscaler().to(dtype), draw(1, 6, 16, 16).to(dtype)
-    ours = unet.prepare_upscaler(network, [7])(x, 0)
+    ours = karlo.prepare_upscaler(network, [7])(x, 0)
     assert ours.dtype == dtype
     # Each of some forty layers rounds once, in an order that may differ.
     assert relative(ours.double(), network(x, 7).sample.double()) < 40 * torch.finfo(dtype).eps
@@ -191,4 +191,4 @@ def test_a_foreign_unet_is_called_as_it_is():
     ).eval()  # fmt: skip
     x = torch.randn(1, 6, 16, 16)
     with torch.no_grad():
-        assert torch.equal(unet.prepare_upscaler(network, [7])(x, 0), network(x, 7).sample)
+        assert torch.equal(karlo.prepare_upscaler(network, [7])(x, 0), network(x, 7).sample)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from prior_art.edges import EdgeError, Prior
 from prior_art.host import host
 from prior_art.loaders import kandinsky, unclip
+from prior_art.loaders.files.cache import keep
 from prior_art.loaders.files.catalogue import find_source
 from prior_art.networks.kandinsky_movq import encode
 from prior_art.nodes.embeddings import MixEmbeddings
@@ -24,8 +26,10 @@ from prior_art.nodes.kandinsky import (
     KandinskyPrior,
     KandinskyPriorImage,
     KandinskySchedule,
+    LoadLatentDecoder,
 )
-from prior_art.nodes.unclip import TextEncode
+from prior_art.nodes.unclip import LoadPrior, TextEncode
+from prior_art.samplers.clip import encode_zero_image
 
 SPACE, DIM = "custom-32d", 32
 FAST = {"seed": 3, "steps": 3, "cfg": 4.0, "batch_size": 1}
@@ -39,7 +43,9 @@ def stages(models):
         return find_source(f"tiny-kandinsky/{part}", stage, [models])
 
     prior = unclip.load_prior(source("prior", "prior"))
-    zero = kandinsky.zero_image(source("prior", "prior"))
+    zero = encode_zero_image(
+        unclip.load_image_encoder(source("prior", "image_encoder")).network, "cpu"
+    )
     text = unclip.load_text_encoder(source("prior", "text_encoder"))
     found = {
         mode: host.wrap(
@@ -183,9 +189,49 @@ def test_depth_leads_the_decoder(stages):
     assert near.shape == (1, 4, 8, 8) and not torch.allclose(near, far)
 
 
-def test_previews_show_the_latents_colours(stages):
-    colours = host.open("latent_decoder", stages.decoder)[1].colours
-    assert colours.shape == (5, 3) and bool(torch.isfinite(colours).all())
+@pytest.fixture
+def apart(models, monkeypatch, tmp_path):
+    """Loaders see the miniatures, and a cache folder in which nothing is yet."""
+    monkeypatch.setenv("PRIOR_ART_MODELS", str(models))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path / "prior_art"
+
+
+def test_a_prior_has_its_zero_image_through_the_hosts_memory_once(
+    apart, models, stages, monkeypatch
+):
+    used, use = [], host.use
+    monkeypatch.setattr(host, "use", lambda managed, **more: used.append(managed) or use(managed))
+    for _ in range(2):
+        (prior,) = LoadPrior.execute("tiny-kandinsky/prior", "fp32").args
+        torch.testing.assert_close(prior.zero_image, stages.prior.zero_image)
+        assert len(used) == 1
+    assert [file.name.partition("-")[0] for file in apart.iterdir()] == ["zero_image_embeds"]
+    assert not list(models.rglob("zero_image_embeds*"))
+
+
+def test_a_zero_image_beside_the_prior_is_taken(apart, models, tmp_path):
+    folder = tmp_path / "models" / "prior"
+    shutil.copytree(models / "tiny-kandinsky" / "prior", folder)
+    keep(folder / "zero_image_embeds.safetensors", "zero_image_embeds", torch.ones(1, DIM))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PRIOR_ART_MODELS", str(folder.parent))
+        (prior,) = LoadPrior.execute("prior", "fp32").args
+    assert torch.equal(prior.zero_image, torch.ones(1, DIM)) and not apart.exists()
+
+
+def test_a_decoder_reads_its_movq_for_previews_once(apart, monkeypatch):
+    (model,) = LoadLatentDecoder.execute("tiny-kandinsky/decoder", "fp32", "published").args
+    factors = host.open("latent_decoder", model)[1].latent_rgb_factors
+    assert factors.shape == (5, 3) and bool(torch.isfinite(factors).all())
+    monkeypatch.setattr(kandinsky, "load_movq", None)
+    (model,) = LoadLatentDecoder.execute("tiny-kandinsky/decoder", "fp32", "published").args
+    assert torch.equal(host.open("latent_decoder", model)[1].latent_rgb_factors, factors)
+
+
+def test_previews_show_the_latents_colours(stages, apart):
+    (model,) = LoadLatentDecoder.execute("tiny-kandinsky/decoder", "fp32", "published").args
+    stages = SimpleNamespace(decoder=model)
     seen = []
     host.session.on_progress = lambda step, total, image: seen.append((step, total, image.size))
     try:

@@ -18,7 +18,7 @@ from prior_art.loaders import kandinsky
 from prior_art.networks.kandinsky_movq import encode
 from prior_art.nodes import kandinsky as nodes
 from prior_art.nodes.kandinsky import NEGATIVE, KandinskyPrior, KandinskyPriorImage
-from prior_art.samplers.kandinsky import keep_mask
+from prior_art.samplers.kandinsky import known_mask
 
 from .test_kandinsky import DIM, decode, picture, prompt, repaint, sample_prior, vary
 from .test_kandinsky import stages as stages
@@ -83,8 +83,8 @@ def test_an_originals_mask_is_taken_by_its_nearest_places(exact, stages):
     mask = torch.zeros(1, 13, 13)
     mask[:, 4:9, 4:9] = 1
     grown = nodes._fitted_mask(mask, (64, 64), True)
-    wanted = keep_mask(F.interpolate(mask[:, None], (8, 8), mode="nearest")[:, 0], (8, 8))
-    assert torch.equal(keep_mask(grown, (8, 8)), wanted)
+    wanted = known_mask(F.interpolate(mask[:, None], (8, 8), mode="nearest")[:, 0], (8, 8))
+    assert torch.equal(known_mask(grown, (8, 8)), wanted)
     latent = repaint(exact, image=picture(50, 70), mask=torch.ones(1, 50, 70))[0]
     assert decoded(exact, latent).shape[1:3] == (50, 70)
     part = torch.zeros(1, 50, 70)

@@ -16,9 +16,11 @@ from prior_art.host import host
 from prior_art.loaders import koala
 from prior_art.loaders.files.catalogue import find_source
 from prior_art.loaders.files.checkpoint import CheckpointError
-from prior_art.networks.unet import prepare_sdxl
+from prior_art.networks.koala import prepare_sdxl
 from prior_art.nodes.koala import NEGATIVE, OWN, KoalaInfo, KoalaSample, KoalaTextEncode, LoadKoala
 from prior_art.samplers.koala import sample_koala
+from prior_art.samplers.parts.noise import Noise
+from prior_art.samplers.parts.sampling import Sampling
 
 FAST = {"width": 64, "height": 96, "seed": 3, "steps": 3, "cfg": 7.5, "batch_size": 1}
 FAST |= {"timestep_spacing": "as published"}
@@ -100,11 +102,8 @@ def test_the_sample_node_is_the_sampler(loaded, models):
         partial(prepare_sdxl, unet.network),
         unet.schedule,
         *texts,
-        size=(12, 8),
-        num_inference_steps=3,
-        generators=[torch.Generator().manual_seed(3 + i) for i in range(2)],
-        device=torch.device("cpu"),
-        dtype=torch.float32,
+        (12, 8),
+        Sampling(Noise.seeded(3, 2), torch.device("cpu"), torch.float32, 3),
     )
     assert torch.equal(made, wanted)
 

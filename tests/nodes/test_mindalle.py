@@ -32,12 +32,21 @@ from prior_art.nodes.mindalle import (
     VQGANEncode,
     as_text,
 )
-from prior_art.samplers.mindalle import complete_by_likelihood, log_likelihood, sample_tokens
-from prior_art.samplers.parts.noise import generators
+from prior_art.samplers.mindalle import (
+    Draw,
+    complete_by_likelihood,
+    log_likelihood,
+    sample_tokens,
+)
+from prior_art.samplers.parts.noise import Noise
 
 CPU = {"device": torch.device("cpu"), "dtype": torch.float32}
 SIZE, GRID, CODES = 32, 8, 24
 DRAW = {"seed": 7, "candidates": 3, "top_k": 20, "top_p": 1.0, "temperature": 1.0}
+
+
+def drawn(count=3):
+    return Draw(Noise.seeded(7, count), **CPU, top_k=20)
 
 
 class Model:
@@ -172,9 +181,7 @@ def test_decoding_goes_on_in_smaller_chunks_where_memory_runs_out(model, monkeyp
 
 
 def test_tokens_are_the_samplers(model):
-    expected = sample_tokens(
-        model.network, model.prompt("red cat"), generators=generators(7, 3), top_k=20, **CPU
-    )
+    expected = sample_tokens(model.network, model.prompt("red cat"), drawn())
     latent = model.sample()
     assert torch.equal(model.tokens(latent), expected)
     assert latent["samples"].dtype == torch.float32 and set(latent) == {"samples"}
@@ -190,7 +197,7 @@ def test_a_candidate_can_be_made_alone_whatever_memory_allows(model, monkeypatch
     monkeypatch.setattr(
         autoregressive,
         "sample_tokens",
-        lambda *a, **k: (chunks.append(k["chunk"]), sampler(*a, **k))[1],
+        lambda *a, **k: (chunks.append(a[2].chunk), sampler(*a, **k))[1],
     )
     monkeypatch.setattr(autoregressive, "bytes_per_candidate", lambda *_: 100)
     for free, chunk in ((0, 1), (250, 2), (10**6, 5)):
@@ -203,7 +210,7 @@ def test_a_candidate_can_be_made_alone_whatever_memory_allows(model, monkeypatch
 def test_models_without_text(placed, warnings, kind):
     model = Model(f"tiny-{kind}")
     context = torch.tensor([[3]]) if kind == "class" else None
-    expected = sample_tokens(model.network, context, generators=generators(7, 3), top_k=20, **CPU)
+    expected = sample_tokens(model.network, context, drawn())
     assert torch.equal(model.tokens(model.sample("", class_id=3)), expected)
     assert not warnings
     model.sample("red", class_id=3)
@@ -293,14 +300,7 @@ def test_variations_keep_rows_and_go_on_exactly(model):
         model.transformer, model.vae, image, "red", keep_rows=3, **DRAW
     ).args
     kept = codes[:, : 3 * GRID]
-    expected = sample_tokens(
-        model.network,
-        model.prompt("red"),
-        generators=generators(7, 3),
-        kept=kept,
-        top_k=20,
-        **CPU,
-    )
+    expected = sample_tokens(model.network, model.prompt("red"), drawn(), kept)
     found = model.tokens(latent)
     assert torch.equal(found, expected) and torch.equal(found[:, : 3 * GRID], kept.expand(3, -1))
     assert len(found.unique(dim=0)) == 3
@@ -313,14 +313,8 @@ def test_a_mask_down_to_the_end_is_completed_exactly(model):
     given = model.sample(candidates=1)
     latent = masked(given, 20, SIZE, 0, SIZE)
     completed, images, weights = complete(model, latent)
-    expected = sample_tokens(
-        model.network,
-        model.prompt("red"),
-        generators=generators(7, 3),
-        kept=model.tokens(given)[:, : 5 * GRID],
-        top_k=20,
-        **CPU,
-    )
+    leading = model.tokens(given)[:, : 5 * GRID]
+    expected = sample_tokens(model.network, model.prompt("red"), drawn(), leading)
     assert torch.equal(model.tokens(completed), expected)
     assert weights == [0, 0, 0] and len(images) == 3 and "noise_mask" not in completed
 
@@ -336,9 +330,7 @@ def test_any_other_mask_gives_the_best_by_likelihood(model):
         model.prompt("red"),
         codes[0],
         ~changed.flatten(),
-        generators=generators(7, 8),
-        top_k=20,
-        **CPU,
+        drawn(8),
     )
     best = likely.sort(descending=True)
     assert len(set(best.values.tolist())) > 1

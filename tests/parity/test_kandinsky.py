@@ -14,10 +14,18 @@ from prior_art.loaders import kandinsky, unclip
 from prior_art.loaders.clip import tokenize
 from prior_art.loaders.files.catalogue import find_source
 from prior_art.networks.kandinsky_movq import decode, encode
-from prior_art.samplers.clip import encode_text
-from prior_art.samplers.kandinsky import Kept, keep_mask, latent_size, sample_latents
-from prior_art.samplers.parts.noise import generators
-from prior_art.samplers.parts.schedule import LatentSchedule
+from prior_art.samplers.clip import encode_text, encode_zero_image
+from prior_art.samplers.kandinsky import (
+    Canvas,
+    Condition,
+    Known,
+    known_mask,
+    latent_size,
+    sample_latents,
+)
+from prior_art.samplers.kandinsky_schedule import LatentSchedule
+from prior_art.samplers.parts.noise import Noise
+from prior_art.samplers.parts.sampling import Sampling, Start
 from prior_art.samplers.prior import sample_prior
 
 from ..tiny import DIM, kandinsky_pipeline, tiny_kandinsky
@@ -64,17 +72,16 @@ def prior(folder: Path, count: int, *, negative: str | None = None, **options: A
         ids, mask, _ = tokenize(tower.tokenizer, [text])
         return encode_text(tower.network, ids, mask, tower.space, **PLACE)
 
-    both = generators(SEED, 2 * count) if negative is not None else generators(SEED, count)
-    options = {"num_inference_steps": STEPS} | options
+    noise = Noise.seeded(SEED, count if negative is None else 2 * count)
+    steps = options.pop("num_inference_steps", STEPS)
     return sample_prior(
         loaded.network,
         loaded.schedule,
         encoded(PROMPT),
         encoded(negative or ""),
-        generators=both[:count],
-        negative_generators=both[count:] if negative is not None else None,
+        Sampling(noise, **PLACE, num_inference_steps=steps),
+        with_negative=negative is not None,
         **options,
-        **PLACE,
     )
 
 
@@ -84,10 +91,16 @@ def decoder(folder: Path, mode: str) -> kandinsky.LatentDecoder:
 
 def latents(folder: Path, mode: str, image: torch.Tensor, count: int, **options: Any) -> Any:
     loaded = decoder(folder, mode)
-    schedule = options.pop("schedule", loaded.schedule)
-    options = {"num_inference_steps": STEPS, "negative_embeds": embeds(1, 9)} | options
+    hint, steps = options.pop("hint", None), options.pop("num_inference_steps", STEPS)
+    canvas = Canvas(options.pop("size"), options.pop("start", None))
     return sample_latents(
-        loaded.network, schedule, image, generators=generators(SEED, count), **options, **PLACE
+        loaded.network,
+        options.pop("schedule", loaded.schedule),
+        Condition(image, hint=hint),
+        Condition(options.pop("negative_embeds", embeds(1, 9)), hint=hint),
+        canvas,
+        Sampling(Noise.seeded(SEED, count), **PLACE, num_inference_steps=steps),
+        **options,
     )
 
 
@@ -103,7 +116,9 @@ def test_prior(folder: Path) -> None:
     pipe = kandinsky_pipeline(folder, "prior")
     wanted = pipe(PROMPT, num_images_per_prompt=2, num_inference_steps=STEPS, generator=streams(2))
     close(prior(folder, 2), wanted.image_embeds)
-    zero = kandinsky.zero_image(find_source("prior", "prior", [folder]))
+    zero = encode_zero_image(
+        unclip.load_image_encoder(find_source("prior", "image_encoder", [folder])).network, "cpu"
+    )
     close(zero.expand(2, -1), wanted.negative_image_embeds)
 
 
@@ -133,7 +148,7 @@ def test_image_to_image_prior(folder: Path, strength: float) -> None:
         num_inference_steps=10,
         generator=streams(2),
     )
-    ours = prior(folder, 2, start=embeds(1, 3), strength=strength, num_inference_steps=10)
+    ours = prior(folder, 2, start=Start(embeds(1, 3), strength), num_inference_steps=10)
     close(ours, wanted.image_embeds)
 
 
@@ -249,8 +264,7 @@ def test_image_to_image(folder: Path, width: int, height: int) -> None:
         embeds(1),
         1,
         size=latent_size(height, width),
-        start=encode(movq.network, pixels(image)),
-        strength=0.5,
+        start=Start(encode(movq.network, pixels(image)), 0.5),
         num_inference_steps=10,
     )
     close(ours, wanted)
@@ -259,19 +273,17 @@ def test_image_to_image(folder: Path, width: int, height: int) -> None:
 def _inpainted(folder: Path, image: Image.Image, mask: np.ndarray, rows: int, seed: int) -> Any:
     movq = kandinsky.load_movq(find_source("decoder", "movq", [folder]))
     size = latent_size(image.height, image.width)
-    kept = Kept(encode(movq.network, pixels(image)), keep_mask(torch.from_numpy(mask)[None], size))
+    stays = known_mask(torch.from_numpy(mask)[None], size)
+    known = Known(encode(movq.network, pixels(image)), stays)
     loaded = decoder(folder, "inpaint")
     return sample_latents(
         loaded.network,
         loaded.schedule,
-        embeds(1),
-        embeds(1, 9),
-        size=size,
-        num_inference_steps=STEPS,
-        generators=generators(seed, rows),
-        kept=kept,
-        **PLACE,
-    ), kept
+        Condition(embeds(1)),
+        Condition(embeds(1, 9)),
+        Canvas(size, known=known),
+        Sampling(Noise.seeded(seed, rows), **PLACE, num_inference_steps=STEPS),
+    ), known
 
 
 def region(height: int, width: int) -> np.ndarray:
@@ -301,12 +313,12 @@ def test_inpainting(folder: Path, width: int, height: int) -> None:
 def test_inpainting_a_batch_is_each_alone(folder: Path) -> None:
     """diffusers keeps image 0's surroundings in every image of a batch, so singles are the rule."""
     image, mask = picture(64, 64), region(64, 64)
-    together, kept = _inpainted(folder, image, mask, 3, SEED)
+    together, known = _inpainted(folder, image, mask, 3, SEED)
     for i in range(3):
         close(together[i : i + 1], _inpainted(folder, image, mask, 1, SEED + i)[0])
-    stays = kept.keep.bool().expand_as(kept.latents)
+    stays = known.mask.bool().expand_as(known.latents)
     for row in together:
-        assert torch.equal(row[stays[0]], kept.latents[stays])
+        assert torch.equal(row[stays[0]], known.latents[stays])
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (12, 96), (1, 5)])
@@ -315,7 +327,7 @@ def test_the_mask_grows_as_published(shape: tuple[int, int]) -> None:
 
     mask = (np.random.default_rng(3).random(shape) > 0.9).astype(np.float32)
     wanted = prepare_mask(1 - torch.from_numpy(mask)[None, None])
-    assert torch.equal(keep_mask(torch.from_numpy(mask)[None], shape), wanted)
+    assert torch.equal(known_mask(torch.from_numpy(mask)[None], shape), wanted)
 
 
 @pytest.mark.parametrize("guidance", [4.0, 1.0])

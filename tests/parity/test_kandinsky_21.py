@@ -19,8 +19,15 @@ from prior_art.loaders.clip import tokenize
 from prior_art.loaders.files.catalogue import find_source
 from prior_art.networks.kandinsky_movq import encode
 from prior_art.samplers.clip import encode_text
-from prior_art.samplers.kandinsky import Kept, keep_mask, sample_latents
-from prior_art.samplers.parts.noise import generators
+from prior_art.samplers.kandinsky import (
+    Canvas,
+    Condition,
+    Known,
+    known_mask,
+    sample_latents,
+)
+from prior_art.samplers.parts.noise import Noise
+from prior_art.samplers.parts.sampling import Sampling, Start
 
 from ..tiny import kandinsky_21_pipeline, tiny_kandinsky_21
 from .test_kandinsky import SEED, STEPS, close, embeds, picture, pixels, region, streams
@@ -67,17 +74,16 @@ def encoded(folder: Path, prompt: str) -> tuple[torch.Tensor, torch.Tensor]:
 
 def latents(folder: Path, mode: str, count: int = 1, **options: Any) -> torch.Tensor:
     loaded = kandinsky.load_latent_decoder(find_source(mode, "latent_decoder", [folder]))
-    options = {"num_inference_steps": STEPS, "size": (8, 8)} | options
+    canvas = Canvas((8, 8), options.pop("start", None), options.pop("known", None))
+    steps = options.pop("num_inference_steps", STEPS)
     return sample_latents(
         loaded.network.double(),
         loaded.schedule,
-        embeds(1),
-        embeds(1, 9),
-        text=encoded(folder, PROMPT),
-        negative_text=encoded(folder, NEGATIVE),
-        generators=generators(SEED, count),
+        Condition(embeds(1), *encoded(folder, PROMPT)),
+        Condition(embeds(1, 9), *encoded(folder, NEGATIVE)),
+        canvas,
+        Sampling(Noise.seeded(SEED, count), **PLACE, num_inference_steps=steps),
         **options,
-        **PLACE,
     )
 
 
@@ -136,8 +142,7 @@ def test_image_to_image(folder: Path, strength: float) -> None:
     made = latents(
         folder,
         "decoder",
-        start=coded(folder, image),
-        strength=strength,
+        start=Start(coded(folder, image), strength),
         num_inference_steps=10,
     )
     near(made, wanted)
@@ -155,9 +160,9 @@ def test_inpainting(folder: Path) -> None:
         num_inference_steps=STEPS,
         **inputs(),
     )
-    keep = keep_mask(torch.from_numpy(mask)[None], (8, 8))
-    kept = Kept(coded(folder, image), keep, blend=False)
-    near(latents(folder, "inpaint", kept=kept), wanted)
+    stays = known_mask(torch.from_numpy(mask)[None], (8, 8))
+    known = Known(coded(folder, image), stays, blend=False)
+    near(latents(folder, "inpaint", known=known), wanted)
 
 
 def test_a_batch_is_each_alone(folder: Path) -> None:
@@ -173,10 +178,8 @@ def test_it_says_that_it_reads_the_prompt_too(folder: Path) -> None:
         sample_latents(
             loaded.network,
             loaded.schedule,
-            embeds(1),
-            embeds(1, 9),
-            size=(8, 8),
-            num_inference_steps=2,
-            generators=generators(0, 1),
-            **PLACE,
+            Condition(embeds(1)),
+            Condition(embeds(1, 9)),
+            Canvas((8, 8)),
+            Sampling(Noise.seeded(0, 1), **PLACE, num_inference_steps=2),
         )

@@ -21,9 +21,7 @@ from PIL import Image
 from torch.utils._pytree import tree_map
 
 from prior_art.loaders.clip import tokenize
-from prior_art.samplers.karlo import decoder_numbers_drawn
-from prior_art.samplers.parts.noise import generators
-from prior_art.samplers.prior import numbers_drawn
+from prior_art.samplers.parts.noise import Noise, generators
 
 from ..samplers.stages import Stages
 from ..tiny import DIM, LOW, pipeline, variation_pipeline
@@ -168,16 +166,11 @@ def chain(
     """The three stages wired as nodes are: equal seeds, noise offsets from stage to stage."""
     text, empty = stages.text(*prompts), stages.text(negative)
     count = len(prompts) * each
+    noise = Noise.seeded(SEED, count)
     embeds = stages.prior(
-        text,
-        empty,
-        steps=PRIOR_STEPS,
-        guidance_scale=prior_guidance,
-        generators=generators(SEED, count),
+        text, empty, steps=PRIOR_STEPS, guidance_scale=prior_guidance, noise=noise
     )
-    small, image = pictures(
-        stages, embeds, text, empty, count, decoder_guidance, numbers_drawn(DIM, PRIOR_STEPS)
-    )
+    small, image = pictures(stages, embeds, text, empty, count, decoder_guidance, noise.drawn)
     return Published(embeds, small, image)
 
 
@@ -190,16 +183,11 @@ def pictures(
     guidance: float = 8.0,
     offset: int = 0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    noise = Noise.seeded(SEED, count, offset)
     small = stages.decoder(
-        embeds,
-        text,
-        empty,
-        steps=DECODER_STEPS,
-        guidance_scale=guidance,
-        generators=generators(SEED, count, offset),
+        embeds, text, empty, steps=DECODER_STEPS, guidance_scale=guidance, noise=noise
     )
-    offset += decoder_numbers_drawn(stages.loaded_decoder.network, DECODER_STEPS)
-    return small, enlarged(stages, small, count, offset)
+    return small, enlarged(stages, small, count, offset + noise.drawn)
 
 
 def enlarged(stages: Stages, small: torch.Tensor, count: int, offset: int) -> torch.Tensor:

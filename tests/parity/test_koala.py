@@ -13,14 +13,16 @@ from prior_art.edges import SDXLText
 from prior_art.loaders import koala
 from prior_art.loaders.clip import tokenize
 from prior_art.loaders.files.catalogue import find_source
+from prior_art.networks.koala import prepare_sdxl
 from prior_art.networks.koala_vae import LatentKL
-from prior_art.networks.unet import prepare_sdxl
 from prior_art.samplers.koala import (
     LATENT_SCALE,
     EulerSchedule,
     encode_text_pair,
     sample_koala,
 )
+from prior_art.samplers.parts.noise import Noise
+from prior_art.samplers.parts.sampling import Sampling
 
 from ..tiny import koala_pipeline, tiny_koala
 
@@ -49,20 +51,20 @@ def sampled(folder: Path, name: str, count: int, **options: Any) -> torch.Tensor
     wanted = options.pop("wanted", koala.ANY_KOALA)
     schedule = options.pop("schedule", None)
     unet = koala.load_unet(find_source(name, "koala_unet", [folder]), wanted=wanted)
+    steps = options.pop("num_inference_steps", 25)
     return sample_koala(
         partial(prepare_sdxl, unet.network),
         schedule or unet.schedule,
         options.pop("text", None) or encoded(folder, name, [PROMPT] * count),
         options.pop("negative", None),
-        generators=streams(count),
-        device=torch.device("cpu"),
-        dtype=torch.float32,
+        options.pop("size"),
+        Sampling(Noise(streams(count)), torch.device("cpu"), torch.float32, steps),
         **options,
     )
 
 
 def published(folder: Path, name: str, count: int, **options: Any) -> torch.Tensor:
-    """The pipeline's latents; as large as noise levels are, they are compared at their scale."""
+    """The pipeline's latents; as large as sigmas are, they are compared at their scale."""
     return koala_pipeline(folder / name)(
         [PROMPT] * count, generator=streams(count), output_type="latent", **options
     ).images
@@ -220,10 +222,7 @@ def test_a_batch_is_its_pictures_one_by_one(folder):
         unet.schedule,
         text,
         None,
-        size=(8, 8),
-        num_inference_steps=4,
-        generators=streams(2)[1:],
-        device=torch.device("cpu"),
-        dtype=torch.float32,
+        (8, 8),
+        Sampling(Noise(streams(2)[1:]), torch.device("cpu"), torch.float32, 4),
     )
     close(both[1:] * LATENT_SCALE, second * LATENT_SCALE)

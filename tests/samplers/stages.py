@@ -15,6 +15,8 @@ from prior_art.loaders.clip import tokenize
 from prior_art.loaders.files.catalogue import find_source
 from prior_art.samplers.clip import encode_image, encode_text
 from prior_art.samplers.karlo import sample_decoder, upscale
+from prior_art.samplers.parts.noise import Noise
+from prior_art.samplers.parts.sampling import Sampling
 from prior_art.samplers.prior import sample_prior
 
 CPU = torch.device("cpu")
@@ -69,6 +71,18 @@ class Stages:
     def upscaler(self, *args: Any, **options: Any) -> torch.Tensor:
         return self._run(upscale, self.loaded_upscaler, *args, **options)
 
-    def _run(self, sampler: Any, loaded: Any, *args: Any, steps: int, **options: Any) -> Any:
-        options = {"device": CPU, "dtype": self.dtype, **options}
-        return sampler(loaded.network, loaded.schedule, *args, num_inference_steps=steps, **options)
+    def _run(
+        self,
+        sampler: Any,
+        loaded: Any,
+        *args: Any,
+        steps: int,
+        generators: list[torch.Generator] | None = None,
+        noise: Noise | None = None,
+        dtype: torch.dtype | None = None,
+        callback: Any = None,
+        **options: Any,
+    ) -> Any:
+        noise = noise or Noise(generators)
+        sampling = Sampling(noise, CPU, dtype or self.dtype, steps, callback)
+        return sampler(loaded.network, loaded.schedule, *args, sampling, **options)

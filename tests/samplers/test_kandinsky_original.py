@@ -18,9 +18,12 @@ from torch import nn
 from prior_art.edges import EdgeError
 from prior_art.loaders.kandinsky_keys import SAMPLERS, schedule_of
 from prior_art.loaders.unclip import original_schedule
-from prior_art.samplers.kandinsky import Kept, sample_latents
-from prior_art.samplers.parts.noise import generators, randn
-from prior_art.samplers.parts.schedule import LatentSchedule, UnCLIPSchedule, last_part_apart
+from prior_art.loaders.unclip_keys import SCHEDULE
+from prior_art.samplers.kandinsky import Canvas, Condition, Known, sample_latents
+from prior_art.samplers.kandinsky_schedule import LatentSchedule, last_part_apart
+from prior_art.samplers.parts.noise import Noise
+from prior_art.samplers.parts.sampling import Sampling, Start
+from prior_art.samplers.parts.schedule import UnCLIPSchedule
 
 SHAPE, SCALE = (4, 6, 6), 3.0
 EMBEDS = torch.tensor([[0.5]]), torch.tensor([[-0.4]])
@@ -127,22 +130,15 @@ def p_sampler(noise: torch.Tensor, steps: int, keep: float | None, inpaint: bool
 
 
 def ours(sampler: str, steps: int, keep: float | None = None, inpaint: bool = False):
-    options: dict[str, Any] = {}
-    if keep is not None:
-        options |= {"start": PICTURE, "strength": 1 - keep}
-    if inpaint:
-        options |= {"kept": Kept(PICTURE, KEEP, blend=False)}
+    start = None if keep is None else Start(PICTURE, 1 - keep)
+    known = Known(PICTURE, KEEP, blend=False) if inpaint else None
     return sample_latents(
         Formula(9 if inpaint else 4),
         SAMPLERS[sampler],
-        *EMBEDS,
-        size=SHAPE[1:],
-        num_inference_steps=steps,
-        guidance_scale=SCALE,
-        generators=generators(3, 1),
-        device=torch.device("cpu"),
-        dtype=torch.float64,
-        **options,
+        *map(Condition, EMBEDS),
+        Canvas(SHAPE[1:], start, known),
+        Sampling(Noise.seeded(3, 1), torch.device("cpu"), torch.float64, steps),
+        SCALE,
     )
 
 
@@ -153,10 +149,10 @@ def ours(sampler: str, steps: int, keep: float | None = None, inpaint: bool = Fa
 def test_samples_as_the_original(sampler: str, steps: int, keep: float | None, inpaint: bool):
     if sampler == "p_sampler" and keep is not None and int(steps * (1 - keep)) < 1:
         pytest.skip("the original fails without a step")
-    (stream,) = generators(3, 1)
-    noise = randn(SHAPE, [stream])
+    source = Noise.seeded(3, 1)
+    noise = source.normal(SHAPE)
     if sampler == "p_sampler":
-        wanted = p_sampler(noise, steps, keep, inpaint, lambda: randn(SHAPE, [stream]).double())
+        wanted = p_sampler(noise, steps, keep, inpaint, lambda: source.normal(SHAPE).double())
     else:
         wanted = ddim(noise, steps, keep, inpaint, sampler == "plms_sampler")
     scale = wanted.abs().max()
@@ -234,7 +230,7 @@ def test_respacing_adds_up_its_rounding_errors_as_the_original_does() -> None:
             place += 999 / (count - 1)
         return times[::-1]
 
-    original, hub = original_schedule("prior"), UnCLIPSchedule()
+    original, hub = original_schedule(SCHEDULE), UnCLIPSchedule()
     counts = range(2, 1001)
     assert all(original.timesteps(n) == added(n) for n in counts)
     assert sum(original.timesteps(n) != hub.timesteps(n) for n in counts) == 278

@@ -18,9 +18,7 @@ from torch import nn
 from prior_art.edges import EdgeError
 from prior_art.networks import prior as cached
 from prior_art.samplers import prior as prior_sampler
-from prior_art.samplers.karlo import decoder_numbers_drawn
-from prior_art.samplers.parts.noise import generators
-from prior_art.samplers.prior import numbers_drawn
+from prior_art.samplers.parts.noise import Noise, generators
 
 from ..tiny import DIM, HIGH, LOW
 from .stages import CPU, Stages
@@ -88,7 +86,7 @@ def test_a_callback_stops_the_run(run: Runner) -> None:
 
 @pytest.mark.parametrize("steps", [0, 1, 1001])
 def test_refuses_steps(run: Runner, steps: int) -> None:
-    with pytest.raises(EdgeError, match="'steps' is"):
+    with pytest.raises(EdgeError, match="'num_inference_steps' is"):
         run(steps=steps)
 
 
@@ -200,14 +198,14 @@ def test_more_negative_than_positive_prompts(stages64: Stages) -> None:
 def test_refuses_rows_that_do_not_divide(stages: Stages, name: str) -> None:
     two, empty = stages.text("a cat", "the dog"), stages.text("")
     inputs = () if name == "prior" else (torch.zeros(1, DIM),)
-    with pytest.raises(EdgeError, match="'positive' has 2 rows"):
+    with pytest.raises(EdgeError, match="'text' has 2 rows"):
         getattr(stages, name)(*inputs, two, empty, steps=3, generators=generators(0, 3))
     with pytest.raises(EdgeError, match="'negative' has 2 rows"):
         getattr(stages, name)(*inputs, empty, two, steps=3, generators=generators(0, 3))
 
 
 def test_refuses_another_number_of_pictures(stages: Stages) -> None:
-    with pytest.raises(EdgeError, match="2 pictures need as many generators, not 1"):
+    with pytest.raises(EdgeError, match="'image' has 2 pictures, but the noise is of 1"):
         stages.upscaler(torch.zeros(2, 3, LOW, LOW), steps=3, generators=generators(0, 1))
 
 
@@ -216,7 +214,7 @@ def test_refuses_prompts_of_another_length(stages: Stages) -> None:
     long = replace(
         text, hidden=text.hidden.repeat(1, 2, 1), mask=text.mask.repeat(1, 2), pooled=text.pooled
     )
-    with pytest.raises(EdgeError, match=r"'positive' has 154 tokens.*reads 77"):
+    with pytest.raises(EdgeError, match=r"'text' has 154 tokens.*reads 77"):
         stages.prior(long, text, steps=3, generators=generators(0, 1))
 
 
@@ -277,17 +275,19 @@ def test_inputs_stay_untouched(stages: Stages) -> None:
 
 
 def test_numbers_drawn(stages: Stages) -> None:
-    """What a stage reports is what it drew."""
+    """What the noise counts is what was drawn: the start, and after all steps but the last."""
     text, empty = stages.text("a cat"), stages.text("")
-    streams = generators(0, 2)
-    embeds = stages.prior(text, empty, steps=4, generators=streams)
-    drawn = numbers_drawn(DIM, 4)
-    assert torch.equal(_next(streams), _next(generators(0, 2, drawn)))
-    streams = generators(0, 2, drawn)
-    small = stages.decoder(embeds, text, empty, steps=5, generators=streams)
-    drawn += decoder_numbers_drawn(stages.loaded_decoder.network, 5)
-    assert torch.equal(_next(streams), _next(generators(0, 2, drawn)))
-    large = stages.upscaler(small, steps=3, generators=streams)
+    noise = Noise.seeded(0, 2)
+    embeds = stages.prior(text, empty, steps=4, noise=noise)
+    drawn = noise.drawn
+    assert drawn == 4 * DIM
+    assert torch.equal(_next(noise.generators), _next(generators(0, 2, drawn)))
+    noise = Noise.seeded(0, 2, drawn)
+    small = stages.decoder(embeds, text, empty, steps=5, noise=noise)
+    assert noise.drawn == 5 * 3 * LOW * LOW
+    drawn += noise.drawn
+    assert torch.equal(_next(noise.generators), _next(generators(0, 2, drawn)))
+    large = stages.upscaler(small, steps=3, noise=noise)
     assert large.shape == (2, 3, HIGH, HIGH) and large.abs().max() <= 1
 
 

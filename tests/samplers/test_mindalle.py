@@ -12,11 +12,16 @@ from torch import Tensor
 from prior_art.edges import EdgeError
 from prior_art.networks.mindalle import ARConfig, ARTransformer, Cache
 from prior_art.samplers import mindalle as autoregressive
-from prior_art.samplers.mindalle import complete_by_likelihood, log_likelihood, sample_tokens
-from prior_art.samplers.parts.noise import ExponentialNoise, generators
+from prior_art.samplers.mindalle import (
+    Draw,
+    complete_by_likelihood,
+    log_likelihood,
+    sample_tokens,
+)
+from prior_art.samplers.parts.noise import ExponentialNoise, Noise, generators
 
-from ..networks.test_graphs import record_on_cpu
 from ..networks.test_mindalle import KINDS, context_of, make, plain, tokens_of
+from ..networks.test_mindalle_graphs import record_on_cpu
 
 PLACE = {"device": torch.device("cpu"), "dtype": torch.float32}
 LENGTH = KINDS["text"].image_tokens
@@ -28,12 +33,15 @@ def no_grad():
         yield
 
 
+def draw(seed: int = 7, count: int = 1, **options: object) -> Draw:
+    return Draw(Noise.seeded(seed, count), **PLACE, **options)
+
+
 def sample(network: ARTransformer, seed: int = 7, count: int = 1, **options: object) -> Tensor:
     options = {"top_k": 20, **options}
-    streams = generators(seed, count)
-    return sample_tokens(
-        network, context_of(network.config), generators=streams, **PLACE, **options
-    )
+    leading = options.pop("leading", None)
+    drawn = draw(seed, count, **options)
+    return sample_tokens(network, context_of(network.config), drawn, leading)
 
 
 def cut(logits: Tensor, top_k: int, top_p: float, temperature: float) -> Tensor:
@@ -62,11 +70,11 @@ def reference(
     top_k: int = 20,
     top_p: float = 1.0,
     temperature: float = 1.0,
-    kept: Tensor | None = None,
+    leading: Tensor | None = None,
 ) -> Tensor:
     """One candidate ``[1, T]``: a full pass for each token, drawn by torch.multinomial."""
     stream = torch.Generator().manual_seed(seed)
-    tokens = torch.zeros(1, 0, dtype=torch.long) if kept is None else kept
+    tokens = torch.zeros(1, 0, dtype=torch.long) if leading is None else leading
     while tokens.shape[1] < network.config.image_tokens:
         logits = plain(network, context_of(network.config), tokens)[:, -1]
         if temperature == 0:
@@ -101,14 +109,11 @@ def test_recorded_steps_draw_the_same_tokens(monkeypatch: pytest.MonkeyPatch, co
     expected = torch.cat([reference(network, 7 + i) for i in range(count)])
     given, known = tokens_of(network.config, 1)[0], torch.zeros(LENGTH, dtype=torch.bool)
     known[[0, 1, 6, 9, 10, 11, 20]] = True
-    options = {"generators": generators(7, count), "top_k": 20, **PLACE}
-    context = context_of(network.config)
-    completed, weights = complete_by_likelihood(network, context, given, known, **options)
+    completed, weights = complete(network, given, known, count, top_k=20)
     recorders = record_on_cpu(monkeypatch)
     assert torch.equal(sample(network, 7, count), expected)
     assert recorders[0].replays == LENGTH - 2  # but the first, recorded, and the last, never fed
-    options["generators"] = generators(7, count)
-    again = complete_by_likelihood(network, context, given, known, **options)
+    again = complete(network, given, known, count, top_k=20)
     assert torch.equal(again[0], completed)
     torch.testing.assert_close(again[1], weights, atol=1e-4, rtol=0)
 
@@ -138,8 +143,8 @@ def test_options(options: dict) -> None:
 def chosen(logits: Tensor, **options: object) -> set[int]:
     """The codes that 200 candidates draw."""
     noise = ExponentialNoise(generators(0, 200), logits.shape[1], PLACE["device"])
-    options = {"top_k": 0, "top_p": 1.0, "temperature": 1.0, **options}
-    drawn = autoregressive._choose(logits.expand(200, -1), noise, **options)
+    how = draw(count=200, **{"top_k": 0, **options})
+    drawn = autoregressive._choose(logits.expand(200, -1), noise, how)
     return set(drawn.flatten().tolist())
 
 
@@ -163,7 +168,7 @@ def test_the_token_after_exactly_p_is_not(top_p: float, count: int) -> None:
 def test_draws_equal_multinomial_on_the_same_stream() -> None:
     p = torch.rand(64, 16384, generator=torch.Generator().manual_seed(1)).softmax(-1)
     noise = ExponentialNoise(generators(3, 64), 16384, PLACE["device"])
-    ours = autoregressive._choose(p.log(), noise, top_k=0, top_p=1.0, temperature=1.0)
+    ours = autoregressive._choose(p.log(), noise, draw(count=64, top_k=0))
     p = p.log().softmax(-1)
     streams = generators(3, 64)
     theirs = [torch.multinomial(row, 1, generator=g) for row, g in zip(p, streams, strict=True)]
@@ -174,7 +179,7 @@ def test_zero_temperature_draws_nothing() -> None:
     streams = generators(7, 1)
     before = streams[0].get_state()
     network = make(KINDS["free"])
-    sample_tokens(network, None, generators=streams, temperature=0, **PLACE)
+    sample_tokens(network, None, Draw(Noise(streams), **PLACE, temperature=0))
     assert torch.equal(streams[0].get_state(), before)
 
 
@@ -184,9 +189,9 @@ def test_zero_temperature_draws_nothing() -> None:
 def test_completion(kind: str, length: int, each: bool) -> None:
     network = make(KINDS[kind])
     kept = tokens_of(network.config, 3 if each else 1)[:, :length]
-    found = sample(network, 7, 3, kept=kept)
+    found = sample(network, 7, 3, leading=kept)
     rows = kept.expand(3, -1)
-    expected = [reference(network, 7 + i, kept=rows[i : i + 1]) for i in range(3)]
+    expected = [reference(network, 7 + i, leading=rows[i : i + 1]) for i in range(3)]
     assert torch.equal(found, torch.cat(expected))
 
 
@@ -196,7 +201,7 @@ def test_what_all_candidates_keep_is_run_once(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(Cache, "extend", lambda *args: fed.append(args[2].shape) or extend(*args))
     network = make(KINDS["text"])
     given = tokens_of(network.config, 1)
-    sample(network, 7, 3, kept=given[:, :10])
+    sample(network, 7, 3, leading=given[:, :10])
     complete(network, given[0], torch.arange(LENGTH) < 10, 3)
     assert fed == [(3, 1)] * (LENGTH - 11) * 2
 
@@ -205,7 +210,7 @@ def test_what_all_candidates_keep_is_run_once(monkeypatch: pytest.MonkeyPatch) -
 def test_chunks_do_not_matter(chunk: int) -> None:
     network = make(KINDS["text"])
     kept = tokens_of(network.config, 7)[:, :4]
-    for options in ({}, {"kept": kept}):
+    for options in ({}, {"leading": kept}):
         assert torch.equal(
             sample(network, 7, 7, chunk=chunk, **options), sample(network, 7, 7, **options)
         )
@@ -253,7 +258,7 @@ def test_out_of_memory_with_one_candidate(monkeypatch: pytest.MonkeyPatch) -> No
 def test_callback_sees_tokens_arrive(kept: int) -> None:
     network = make(KINDS["text"])
     seen = []
-    options = {"kept": tokens_of(network.config, 1)[:, :kept]} if kept else {}
+    options = {"leading": tokens_of(network.config, 1)[:, :kept]} if kept else {}
     found = sample(network, 7, 3, callback=lambda *args: seen.append(args), chunk=2, **options)
     places = list(range(kept + 1, LENGTH + 1))
     assert [(done, total) for done, total, _ in seen] == [(p, LENGTH) for p in places] * 2
@@ -283,7 +288,7 @@ def test_inputs_are_left_untouched() -> None:
     tokens, known = tokens_of(network.config, 1)[0], torch.arange(LENGTH) % 3 == 0
     inputs = kept, tokens, known
     before = [tensor.clone() for tensor in inputs]
-    sample(network, kept=kept)
+    sample(network, leading=kept)
     complete(network, tokens, known, 2)
     assert all(map(torch.equal, inputs, before))
 
@@ -315,10 +320,8 @@ def test_log_likelihood(kind: str, count: int, length: int, monkeypatch) -> None
 def complete(
     network: ARTransformer, tokens: Tensor, known: Tensor, count: int, **options: object
 ) -> tuple[Tensor, Tensor]:
-    context, streams = context_of(network.config), generators(7, count)
-    return complete_by_likelihood(
-        network, context, tokens, known, generators=streams, **PLACE, **options
-    )
+    drawn = draw(7, count, **options)
+    return complete_by_likelihood(network, context_of(network.config), tokens, known, drawn)
 
 
 MASKS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -405,12 +408,12 @@ def test_weights_approach_the_true_conditional() -> None:
         ({"temperature": -1.0}, "'temperature' is -1.0"),
         ({"temperature": math.inf}, "'temperature' is inf"),
         ({"temperature": 1e-40}, "use 0.0001 or more, or 0"),
-        ({"generators": []}, "no candidates"),
+        ({"noise": Noise([])}, "no candidates"),
         ({"chunk": 0}, "'chunk' is 0"),
-        ({"kept": torch.zeros(2, 4, dtype=torch.long)}, "2 pictures for 1 candidates"),
-        ({"kept": torch.zeros(1, LENGTH + 1, dtype=torch.long)}, "1 to 24"),
-        ({"kept": torch.full((1, 4), 50)}, "code 50, but this transformer knows 50"),
-        ({"kept": torch.full((1, 4), -1)}, "code -1"),
+        ({"leading": torch.zeros(2, 4, dtype=torch.long)}, "2 pictures for 1 candidates"),
+        ({"leading": torch.zeros(1, LENGTH + 1, dtype=torch.long)}, "1 to 24"),
+        ({"leading": torch.full((1, 4), 50)}, "code 50, but this transformer knows 50"),
+        ({"leading": torch.full((1, 4), -1)}, "code -1"),
         ({"context": None}, "a prompt of 8 tokens, but got nothing"),
         ({"context": torch.zeros(1, 7, dtype=torch.long)}, r"shape \[1, 7\]"),
         ({"context": torch.full((1, 8), 40)}, "id 40, but this transformer knows 40; load the tok"),
@@ -419,23 +422,20 @@ def test_weights_approach_the_true_conditional() -> None:
 )
 def test_refuses(options: dict, words: str) -> None:
     network = make(KINDS["text"])
-    options = {"context": context_of(network.config), "generators": generators(7, 1)} | options
+    options = {"context": context_of(network.config), "noise": Noise.seeded(7, 1)} | options
+    context, leading = options.pop("context"), options.pop("leading", None)
     with pytest.raises(EdgeError, match=words):
-        sample_tokens(network, **options, **PLACE)
+        sample_tokens(network, context, Draw(**options, **PLACE), leading)
 
 
 def test_refuses_a_class_that_does_not_exist() -> None:
     with pytest.raises(EdgeError, match="a class from 0 to 4"):
-        sample_tokens(
-            make(KINDS["class"]), torch.tensor([[5]]), generators=generators(7, 1), **PLACE
-        )
+        sample_tokens(make(KINDS["class"]), torch.tensor([[5]]), draw())
 
 
 def test_refuses_a_prompt_for_an_unconditional_model() -> None:
     with pytest.raises(EdgeError, match="neither prompt nor class"):
-        sample_tokens(
-            make(KINDS["free"]), torch.tensor([[5]]), generators=generators(7, 1), **PLACE
-        )
+        sample_tokens(make(KINDS["free"]), torch.tensor([[5]]), draw())
 
 
 def test_refuses_masks_and_pictures_of_another_size() -> None:
@@ -448,9 +448,7 @@ def test_refuses_masks_and_pictures_of_another_size() -> None:
     with pytest.raises(EdgeError, match="code 50"):
         complete(network, torch.full_like(given, 50), known, 1)
     with pytest.raises(EdgeError, match="no candidates"):
-        complete_by_likelihood(
-            network, context_of(network.config), given, known, generators=[], **PLACE
-        )
+        Draw(Noise([]), **PLACE)
     with pytest.raises(EdgeError, match="code 50"):
         log_likelihood(network, context_of(network.config), torch.full((1, 4), 50), **PLACE)
 

@@ -12,15 +12,11 @@ import pytest
 import torch
 
 from prior_art.edges import EdgeError
+from prior_art.samplers.kandinsky import predict_latent
+from prior_art.samplers.kandinsky_schedule import LatentSchedule
 from prior_art.samplers.koala import EulerSchedule
-from prior_art.samplers.parts.noise import generators, randn
-from prior_art.samplers.parts.schedule import (
-    LatentSchedule,
-    UnCLIPSchedule,
-    predict_latent,
-    predict_x0,
-    previous_sample,
-)
+from prior_art.samplers.parts.noise import Noise, generators
+from prior_art.samplers.parts.schedule import UnCLIPSchedule, predict_x0, previous_sample
 
 STEPS = 7
 BETAS = torch.linspace(0.001, 0.01, 1000).tolist()
@@ -124,7 +120,7 @@ def test_a_configuration_is_done_exactly_or_refused(kind: str, change: dict[str,
         if kind == "DDIMScheduler":
             x = step.x0_weight * x0 + step.sample_weight * eps
         else:
-            noise = None if step.last else randn((4, 4, 4), [mine])
+            noise = None if step.last else Noise([mine]).normal((4, 4, 4))
             x = previous_sample(step, x, x0, noise, variance if learned else None)
         torch.testing.assert_close(x, their_x, atol=1e-5, rtol=1e-5)
 

@@ -123,16 +123,17 @@ def test_kandinskys_folders_are_whole_and_half_precision():
 
 def test_previews_of_latents_have_the_pictures_colours():
     from prior_art.loaders.files.catalogue import find_source
-    from prior_art.loaders.kandinsky import load_latent_decoder, load_movq
-    from prior_art.networks.kandinsky_movq import encode
+    from prior_art.loaders.kandinsky import load_movq
+    from prior_art.networks.kandinsky_movq import decode, encode
+    from prior_art.networks.latent_rgb import fit_rgb_factors
     from prior_art.shapes.grammar import COLOURS
 
-    colours = load_latent_decoder(find_source("shapes-kandinsky", "latent_decoder", [])).colours
     movq = load_movq(find_source("shapes-kandinsky", "movq", [])).network
+    factors = fit_rgb_factors(lambda latents: decode(movq, latents))
     palette = torch.tensor(list(COLOURS.values())) / 127.5 - 1
     plain = palette[:, :, None, None].expand(-1, -1, 64, 64)
     latents = encode(movq, plain)[:, :, 2:6, 2:6].mean(dim=(2, 3))
-    found = latents @ colours[:-1] + colours[-1]
+    found = latents @ factors[:-1] + factors[-1]
     assert torch.cdist(found, palette).argmin(1).tolist() == list(range(len(palette)))
 
 

@@ -16,12 +16,13 @@ import torch.nn.functional as F
 from PIL import Image
 
 from prior_art import cli
-from prior_art.loaders.files.catalogue import SourceError, find_source
+from prior_art.edges import UserError
+from prior_art.loaders.files.catalogue import find_source
 from prior_art.loaders.mindalle import load_transformer, load_vqgan
-from prior_art.training import codes as codes_module
+from prior_art.training import mindalle_codes as codes_module
 from prior_art.training import mindalle_transfer as transfer_module
-from prior_art.training.codes import TrainingError, coded, find_pictures, read_picture
-from prior_art.training.lora import LowRank, add_lora, merge_lora
+from prior_art.training.mindalle_codes import coded, find_pictures, read_picture
+from prior_art.training.mindalle_lora import LowRank, add_lora, merge_lora
 from prior_art.training.mindalle_transfer import Recipe, source_of, start, transfer
 from prior_art.training.state import Unfinished
 
@@ -128,7 +129,7 @@ def test_the_output_is_an_ordinary_source(tmp_path, source, images, kind) -> Non
     assert [path.name for path in (out / ".training").iterdir()] == ["codes.pt"]
     # Weights are mapped from the source's files and trained in place.
     assert all(path.read_bytes() == data for path, data in before.items())
-    with pytest.raises(TrainingError, match=r"is class-cond|is unconditional.*--source"):
+    with pytest.raises(UserError, match=r"is class-cond|is unconditional.*--source"):
         transfer(found, images, tmp_path / "more", recipe)
 
 
@@ -343,14 +344,14 @@ def test_a_broken_picture_is_named_and_left_out(tmp_path, source) -> None:
     ],
 )
 def test_options_that_make_no_sense(tmp_path, source, images, changes, said) -> None:
-    with pytest.raises(TrainingError, match=said):
+    with pytest.raises(UserError, match=said):
         transfer(source, images, tmp_path / "out", dataclasses.replace(SMALL, **changes))
     assert not (tmp_path / "out" / "config.json").exists()
 
 
 def test_pictures_that_do_not_fit(tmp_path, source, images) -> None:
     def refused(folder: Path, said: str, kind: str = "class") -> None:
-        with pytest.raises(TrainingError, match=said):
+        with pytest.raises(UserError, match=said):
             transfer(source, folder, tmp_path / "out", dataclasses.replace(SMALL, kind=kind))
 
     refused(tmp_path / "none", r"none' is no folder")
@@ -368,16 +369,16 @@ def test_pictures_that_do_not_fit(tmp_path, source, images) -> None:
 def test_output_folders_that_do_not_fit(tmp_path, source, images) -> None:
     out = tmp_path / "out"
     out.write_text("a file")
-    with pytest.raises(TrainingError, match="is a file"):
+    with pytest.raises(UserError, match="is a file"):
         transfer(source, images, out, SMALL)
     out.unlink()
     out.mkdir()
     (out / "thesis.doc").touch()
-    with pytest.raises(TrainingError, match=r"holds something else.*new folder"):
+    with pytest.raises(UserError, match=r"holds something else.*new folder"):
         transfer(source, images, out, SMALL)
     (out / "thesis.doc").unlink()
     transfer(source, images, out, SMALL)  # an empty folder is fine
-    with pytest.raises(TrainingError, match="finished model already"):
+    with pytest.raises(UserError, match="finished model already"):
         transfer(source, images, out, SMALL)
 
 
@@ -387,7 +388,7 @@ def test_a_state_of_another_training_is_refused(tmp_path, source, images) -> Non
         transfer(source, images, out, SMALL, stopped=after(9))
 
     def refused(said: str, images=images, source=source, **changes) -> None:
-        with pytest.raises(TrainingError, match=said):
+        with pytest.raises(UserError, match=said):
             transfer(source, images, out, dataclasses.replace(SMALL, **changes))
 
     refused(r"--lr 0\.01 instead of 0\.02", rate=0.02)
@@ -413,7 +414,7 @@ def test_a_poisoned_state_runs_nothing(tmp_path, source, images) -> None:
     (out / ".training").mkdir(parents=True)
     for name in ("state.pt", "codes.pt"):
         torch.save({"step": Poison(), "vqgan": Poison()}, out / ".training" / name)
-    with pytest.raises(TrainingError, match=r"state\.pt' cannot be read.*Remove it"):
+    with pytest.raises(UserError, match=r"state\.pt' cannot be read.*Remove it"):
         transfer(source, images, out, SMALL)
     assert not (tmp_path / "ran").exists()
 
@@ -421,12 +422,12 @@ def test_a_poisoned_state_runs_nothing(tmp_path, source, images) -> None:
 def test_models_that_do_not_belong_together(tmp_path, images) -> None:
     folder = write_original(tmp_path / "m")
     torch.save({"state_dict": vqgan(codes=30).state_dict()}, folder / "stage1_last.ckpt")
-    with pytest.raises(TrainingError, match=r"4×4 of 30 codes.*reads 16 of 24.*one model"):
+    with pytest.raises(UserError, match=r"4×4 of 30 codes.*reads 16 of 24.*one model"):
         transfer(source_of(str(folder), []), images, tmp_path / "out", SMALL)
 
 
 def test_a_device_that_is_not_there(tmp_path, source, images) -> None:
-    with pytest.raises(TrainingError, match="--device abacus cannot be used"):
+    with pytest.raises(UserError, match="--device abacus cannot be used"):
         transfer(source, images, tmp_path / "out", SMALL, "abacus")
 
 
@@ -474,7 +475,7 @@ def test_the_command_says_in_one_line_what_is_wrong(tmp_path, source, images, ca
 def test_sources_have_names_too(tmp_path, monkeypatch, capsys) -> None:
     write_original(tmp_path / "models" / "1.3B")
     assert source_of("1.3B", [tmp_path / "models"]).path == tmp_path / "models" / "1.3B"
-    with pytest.raises(SourceError, match=r"no ar transformer called 'x'.*There are: .*1\.3B"):
+    with pytest.raises(UserError, match=r"no ar transformer called 'x'.*There are: .*1\.3B"):
         source_of("x", [tmp_path / "models"])
 
 
@@ -523,7 +524,7 @@ def test_what_a_killed_training_left_is_removed(tmp_path, source, images) -> Non
 
 def test_two_trainings_at_once(tmp_path, source, images) -> None:
     def twice() -> bool:
-        with pytest.raises(TrainingError, match="another process is at work"):
+        with pytest.raises(UserError, match="another process is at work"):
             transfer(source, images, tmp_path / "out", SMALL)
         return True
 

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from prior_art.edges import SPACES, UserError
 from prior_art.loaders.files import catalogue as sources
-from prior_art.loaders.files.catalogue import SourceError, find_source, list_sources
+from prior_art.loaders.files.catalogue import find_source, list_sources
 
 pytestmark = pytest.mark.usefixtures("alone")
 EVERY = tuple(sources.SYSTEMS["karlo"].stages)
@@ -91,26 +92,26 @@ def test_links_out_of_the_folders_are_not_followed(hub: Path, tmp_path: Path) ->
     (models / "linked").symlink_to(hub)
     (models / "loop").symlink_to(models)
     assert names("prior", models) == []
-    with pytest.raises(SourceError, match=r"leads out of the model folders.*extra_model_paths"):
+    with pytest.raises(UserError, match=r"leads out of the model folders.*extra_model_paths"):
         find_source("linked", "prior", [models])
     assert names("prior", models, hub.parent) == ["linked"]
 
 
 @pytest.mark.parametrize("name", ["../karlo", "/etc/passwd", "karlo/../karlo", "..", "", "x\\y"])
 def test_names_are_never_paths(hub: Path, name: str) -> None:
-    with pytest.raises(SourceError, match="called"):
+    with pytest.raises(UserError, match="called"):
         find_source(name, "prior", [hub.parent])
 
 
 def test_words(hub: Path, tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match=r"no prior called 'x'.*There are: karlo.*download karlo"):
+    with pytest.raises(UserError, match=r"no prior called 'x'.*There are: karlo.*download karlo"):
         find_source("x", "prior", [hub.parent])
-    with pytest.raises(SourceError, match=r"There is none.*download karlo"):
+    with pytest.raises(UserError, match=r"There is none.*download karlo"):
         find_source("x", "prior", [tmp_path])
     shutil.copytree(hub / "prior", tmp_path / "some" / "prior")
-    with pytest.raises(SourceError, match=r"'some' holds no image encoder \(only prior\)"):
+    with pytest.raises(UserError, match=r"'some' holds no image encoder \(only prior\)"):
         find_source("some", "image_encoder", [tmp_path])
-    with pytest.raises(SourceError, match="unknown stage 'lens'"):
+    with pytest.raises(UserError, match="unknown stage 'lens'"):
         list_sources("lens", [])
 
 
@@ -192,3 +193,12 @@ def test_a_folder_without_a_telling_name_costs_one_look(tmp_path: Path, monkeypa
     monkeypatch.setattr(sources, "_stages_of", lambda folder, *_: asked.append(folder) or set())
     list_sources("prior", [tmp_path])
     assert not [folder for folder in asked if folder.name.startswith("lora")]
+
+
+def test_who_has_what_is_read_off_the_records():
+    assert sources.titles("text_encoder") == "Karlo or Kandinsky"
+    assert sources.titles("movq") == "Kandinsky"
+    assert sources.download_of("text_encoder") == "prior-art download karlo"
+    assert sources.repository_of("tokenizer") == "kakaobrain/karlo-v1-alpha"
+    assert SPACES["openai-vit-l-14"].encoder == "OpenAI CLIP ViT-L/14 (Karlo, Kandinsky 2.1)"
+    assert SPACES["laion-vit-bigg-14"].encoder == "OpenCLIP ViT-bigG/14 (Kandinsky 2.2)"

@@ -14,11 +14,11 @@ from types import SimpleNamespace
 
 import pytest
 
+from prior_art.edges import UserError
 from prior_art.loaders.files import catalogue as sources
 from prior_art.loaders.files import download as module
 from prior_art.loaders.files.catalogue import list_sources
 from prior_art.loaders.files.download import (
-    DownloadError,
     File,
     choose,
     download,
@@ -212,7 +212,7 @@ def test_broken_connection_resumes(published: Hub, tmp_path: Path, monkeypatch) 
     size = len(published.files[MAIN][name])
     published.break_after = size // 8
     monkeypatch.setattr(module, "TRIES", 1)
-    with pytest.raises(DownloadError, match=r"could not be downloaded.*resumes") as caught:
+    with pytest.raises(UserError, match=r"could not be downloaded.*resumes") as caught:
         download("karlo", tmp_path, api=real_api(published))
     first = str(caught.value).split("'")[1]
     part = tmp_path / "karlo-v1-alpha.partial" / f"{first}.part"
@@ -245,7 +245,7 @@ def test_server_without_ranges(published: Hub, tmp_path: Path) -> None:
 
 def test_file_gone_from_the_hub_is_no_endless_retry(published: Hub, tmp_path: Path) -> None:
     published.gone = "prior/config.json"
-    with pytest.raises(DownloadError, match=r"'prior/config\.json'.*404"):
+    with pytest.raises(UserError, match=r"'prior/config\.json'.*404"):
         download("karlo", tmp_path, api=real_api(published))
     assert published.gets().count("prior/config.json") == 1
 
@@ -261,7 +261,7 @@ def test_checksum_mismatch(state: Hub, tmp_path: Path) -> None:
             data[-1] ^= 1
             path.write_bytes(bytes(data))
 
-    with pytest.raises(DownloadError, match=f"'{name}' arrived damaged.*run the command again"):
+    with pytest.raises(UserError, match=f"'{name}' arrived damaged.*run the command again"):
         download("karlo", tmp_path, api=FakeApi(state), fetch=bad)
     partial = tmp_path / "karlo-v1-alpha.partial"
     assert partial.is_dir() and not (partial / name).exists()
@@ -278,7 +278,7 @@ def test_small_files_have_checksums_too(state: Hub, tmp_path: Path) -> None:
         if file.path == "prior/config.json":
             path.write_bytes(b" " * file.size)
 
-    with pytest.raises(DownloadError, match=r"'prior/config\.json' arrived damaged"):
+    with pytest.raises(UserError, match=r"'prior/config\.json' arrived damaged"):
         download("karlo", tmp_path, api=FakeApi(state), fetch=bad)
 
 
@@ -294,7 +294,7 @@ def test_disk_full_while_writing(state: Hub, tmp_path: Path, wrapped: bool) -> N
             raise error
         good(file, path, arrived)
 
-    with pytest.raises(DownloadError, match=r"is full\. Free some space.*resumes from") as caught:
+    with pytest.raises(UserError, match=r"is full\. Free some space.*resumes from") as caught:
         download("karlo", tmp_path, api=FakeApi(state), fetch=full)
     assert "\n" not in str(caught.value)
     assert (tmp_path / "karlo-v1-alpha.partial" / "decoder" / "config.json").is_file()
@@ -308,7 +308,7 @@ def test_disk_full_while_writing(state: Hub, tmp_path: Path, wrapped: bool) -> N
 def test_free_space_is_checked_first(state: Hub, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(module.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
     log: list[str] = []
-    with pytest.raises(DownloadError, match=r"0\.0 GB free, but .* still to be downloaded"):
+    with pytest.raises(UserError, match=r"0\.0 GB free, but .* still to be downloaded"):
         download("karlo", tmp_path, api=FakeApi(state), fetch=putter(state, log))
     assert log == []
 
@@ -319,7 +319,7 @@ def test_commit_stays_pinned(state: Hub, tmp_path: Path) -> None:
     def down(file: File, path: Path, arrived) -> None:
         raise ConnectionError("reset")
 
-    with pytest.raises(DownloadError, match="could not be downloaded"):
+    with pytest.raises(UserError, match="could not be downloaded"):
         download("karlo", tmp_path, api=api, fetch=down)
     state.commit = "f" * 40  # the hub moved on meanwhile
     target = download("karlo", tmp_path, api=api, fetch=putter(state))
@@ -346,7 +346,7 @@ def test_damaged_folder_is_mended(state: Hub, tmp_path: Path) -> None:
 
 def test_a_folder_in_the_way_is_left_alone(state: Hub, hub: Path, tmp_path: Path) -> None:
     shutil.copytree(hub, tmp_path / "karlo-v1-alpha")
-    with pytest.raises(DownloadError, match="was not made by this command"):
+    with pytest.raises(UserError, match="was not made by this command"):
         download("karlo", tmp_path, api=FakeApi(state), fetch=putter(state))
     assert (tmp_path / "karlo-v1-alpha" / "model_index.json").is_file()
 
@@ -356,9 +356,9 @@ def test_offline_words(tmp_path: Path) -> None:
         def model_info(self, *args: object, **kwargs: object) -> None:
             raise ConnectionError("Name or service not known")
 
-    with pytest.raises(DownloadError, match=r"did not answer for 'kakaobrain/.*Check the conn"):
+    with pytest.raises(UserError, match=r"did not answer for 'kakaobrain/.*Check the conn"):
         download("karlo", tmp_path, api=Down())
-    with pytest.raises(DownloadError, match=r"unknown system 'dalle'; .*karlo"):
+    with pytest.raises(UserError, match=r"unknown system 'dalle'; .*karlo"):
         download("dalle", tmp_path)
 
 
@@ -373,7 +373,7 @@ def test_unsafe_names(name: str) -> None:
 def test_hostile_listing_downloads_nothing(state: Hub, tmp_path: Path) -> None:
     state.files[MAIN]["prior/..\\..\\evil.json"] = b"{}"
     log: list[str] = []
-    with pytest.raises(DownloadError, match="not a safe file name"):
+    with pytest.raises(UserError, match="not a safe file name"):
         download("karlo", tmp_path, api=FakeApi(state), fetch=putter(state, log))
     assert log == []
 
@@ -387,7 +387,7 @@ def test_choice_of_files() -> None:
         "a/model-00001-of-00001.safetensors",
         "a/model.safetensors.index.json",
     ]
-    with pytest.raises(DownloadError, match="lacks absent"):
+    with pytest.raises(UserError, match="lacks absent"):
         choose(names, ["absent"])
 
 
@@ -448,7 +448,7 @@ def test_a_damaged_manifest_asks_the_hub_again(state: Hub, tmp_path: Path) -> No
         None,
     ):
         manifest.write_text(json.dumps(wrong))
-        with pytest.raises(DownloadError, match="was not made by this command"):
+        with pytest.raises(UserError, match="was not made by this command"):
             download("karlo", tmp_path, api=FakeApi(state), fetch=putter(state))
         target.rename(partial)  # an unfinished one is gone on with
         assert download("karlo", tmp_path, api=FakeApi(state), fetch=putter(state)) == target
@@ -458,7 +458,7 @@ def test_somebody_elses_partial_stays(state: Hub, tmp_path: Path) -> None:
     partial = tmp_path / "karlo-v1-alpha.partial"
     partial.mkdir()
     (partial / "precious.part").touch()
-    with pytest.raises(DownloadError, match="was not made by this command"):
+    with pytest.raises(UserError, match="was not made by this command"):
         download("karlo", tmp_path, api=FakeApi(state), fetch=putter(state))
     assert (partial / "precious.part").is_file()
 
@@ -473,7 +473,7 @@ def test_no_link_is_followed_out(published: Hub, tmp_path: Path) -> None:
     (partial / "prior" / "config.json.part").symlink_to(theirs / "file")
     (partial / "prior" / "scheduler_config.json").symlink_to(theirs / "file")
     (partial / "decoder").symlink_to(theirs)
-    with pytest.raises(DownloadError, match=r"decoder' is a link to .*Remove it"):
+    with pytest.raises(UserError, match=r"decoder' is a link to .*Remove it"):
         download("karlo", models, api=real_api(published))
     (partial / "decoder").unlink()
     download("karlo", models, api=real_api(published))
@@ -485,7 +485,7 @@ def test_two_at_once(state: Hub, tmp_path: Path) -> None:
     good = putter(state)
 
     def put(file: File, path: Path, arrived) -> None:
-        with pytest.raises(DownloadError, match="another process is at work"):
+        with pytest.raises(UserError, match="another process is at work"):
             download("karlo", tmp_path, api=FakeApi(state), fetch=good)
         good(file, path, arrived)
 

@@ -32,13 +32,13 @@ def test_spread_refuses_no_rows() -> None:
 
 @pytest.mark.parametrize("scale", [float("nan"), float("inf"), -float("inf")])
 def test_refuses_a_scale_that_is_no_number(scale: float) -> None:
-    with pytest.raises(EdgeError, match=r"'cfg' is .*finite"):
+    with pytest.raises(EdgeError, match=r"'guidance_scale' is .*finite"):
         is_guided(scale, None)
 
 
 def test_guidance_needs_a_negative_prompt() -> None:
     assert not is_guided(1.0, None)
-    with pytest.raises(EdgeError, match=r"'cfg' is 1\.5, which needs a negative prompt"):
+    with pytest.raises(EdgeError, match=r"'guidance_scale' is 1\.5, which needs a negative prompt"):
         is_guided(1.5, None)
 
 

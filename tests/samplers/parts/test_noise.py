@@ -7,11 +7,11 @@ import torch
 
 from prior_art.edges import EdgeError
 from prior_art.samplers.parts import noise
-from prior_art.samplers.parts.noise import ExponentialNoise, generators, randn
+from prior_art.samplers.parts.noise import ExponentialNoise, Noise, generators
 
 
 def test_image_i_is_seeded_seed_plus_i() -> None:
-    batch = randn((3, 8, 8), generators(41, 3))
+    batch = Noise.seeded(41, 3).normal((3, 8, 8))
     assert batch.dtype == torch.float32 and batch.shape == (3, 3, 8, 8)
     for i, image in enumerate(batch):
         alone = torch.randn(3, 8, 8, generator=torch.Generator().manual_seed(41 + i))
@@ -21,33 +21,34 @@ def test_image_i_is_seeded_seed_plus_i() -> None:
 @pytest.mark.parametrize("burnt_at_once", [32, 2**20])
 def test_offset_continues_the_stream(monkeypatch, burnt_at_once: int) -> None:
     monkeypatch.setattr(noise, "_BURN", burnt_at_once)
-    streams = generators(5, 2)
+    streams = Noise.seeded(5, 2)
     for _ in range(3):
-        randn((16,), streams)
-    randn((3, 8, 8), streams)
-    wound = generators(5, 2, offset=3 * 16 + 3 * 8 * 8)
-    assert torch.equal(randn((3, 4, 4), streams), randn((3, 4, 4), wound))
+        streams.normal((16,))
+    streams.normal((3, 8, 8))
+    assert streams.drawn == 3 * 16 + 3 * 8 * 8
+    wound = Noise.seeded(5, 2, offset=streams.drawn)
+    assert torch.equal(streams.normal((3, 4, 4)), wound.normal((3, 4, 4)))
 
 
 def test_draws_leave_the_global_stream_alone() -> None:
     before = torch.get_rng_state()
-    randn((4,), generators(0, 2, offset=64))
+    Noise.seeded(0, 2, offset=64).normal((4,))
     assert torch.equal(before, torch.get_rng_state())
 
 
 def test_the_largest_seed_wraps_around() -> None:
     streams = generators(2**64 - 1, 2)
-    assert torch.equal(randn((16,), streams[1:]), randn((16,), generators(0, 1)))
+    assert torch.equal(Noise(streams[1:]).normal((16,)), Noise.seeded(0, 1).normal((16,)))
 
 
 @pytest.mark.parametrize("count", [0, -1])
 def test_refuses_no_images(count: int) -> None:
-    with pytest.raises(EdgeError, match="'batch_size' must be at least 1"):
+    with pytest.raises(EdgeError, match=f"'count' is {count}; at least 1"):
         generators(0, count)
 
 
 def test_refuses_a_negative_offset() -> None:
-    with pytest.raises(EdgeError, match="'noise_offset' is -1"):
+    with pytest.raises(EdgeError, match="'offset' is -1"):
         generators(0, 1, -1)
 
 

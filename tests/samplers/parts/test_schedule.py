@@ -6,15 +6,10 @@ import pytest
 import torch
 
 from prior_art.edges import EdgeError
-from prior_art.samplers.parts.noise import generators, randn
-from prior_art.samplers.parts.schedule import (
-    LatentSchedule,
-    UnCLIPSchedule,
-    predict_latent,
-    predict_x0,
-    press,
-    previous_sample,
-)
+from prior_art.samplers.kandinsky import predict_latent, threshold
+from prior_art.samplers.kandinsky_schedule import LatentSchedule
+from prior_art.samplers.parts.noise import Noise, generators
+from prior_art.samplers.parts.schedule import UnCLIPSchedule, predict_x0, previous_sample
 
 from ...tiny import SCHEDULERS
 
@@ -41,7 +36,7 @@ def test_equals_the_published_scheduler(kind: str, count: int) -> None:
             prediction, theirs.timesteps[i], their_x, following, generator=their_stream
         )
         x0 = predict_x0(ours, step, x, prediction[:, :3])
-        noise = None if step.last else randn((3, 4, 4), [stream])
+        noise = None if step.last else Noise([stream]).normal((3, 4, 4))
         x = previous_sample(step, x, x0, noise, prediction[:, 3:] if learned else None)
         their_x = wanted.prev_sample
         assert torch.equal(x0, wanted.pred_original_sample), step
@@ -71,7 +66,7 @@ def test_latent_schedules_equal_the_published_ones(kind: str, count: int, spacin
         if not ours.ancestral:
             x = step.x0_weight * x0 + step.sample_weight * eps
         else:
-            x = previous_sample(step, x, x0, None if step.last else randn((4, 4, 4), [mine]))
+            x = previous_sample(step, x, x0, None if step.last else Noise([mine]).normal((4, 4, 4)))
         torch.testing.assert_close(x, their_x, atol=1e-6, rtol=1e-6)
 
 
@@ -83,7 +78,7 @@ def test_dynamic_thresholding_is_the_published_one(scale: float) -> None:
     config = {"thresholding": True, "sample_max_value": 2.0, "variance_type": "learned_range"}
     x0 = scale * torch.randn(3, 4, 16, 16, generator=torch.Generator().manual_seed(1))
     wanted = DDPMScheduler(**config)._threshold_sample(x0)
-    torch.testing.assert_close(press(LatentSchedule.from_config(config), x0), wanted)
+    torch.testing.assert_close(threshold(LatentSchedule.from_config(config), x0), wanted)
     assert torch.equal(wanted, x0) == (scale < 0.3)
 
 
@@ -126,7 +121,7 @@ def test_no_clip() -> None:
 
 @pytest.mark.parametrize("count", [-1, 0, 1, 1001])
 def test_refuses_steps(count: int) -> None:
-    with pytest.raises(EdgeError, match=r"'steps' is .* takes 2 to 1000"):
+    with pytest.raises(EdgeError, match=r"'num_inference_steps' is .* takes 2 to 1000"):
         UnCLIPSchedule().steps(count)
 
 

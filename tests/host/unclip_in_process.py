@@ -1,4 +1,4 @@
-"""Checks across systems inside the host's own Python: Karlo's prior into native Stable unCLIP.
+"""Karlo's prior into native Stable unCLIP, checked inside the host's own Python.
 
 Started like in_process.py, whose start of the host and helpers it uses.
 """

@@ -16,10 +16,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from prior_art.edges import EdgeError
-from prior_art.networks import graphs as steps
-from prior_art.networks.graphs import Steps, can_record
+from prior_art.networks import mindalle_graphs as steps
 from prior_art.networks.leaf import is_bare
 from prior_art.networks.mindalle import ARTransformer, Cache, prefill
+from prior_art.networks.mindalle_graphs import Steps, can_record
 
 from .test_mindalle import KINDS, context_of, make, plain, tokens_of
 
@@ -238,5 +238,5 @@ def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     compiled = torch.compile(steps.run_block, backend=backend)
     monkeypatch.setattr(steps, "compiled_block", lambda: compiled)
     network = make(KINDS["text"])
-    with pytest.raises(EdgeError, match=r"(?s)'compile' off.*no working C\+\+"), torch.no_grad():
+    with pytest.raises(EdgeError, match=r"(?s)'compiled' off.*no working C\+\+"), torch.no_grad():
         logits_of(network, tokens_of(network.config, 2), 0, fed=2, compiled=True)

@@ -90,7 +90,7 @@ class Steps:
                 raise
             raise EdgeError(
                 "the transformer could not be compiled: torch.compile needs a C++ compiler, on a"
-                " GPU Triton too. Switch 'compile' off in Load minDALL-E; the pictures are the"
+                " GPU Triton too. Switch 'compiled' off; the pictures are the"
                 f" same. PyTorch says: {error}"
             ) from error
         self._out.copy_(states)

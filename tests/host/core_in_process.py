@@ -34,7 +34,7 @@ from prior_art.host.embedded import door as embedded
 from prior_art.loaders import kandinsky, koala
 from prior_art.nodes.kandinsky import KandinskyConditioning
 from prior_art.samplers.kandinsky import sample_from_sigmas
-from prior_art.samplers.parts.schedule import published_sigmas
+from prior_art.samplers.kandinsky_schedule import published_sigmas
 
 asyncio.run(nodes.init_builtin_extra_nodes())
 
@@ -268,9 +268,9 @@ def weighted_prompts() -> None:
 
 def plain_prompts() -> None:
     """Karlo's encoder knows no syntax, and both doors say so in the same words."""
-    from prior_art.host.comfyui import karlo as comfy_wrap
+    from prior_art.host.comfyui import unclip as comfy_wrap
 
-    clip, mine = (door.wrap_text_encoder(load("text_encoder")) for door in (host, embedded))
+    clip, mine = (door.wrap("text_encoder", load("text_encoder")) for door in (host, embedded))
     for text in PROMPTS:
         said: dict[str, list[str]] = {"host": [], "ours": []}
         before, comfy_wrap.warn = comfy_wrap.warn, said["host"].append
@@ -287,7 +287,7 @@ def plain_prompts() -> None:
 
 
 def seen_pictures() -> None:
-    tower, mine = (door.wrap_image_encoder(load("image_encoder")) for door in (host, embedded))
+    tower, mine = (door.wrap("image_encoder", load("image_encoder")) for door in (host, embedded))
     for shape in ((2, 40, 120, 3), (1, 100, 30, 4), (1, 64, 64, 3), (1, 5, 5, 3)):
         image = picture(*shape)
         for crop in ("center", "none"):
@@ -311,7 +311,9 @@ def koala_models() -> tuple[Any, Any]:
         koala.load_unet(koala_source("koala-1b", "koala_unet"), wanted=koala.ANY_SDXL)
         for _ in range(2)
     ]
-    return host.wrap("koala_unet", unets[0], None), embedded.wrap("koala_unet", unets[1], None)
+    return host.wrap("koala_unet", unets[0], latent_rgb_factors=None), embedded.wrap(
+        "koala_unet", unets[1], latent_rgb_factors=None
+    )
 
 
 def decoders(mode: str) -> tuple[Any, Any]:
@@ -515,8 +517,8 @@ def autoencoders() -> None:
         ("movq", lambda: kandinsky.load_movq(movq)),
     )
     for kind, loader in loaders:
-        wrap = "wrap_sdxl_vae" if kind == "sdxl" else "wrap_movq"
-        vae, mine = getattr(host, wrap)(loader()), getattr(embedded, wrap)(loader())
+        stage = "koala_vae" if kind == "sdxl" else "movq"
+        vae, mine = host.wrap(stage, loader()), embedded.wrap(stage, loader())
         for high, wide in ((8, 12), (20, 9)):
             latent = {"samples": noise(1, 4, high, wide)}
             wanted = native("VAEDecode", samples=latent, vae=vae)

@@ -16,7 +16,6 @@ from in_process import (
     comfy_memory,
     core,
     find_source,
-    generators,
     host,
     nodes,
     report,
@@ -28,14 +27,17 @@ from prior_art.edges import EdgeError
 from prior_art.loaders import kandinsky
 from prior_art.networks import kandinsky_movq as movq
 from prior_art.nodes.kandinsky import KandinskyConditioning, KandinskyDecoder
-from prior_art.samplers import kandinsky as latent
 from prior_art.samplers.kandinsky import (
-    Kept,
-    keep_mask,
+    Canvas,
+    Condition,
+    Known,
+    known_mask,
     sample_from_sigmas,
     sample_latents,
 )
-from prior_art.samplers.parts.schedule import published_sigmas
+from prior_art.samplers.kandinsky_schedule import published_sigmas
+from prior_art.samplers.parts.noise import Noise, generators
+from prior_art.samplers.parts.sampling import Sampling
 
 PLACE = {"device": torch.device("cpu"), "dtype": torch.float32}
 
@@ -155,7 +157,7 @@ def our_decoder(model, **changes):
 
 def native_decoding_cuts_an_originals_picture() -> None:
     """VAE Decode and its tiled form, but not what other nodes have made of the latents."""
-    exact = host.wrap_latent_decoder(replace(decoder(), exact=True))
+    exact = host.wrap("latent_decoder", replace(decoder(), exact=True))
     sized = {"width": 100, "height": 50}
     latents = our_decoder(exact, **sized)
     coder = vae()
@@ -165,7 +167,7 @@ def native_decoding_cuts_an_originals_picture() -> None:
     close(cut, whole[:, :50, :100], 1e-5)
     (tiled,) = nodes.VAEDecodeTiled().decode(coder, {"samples": latents}, 512, 64)
     assert tiled.shape == cut.shape
-    published = our_decoder(host.wrap_latent_decoder(decoder()), **sized)
+    published = our_decoder(host.wrap("latent_decoder", decoder()), **sized)
     (rounded,) = nodes.VAEDecode().decode(coder, {"samples": published})
     assert rounded.shape == whole.shape
 
@@ -196,27 +198,24 @@ def published_sampler() -> None:
     positive, negative = sides()
     sigmas = published_sigmas(host.open("latent_decoder", model)[1].schedule, 6, 1.0)
     out, _ = sampler_custom(model, positive, negative, sigmas)
-    # Below the model's last noise level the host starts at noise * sigma, without signal.
+    # Below the model's last sigma the host starts at noise * sigma, without signal.
     scale = float(sigmas[0] / (1 + sigmas[0] ** 2).sqrt())
-    draws = [scale * torch.randn(1, 4, 8, 8, generator=torch.manual_seed(7))]
-    later = generators(8, 1)
-    real = latent.randn
-    latent.randn = lambda shape, streams, device: (
-        draws.pop() if draws else real(shape, later, device)
+    first = [scale * torch.randn(1, 4, 8, 8, generator=torch.manual_seed(7))]
+
+    class HostsNoise(Noise):
+        """The host's first draw, then our sampler's own."""
+
+        def normal(self, shape, device=None):
+            return first.pop() if first else super().normal(shape, device)
+
+    wanted = sample_latents(
+        loaded.network,
+        loaded.schedule,
+        Condition(embedding().image_embeds),
+        Condition(embedding(seed=9).image_embeds),
+        Canvas((8, 8)),
+        Sampling(HostsNoise(generators(8, 1)), **PLACE, num_inference_steps=6),
     )
-    try:
-        wanted = sample_latents(
-            loaded.network,
-            loaded.schedule,
-            embedding().image_embeds,
-            embedding(seed=9).image_embeds,
-            size=(8, 8),
-            num_inference_steps=6,
-            generators=generators(0, 1),
-            **PLACE,
-        )
-    finally:
-        latent.randn = real
     close(out["samples"], wanted, 1e-4)
 
 
@@ -237,9 +236,9 @@ def native_inpainting_sees_the_mask() -> None:
     inner.forward = lambda x, t, **kw: (concat.append(x[:, 4:]), forward(x, t, **kw))[1]
     made = ksampler(model, positive, negative, masked)
     del inner.forward
-    keep = keep_mask(mask, (8, 8))
+    stays = known_mask(mask, (8, 8))
     for seen in concat:
-        close(seen[:1], torch.cat([known * keep, keep], 1), 1e-5)
+        close(seen[:1], torch.cat([known * stays, stays], 1), 1e-5)
     assert made.isfinite().all()
     close(made[..., 6:, 6:], known[..., 6:, 6:], 1e-5)
     whole = ksampler(model, positive, negative)  # no mask: all is painted
@@ -250,13 +249,10 @@ def native_inpainting_sees_the_mask() -> None:
     ours = sample_latents(
         loaded.network,
         loaded.schedule,
-        embedding().image_embeds,
-        embedding(seed=9).image_embeds,
-        size=(8, 8),
-        num_inference_steps=3,
-        generators=generators(1, 1),
-        kept=Kept(known, keep),
-        **PLACE,
+        Condition(embedding().image_embeds),
+        Condition(embedding(seed=9).image_embeds),
+        Canvas((8, 8), known=Known(known, stays)),
+        Sampling(Noise.seeded(1, 1), **PLACE, num_inference_steps=3),
     )
     assert ours.isfinite().all()
 

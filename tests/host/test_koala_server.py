@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from .test_server import (
+from .serving import (
     Graph,
     bar_fills,
     is_a_picture,

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ..edges import UserError
 from ..loaders.files.checkpoint import CheckpointError, read_object
 from ..loaders.mindalle_vqgan import VQGAN
 from ..networks.mindalle_vqgan import encode
@@ -31,10 +32,6 @@ Row = tuple[tuple[int, int], np.ndarray]
 """(bytes, nanoseconds of the last change) of a picture file, and its codes."""
 
 
-class TrainingError(ValueError):
-    """A training that cannot be done; the message names the input and the cure."""
-
-
 def find_pictures(folder: Path) -> list[str]:
     """Names of all picture files below ``folder``, relative, with ``/``, sorted.
 
@@ -42,10 +39,10 @@ def find_pictures(folder: Path) -> list[str]:
     it has one here; what is hidden is not looked at.
 
     Raises:
-        TrainingError: no such folder, or no picture in it.
+        UserError: no such folder, or no picture in it.
     """
     if not folder.is_dir():
-        raise TrainingError(f"'{folder}' is no folder. Name the folder with the pictures")
+        raise UserError(f"'{folder}' is no folder. Name the folder with the pictures")
     names: list[str] = []
     entered: set[str] = set()
     roots = [folder]
@@ -64,7 +61,7 @@ def find_pictures(folder: Path) -> list[str]:
                 if name.lower().endswith(SUFFIXES) and not name.startswith(".")
             ]
     if not names:
-        raise TrainingError(
+        raise UserError(
             f"'{folder}' holds no pictures ({', '.join(SUFFIXES)}). Name the folder that does"
         )
     return sorted(names)
@@ -108,7 +105,7 @@ def coded(
         The names of the readable pictures and their codes, int16 ``[N, grid * grid]``, raster.
 
     Raises:
-        TrainingError: no picture can be read.
+        UserError: no picture can be read.
         Unfinished: ``stopped``; the codes so far are kept.
     """
     from tqdm import tqdm
@@ -148,7 +145,7 @@ def coded(
             _write(cache, print_of, rows)
     readable = [name for name in names if name in rows and rows[name][0] == stamps[name]]
     if not readable:
-        raise TrainingError(f"no picture in '{folder}' can be read. Name another folder")
+        raise UserError(f"no picture in '{folder}' can be read. Name another folder")
     return readable, torch.from_numpy(np.stack([rows[name][1] for name in readable]))
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from .test_server import (
+from .serving import (
     Graph,
     bar_fills,
     is_a_picture,
@@ -186,11 +186,16 @@ def test_interrupt_stops_a_stage(comfy: Any, stage: str) -> None:
     assert comfy.run(kandinsky()).error is None
 
 
-def test_the_embedding_of_zeros_is_kept_beside_the_prior(comfy: Any) -> None:
+def test_what_is_computed_of_weights_once_lies_in_the_packs_own_folder(comfy: Any) -> None:
     run = comfy.run(kandinsky())
     assert run.error is None
-    folder = Path(comfy.base / "models" / "prior_art" / FOLDER / "prior")
-    assert (folder / "zero_image_embeds.safetensors").is_file()
+    kept = Path(comfy.base / "user" / "prior_art").glob("*.safetensors")
+    assert {file.name.partition("-")[0] for file in kept} >= {
+        "zero_image_embeds",
+        "latent_rgb_factors",
+    }
+    models = Path(comfy.base / "models" / "prior_art")
+    assert not list(models.rglob("zero_image_embeds*")), "in the user's model folder"
     again = comfy.run(kandinsky())
     (cached,) = again.of("execution_cached")
     assert set(cached["nodes"]) == set(kandinsky()), "keeping it made the host load anew"

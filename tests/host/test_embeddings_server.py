@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from .test_server import Graph, is_a_picture, levels, node, one_clear_error, with_inputs
+from .serving import Graph, is_a_picture, levels, node, one_clear_error, with_inputs
 
 pytestmark = [pytest.mark.host, pytest.mark.slow]
 

@@ -13,11 +13,13 @@ from typing import Any
 from unittest import mock
 
 from in_process import close, comfy, host, memory, nodes, report, torch
+from interface import differences, interface, running
 
-import prior_art.nodes as pack
 from prior_art.edges import TextEncoding
+from prior_art.nodes import NODES
 from prior_art.nodes.koala import OWN
 
+pack = SimpleNamespace(**{node.__name__: node for node in NODES})
 META, CPU = torch.device("meta"), torch.device("cpu")
 KARLO, PRIOR, DECODER = "shapes-karlo", "shapes-kandinsky-prior", "shapes-kandinsky"
 OLD, KOALA, MINDALLE = "shapes-kandinsky-2-1", "shapes-koala-700m", "shapes-mindalle"
@@ -186,7 +188,7 @@ def outputs_wait_where_the_host_keeps_them() -> None:
     graph = Graph(again)
     graph.all_nodes(*pictures())
     assert not wrong, wrong
-    assert graph.ran == set(pack.NODES) - set(NOT_RUN), set(pack.NODES) ^ graph.ran
+    assert graph.ran == set(NODES) - set(NOT_RUN), set(NODES) ^ graph.ran
 
 
 def native_encoders_outputs_wait_there_too() -> None:
@@ -287,6 +289,11 @@ def both_sides_conditions_lie_on_one_device() -> None:
         assert found["positive"] == found["negative"], (name, found)
 
 
+def the_door_is_what_the_interface_says() -> None:
+    assert host.NAME == "ComfyUI"
+    assert differences(running(host, interface()), interface()) == []
+
+
 if __name__ == "__main__":
     report(
         {
@@ -297,6 +304,7 @@ if __name__ == "__main__":
                 half_precision_pictures_and_masks_are_welcome,
                 native_nodes_take_half_precision,
                 both_sides_conditions_lie_on_one_device,
+                the_door_is_what_the_interface_says,
             )
         }
     )

@@ -16,7 +16,6 @@ from in_process import (
     comfy,
     core,
     find_source,
-    generators,
     host,
     nodes,
     report,
@@ -29,10 +28,12 @@ from prior_art.host.comfyui import koala as comfy_koala
 from prior_art.loaders import koala
 from prior_art.loaders.clip import tokenize
 from prior_art.loaders.files.checkpoint import CheckpointError
+from prior_art.networks.koala import prepare_sdxl
 from prior_art.networks.koala_vae import LatentKL
-from prior_art.networks.unet import prepare_sdxl
 from prior_art.nodes.koala import OWN, KoalaInfo, KoalaSample, KoalaTextEncode, LoadKoala
 from prior_art.samplers.koala import LATENT_SCALE, encode_text_pair, sample_koala
+from prior_art.samplers.parts.noise import Noise
+from prior_art.samplers.parts.sampling import Sampling
 
 PROMPT, NEGATIVE = "the red cat", "worst quality, low quality"
 KINDS = ("koala-1b", "koala-700m", "sdxl")
@@ -203,11 +204,8 @@ def sampler_is_the_librarys() -> None:
             loaded.schedule,
             ours(),
             ours(NEGATIVE),
-            size=(12, 8),
-            num_inference_steps=5,
-            generators=generators(3, 2),
-            device=torch.device("cpu"),
-            dtype=torch.float32,
+            (12, 8),
+            Sampling(Noise.seeded(3, 2), torch.device("cpu"), torch.float32, 5),
         )
         sized = [said(clip, text) for text in (PROMPT, NEGATIVE)]
         for conditioning in sized:
@@ -251,7 +249,7 @@ def headless_ksampler_is_the_hosts() -> None:
     for name in KINDS[:2]:
         model, clip, _ = load(name)
         positive, negative = said(clip), said(clip, NEGATIVE)
-        own = embedded.wrap("koala_unet", unet(name), None)
+        own = embedded.wrap("koala_unet", unet(name), latent_rgb_factors=None)
         known = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1)) * 7
         mask = torch.zeros(1, 64, 64)
         mask[:, :, 32:] = 1
@@ -358,10 +356,8 @@ def embedded_family_runs_in_the_hosts_model() -> None:
             partial(prepare_sdxl, loaded.network),
             loaded.schedule,
             *texts,
-            size=(8, 8),
-            generators=generators(3, 2),
-            device=torch.device("cpu"),
-            dtype=torch.float32,
+            (8, 8),
+            Sampling(Noise.seeded(3, 2), torch.device("cpu"), torch.float32, 25),
         )
         sides = [said(clip, text) for text in ("a large red circle on a blue background", "")]
         made = koala_sample(model, clip, positive=sides[0], negative=sides[1], height=64, steps=25)
@@ -372,7 +368,7 @@ def embedded_family_runs_in_the_hosts_model() -> None:
         from prior_art.headless import core_sampling
         from prior_art.host.embedded import door as embedded
 
-        headless = embedded.wrap("koala_unet", koala.load_unet(where), None)
+        headless = embedded.wrap("koala_unet", koala.load_unet(where), latent_rgb_factors=None)
         shared = (5, 5, 7.5, "euler", "normal", *sides, empty(2), 1.0)
         (native,) = nodes.KSampler().sample(model, *shared)
         found = core_sampling.KSampler.execute(headless, *shared).args[0]
@@ -389,7 +385,7 @@ def image_embeddings_take_the_pooled_prompts_place() -> None:
     name = "shapes-koala-700m"
     model, clip, _ = LoadKoala.execute(name, "fp32", koala.ANY_KOALA, OWN, OWN, OWN).args
     where = find_source(name, "koala_unet", [])
-    headless = embedded.wrap("koala_unet", koala.load_unet(where), None)
+    headless = embedded.wrap("koala_unet", koala.load_unet(where), latent_rgb_factors=None)
     sides = [said(clip, text) for text in ("a large red circle on a blue background", "")]
 
     def carrying(dim: int, noise: float):
@@ -467,7 +463,7 @@ def other_models_are_refused() -> None:
     _, clip, vae = load()
     for call in (
         lambda: host.open("koala_unet", SimpleNamespace(model=None))[1],
-        lambda: host.encode_sdxl(SimpleNamespace(tokenizer=None), "a"),
+        lambda: host.open("koala_text", SimpleNamespace(tokenizer=None)),
     ):
         try:
             call()

@@ -1,0 +1,46 @@
+"""Kandinsky's decoder U-Nets over a whole schedule.
+
+Source: diffusers' ``UNet2DConditionModel``, as ai-forever/Kandinsky-2 publishes its decoders in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from .unet import Run, is_known
+
+
+@torch.no_grad()
+def prepare_latent_decoder(
+    unet: nn.Module, conditions: dict[str, Tensor], timesteps: list[int], hidden: Tensor | None
+) -> Callable[[Tensor, int], Tensor]:
+    """A Kandinsky decoder's U-Net with its conditioning held fixed.
+
+    Args:
+        unet: diffusers' ``UNet2DConditionModel``.
+        conditions: its ``added_cond_kwargs``: ``image_embeds`` ``[R, D]`` and, where the decoder
+            has them, ``hint`` ``[R, 3, H, W]`` or ``text_embeds`` ``[R, D]``.
+        timesteps: the schedule, first step first.
+        hidden: text hidden states ``[R, L, W]`` of Kandinsky 2.1; ``None`` for 2.2.
+
+    Returns:
+        ``predict(x [R, C, h, w], step index) -> [R, C', h, w]``.
+    """
+    if is_known(unet):
+        extra = unet.get_aug_embed(None, hidden, conditions)
+        hint = None
+        if unet.config.addition_embed_type == "image_hint":
+            extra, hint = extra
+        context = unet.process_encoder_hidden_states(hidden, conditions)
+        run = Run(unet, timesteps, context, extra, None)
+        if hint is None:
+            return run
+        return lambda x, index: run(torch.cat([x, hint], dim=1), index)
+
+    def predict(x: Tensor, index: int) -> Tensor:
+        return unet(x, timesteps[index], hidden, added_cond_kwargs=conditions).sample
+
+    return predict
