@@ -112,12 +112,7 @@ def coded(
 
     print_of = f"{digest(vqgan.network.state_dict())} {vqgan.image_size}"
     rows = _read(cache, print_of)
-    stamps = {}
-    for name in names:
-        try:
-            stamps[name] = _stamp(folder / name)
-        except OSError as error:
-            warn(f"'{folder / name}' cannot be read ({error.strerror}) and is left out")
+    stamps = _stamps(folder, names, warn)
     names = list(stamps)
     missing = [name for name in names if name not in rows or rows[name][0] != stamps[name]]
     network = vqgan.network.to(device)
@@ -147,6 +142,19 @@ def coded(
     if not readable:
         raise UserError(f"no picture in '{folder}' can be read. Name another folder")
     return readable, torch.from_numpy(np.stack([rows[name][1] for name in readable]))
+
+
+def _stamps(
+    folder: Path, names: Sequence[str], warn: Callable[[str], None]
+) -> dict[str, tuple[int, int]]:
+    """What tells whether a picture has changed, of each that is there."""
+    stamps = {}
+    for name in names:
+        try:
+            stamps[name] = _stamp(folder / name)
+        except OSError as error:
+            warn(f"'{folder / name}' cannot be read ({error.strerror}) and is left out")
+    return stamps
 
 
 def digest(state: Mapping[str, torch.Tensor]) -> str:

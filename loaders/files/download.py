@@ -102,20 +102,15 @@ def download(
             folder in the way. What was fetched stays in ``<name>.partial`` and is resumed.
         LibraryError: huggingface_hub cannot be imported.
     """
-    offered = published()
-    if system not in offered:
-        there = ", ".join(sorted([*offered, *together()]))
-        raise UserError(f"unknown system '{system}'; these can be downloaded: {there}")
-    wanted = offered[system]
+    wanted = _wanted(system)
     target = Path(folder) / wanted.folder
     partial = target.with_name(f"{target.name}.partial")
     tell = progress or (lambda name, done, total: None)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with locked(target):
-            known: list[File] | None = None
+            known = _begun(target, partial, wanted)
             if target.exists():
-                known = _known(target, wanted)
                 if known and _same_revision(known, revision) and not _damaged(target, known, tell):
                     return target
                 if os.path.lexists(partial):
@@ -123,8 +118,6 @@ def download(
                         f"'{target}' is damaged or of another revision, and '{partial}' is in the"
                         " way of mending it. Remove one of the two"
                     )
-            elif os.path.lexists(partial):
-                known = _known(partial, wanted)
             files = known
             if not files or not _same_revision(files, revision):
                 files = _published_files(wanted, revision, api)
@@ -141,6 +134,22 @@ def download(
     except OSError as error:
         raise _unwritable(target, partial, error) from error
     return target
+
+
+def _wanted(system: str) -> Published:
+    offered = published()
+    if system not in offered:
+        there = ", ".join(sorted([*offered, *together()]))
+        raise UserError(f"unknown system '{system}'; these can be downloaded: {there}")
+    return offered[system]
+
+
+def _begun(target: Path, partial: Path, wanted: Published) -> list[File] | None:
+    """What an earlier run wanted, finished or not; see :func:`_known`."""
+    for folder in (target, partial):
+        if folder.exists() if folder is target else os.path.lexists(folder):
+            return _known(folder, wanted)
+    return None
 
 
 def _known(folder: Path, wanted: Published) -> list[File] | None:
