@@ -260,7 +260,7 @@ def weighted_prompts() -> None:
     for text in ("embedding:x", "a embedding:x", "(embedding:x:1.2)"):
         try:
             ours("CLIPTextEncode", clip=mine, text=text)
-        except WorkflowError as error:
+        except EdgeError as error:
             assert "embedding:x" in str(error)
         else:
             raise AssertionError(f"{text} was taken for words")
