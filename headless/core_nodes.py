@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import sys
 import time
@@ -164,16 +165,29 @@ def _save(images: torch.Tensor, prefix: str, folder: Path) -> dict[str, Any]:
         prefix = prefix.replace(f"%{name}%", time.strftime(code, now))
     prefix = prefix.replace("%width%", str(images.shape[2]))
     prefix = prefix.replace("%height%", str(images.shape[1]))
-    target = (folder / prefix).resolve()
+    try:
+        return {"images": _written(images, prefix, folder)}
+    except (OSError, ValueError) as error:  # ValueError: a character that no file's name may have
+        if isinstance(error, WorkflowError):
+            raise
+        said = getattr(error, "strerror", None) or error
+        raise WorkflowError(
+            f"'{folder / prefix}' cannot be written: {said}. Change 'filename_prefix', or name"
+            " another output folder with --out"
+        ) from error
+
+
+def _written(images: torch.Tensor, prefix: str, folder: Path) -> list[Path]:
+    # As in the host, the last part of the normalised prefix is a file's name, even "." of "".
+    below, name = os.path.split(os.path.normpath(prefix))
+    target = (folder / below).resolve()
     if not target.is_relative_to(folder.resolve()):
         raise WorkflowError(
             f"'filename_prefix' is '{prefix}', which leads out of the output folder"
         )
-    target.parent.mkdir(parents=True, exist_ok=True)
-    taken = re.compile(re.escape(target.name) + r"_(\d+)_\.png")
-    numbers = [
-        int(m[1]) for m in map(taken.fullmatch, (p.name for p in target.parent.iterdir())) if m
-    ]
+    target.mkdir(parents=True, exist_ok=True)
+    taken = re.compile(re.escape(name) + r"_(\d+)_\.png")
+    numbers = [int(m[1]) for m in map(taken.fullmatch, (p.name for p in target.iterdir())) if m]
     start = max(numbers, default=0) + 1
     notes = PngInfo()
     if session.prompt is not None:
@@ -183,10 +197,10 @@ def _save(images: torch.Tensor, prefix: str, folder: Path) -> dict[str, Any]:
     saved = []
     for number, image in enumerate(images, start):
         levels = np.clip(255.0 * image.cpu().numpy(), 0, 255).astype(np.uint8)
-        path = target.with_name(f"{target.name}_{number:05}_.png")
+        path = target / f"{name}_{number:05}_.png"
         Image.fromarray(levels).save(path, pnginfo=notes, compress_level=4)
         saved.append(path)
-    return {"images": saved}
+    return saved
 
 
 class SaveImage(io.ComfyNode):

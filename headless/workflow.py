@@ -50,8 +50,9 @@ def read_workflow(path: Path) -> Any:
         return _parsed(content, f"'{path}'")
     texts = {key.lower(): text for key, text in carried.items()}
     for key in ("workflow", "prompt"):
-        if texts.get(key):
-            return _parsed(texts[key], f"the {key} in '{path}'")
+        # Clients of the host that queue a prompt save "null" or "{}" for the graph.
+        if texts.get(key) and (found := _parsed(texts[key], f"the {key} in '{path}'")):
+            return found
     raise WorkflowError(
         f"'{path}' is a picture that carries no workflow; give one that ComfyUI or prior-art saved,"
         " unchanged by other programs, or the workflow's JSON"
@@ -71,8 +72,12 @@ def _in_picture(path: Path) -> dict[str, str] | None:
 
     try:
         opened = Image.open(path)
-    except (UnidentifiedImageError, OSError, ValueError):
+    except (UnidentifiedImageError, OSError):
         return None
+    except (ValueError, Image.DecompressionBombError) as error:
+        raise WorkflowError(
+            f"'{path}' is a picture that cannot be read ({error}); give the workflow's JSON"
+        ) from error
     with opened:
         if opened.format == "PNG":
             # Texts may also lie behind the picture, which need not be whole.
@@ -137,10 +142,11 @@ def to_api(
 
 def _api_node(key: Any, node: Mapping[str, Any]) -> dict[str, Any]:
     inputs = node.get("inputs")
-    if not isinstance(node["class_type"], str) or not isinstance(inputs or {}, Mapping):
+    parts = (inputs or {}, node.get("_meta") or {})
+    if not isinstance(node["class_type"], str) or not all(isinstance(p, Mapping) for p in parts):
         raise WorkflowError(
-            f"node {key} of this prompt is damaged: its class_type must be text and its inputs a"
-            " mapping; export the workflow again"
+            f"node {key} of this prompt is damaged: its class_type must be text, its inputs and"
+            " its _meta mappings; export the workflow again"
         )
     return {**node, "inputs": dict(inputs or {})}
 

@@ -455,11 +455,9 @@ def _prefix(folder: Path, system: System, listing: _Listing) -> str:
 def _stages_of(folder: Path, system: System, listing: _Listing) -> frozenset[str]:
     """The stages of ``system`` that a folder in hub layout holds."""
     index = listing.see(folder) / "model_index.json"
-    if index.is_file():
-        name = _class_name(listing.see(index))
-        if name is not None and name not in system.pipelines | system.combined:
-            return frozenset()
-    elif system.indexed:
+    name = _class_name(listing.see(index))
+    # Without an index, or with a damaged one, the folder is of the system whose word is enough.
+    if system.indexed if name is None else name not in system.pipelines | system.combined:
         return frozenset()
     found, prefix = _loose_stages(folder, system, listing), _prefix(folder, system, listing)
     for stage, (component, wanted) in system.components.items():
@@ -518,7 +516,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > 1_000_000:
             return {}
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}

@@ -288,3 +288,10 @@ def test_a_bypassed_node_without_a_wire_in_the_same_place_passes_on_nothing():
     )
     links = [[5, 1, 1, 2, 1, "FLOAT"], [6, 2, 0, 9, 0, "FLOAT"]]
     assert convert([source(), passer, sink(6)], links)["9"]["inputs"]["scale"] == 1.0
+
+
+@pytest.mark.parametrize("part", ["inputs", "_meta"])
+def test_a_damaged_part_of_a_prompt_is_named(part):
+    prompt = {"3": {"class_type": "Number", "inputs": {}, "_meta": None, part: "x"}}
+    with pytest.raises(WorkflowError, match=f"node 3 of this prompt is damaged.*{part}"):
+        to_api(prompt, NODES)
