@@ -182,14 +182,14 @@ def test_a_prefix_without_a_name_stays_in_the_output_folder(folder, monkeypatch,
 
 @pytest.mark.parametrize("prefix", ["a\0b", "x" * 300])
 def test_a_prefix_that_is_no_files_name_is_named(folder, prefix):
-    with pytest.raises(WorkflowError, match="cannot be written.*'filename_prefix'"):
+    with pytest.raises(WorkflowError, match=r"cannot be written.*'filename_prefix'"):
         SaveImage.execute(torch.zeros(1, 2, 4, 3), prefix)
 
 
 def test_an_output_folder_that_is_a_file_is_named(folder, monkeypatch):
     (folder / "file").touch()
     monkeypatch.setattr(session, "output_folder", folder / "file")
-    with pytest.raises(WorkflowError, match="cannot be written.*--out"):
+    with pytest.raises(WorkflowError, match=r"cannot be written.*--out"):
         SaveImage.execute(torch.zeros(1, 2, 4, 3), "x")
 
 
