@@ -262,7 +262,13 @@ class SaveEmbeddings(io.ComfyNode):
         embeds = image_embeds_of(image_embeds, space, "image_embeds")
         made_by = getattr(image_embeds, "made_by", None) or "native CLIP Vision Encode"
         file = host.embedding_folders()[0] / f"{name}.safetensors"
-        write_embedding(file, Embedding(embeds, space.name, made_by, note), normalise)
+        try:
+            write_embedding(file, Embedding(embeds, space.name, made_by, note), normalise)
+        except OSError as error:
+            raise EdgeError(
+                f"'{file}' cannot be written: {error.strerror or error}. Change 'name', or make the"
+                " output folder writable"
+            ) from error
         return io.NodeOutput(image_embeds)
 
 
