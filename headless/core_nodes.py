@@ -166,18 +166,30 @@ def _save(images: torch.Tensor, prefix: str, folder: Path) -> dict[str, Any]:
         prefix = prefix.replace(f"%{name}%", time.strftime(code, now))
     prefix = prefix.replace("%width%", str(images.shape[2]))
     prefix = prefix.replace("%height%", str(images.shape[1]))
-    # The host's own split: "" and "a/.." are files called "." in the folder itself.
-    prefix = os.path.normpath(prefix)
-    where = (folder / os.path.dirname(prefix)).resolve()
-    name = os.path.basename(prefix)
-    if not where.is_relative_to(session.output_folder.resolve()) or name == "..":
+    try:
+        return {"images": _pictures(images, prefix, folder)}
+    except (OSError, ValueError) as error:  # ValueError: a character that no file's name may have
+        if isinstance(error, WorkflowError):
+            raise
+        said = getattr(error, "strerror", None) or error
+        raise WorkflowError(
+            f"'{folder / prefix}' cannot be written: {said}. Change 'filename_prefix', or name"
+            " another output folder with --out"
+        ) from error
+
+
+def _pictures(images: torch.Tensor, prefix: str, folder: Path) -> list[Path]:
+    # As in the host, the last part of the normalised prefix is a file's name, even "." of "".
+    below, name = os.path.split(os.path.normpath(prefix))
+    target = (folder / below).resolve()
+    if not target.is_relative_to(session.output_folder.resolve()) or name == "..":
         raise WorkflowError(
             f"'filename_prefix' is '{prefix}', which leads out of the output folder"
-            f" ('{session.output_folder}'), to '{where}'"
+            f" ('{session.output_folder}'), to '{target}'"
         )
-    where.mkdir(parents=True, exist_ok=True)
+    target.mkdir(parents=True, exist_ok=True)
     taken = re.compile(re.escape(name) + r"_(\d+)_\.png")
-    numbers = [int(m[1]) for m in map(taken.fullmatch, (p.name for p in where.iterdir())) if m]
+    numbers = [int(m[1]) for m in map(taken.fullmatch, (p.name for p in target.iterdir())) if m]
     start = max(numbers, default=0) + 1
     notes = PngInfo()
     if session.prompt is not None:
@@ -187,11 +199,11 @@ def _save(images: torch.Tensor, prefix: str, folder: Path) -> dict[str, Any]:
     saved = []
     for number, image in enumerate(images, start):
         levels = np.clip(255.0 * image.cpu().numpy(), 0, 255).astype(np.uint8)
-        path = where / f"{name}_{number:05}_.png"
+        path = target / f"{name}_{number:05}_.png"
         with written(path) as scratch:
             Image.fromarray(levels).save(scratch, "PNG", pnginfo=notes, compress_level=4)
         saved.append(path)
-    return {"images": saved}
+    return saved
 
 
 class SaveImage(io.ComfyNode):

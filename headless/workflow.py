@@ -57,8 +57,9 @@ def read_workflow(path: Path) -> Any:
         raise WorkflowError(f"cannot read the workflow '{path}': {reason}") from error
     texts = {key.lower(): text for key, text in carried.items()}
     for key in ("workflow", "prompt"):
-        if texts.get(key):
-            return _parsed(texts[key], f"the {key} in '{path}'")
+        # Clients of the host that queue a prompt save "null" or "{}" for the graph.
+        if texts.get(key) and (found := _parsed(texts[key], f"the {key} in '{path}'")):
+            return found
     raise WorkflowError(
         f"'{path}' is a picture that carries no workflow; give one that ComfyUI or prior-art saved,"
         " unchanged by other programs, or the workflow's JSON"
@@ -141,10 +142,11 @@ def to_api(
 
 def _api_node(key: Any, node: Mapping[str, Any]) -> dict[str, Any]:
     inputs = node.get("inputs")
-    if not isinstance(node["class_type"], str) or not isinstance(inputs or {}, Mapping):
+    parts = (inputs or {}, node.get("_meta") or {})
+    if not isinstance(node["class_type"], str) or not all(isinstance(p, Mapping) for p in parts):
         raise WorkflowError(
-            f"node {key} of this prompt is damaged: its class_type must be text and its inputs a"
-            " mapping; export the workflow again"
+            f"node {key} of this prompt is damaged: its class_type must be text, its inputs and"
+            " its _meta mappings; export the workflow again"
         )
     return {**node, "inputs": dict(inputs or {})}
 

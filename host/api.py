@@ -53,7 +53,7 @@ class Adapter:
 
 
 class Host(Protocol):
-    """The names of a door; 17 of them."""
+    """The names of a door; 18 of them."""
 
     NAME: str
     """In messages."""

@@ -7,6 +7,7 @@ tokens than a text encoder takes are several chunks. Numbers and order are those
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -48,7 +49,7 @@ def chunks(tokenizer: Any, text: str) -> list[Chunk]:
     """A prompt's tokens and weights for one text encoder, whose tokenizer this is.
 
     Raises:
-        EdgeError: an embedding file is named, which only ComfyUI loads.
+        EdgeError: an embedding file is named, which only ComfyUI loads; a weight is not finite.
     """
     begin, end = tokenizer("")["input_ids"][:2]
     made: list[Chunk] = [[(begin, 1.0)]]
@@ -126,9 +127,15 @@ def _weighed(text: str, weight: float) -> list[tuple[str, float]]:
         if colon > 0:
             try:
                 inner = float(inside[colon + 1 :])
-                inside = inside[:colon]
             except ValueError:
                 pass  # no number: a colon like any other
+            else:
+                if not math.isfinite(inner):
+                    raise EdgeError(
+                        f"the prompt weighs '{inside[:colon]}' by {inner}, which makes no picture;"
+                        " give a finite number, or put \\ before the brackets"
+                    )
+                inside = inside[:colon]
         made += _weighed(inside, inner)
     return made
 

@@ -269,7 +269,13 @@ class SaveEmbeddings(io.ComfyNode):
                 " is written through it: remove the link, or name another output folder"
             )
         file = folder / f"{name}.safetensors"
-        write_embedding(file, Embedding(embeds, space.name, made_by, note), normalise)
+        try:
+            write_embedding(file, Embedding(embeds, space.name, made_by, note), normalise)
+        except OSError as error:
+            raise EdgeError(
+                f"'{file}' cannot be written: {error.strerror or error}. Change 'name', or make the"
+                " output folder writable"
+            ) from error
         return io.NodeOutput(image_embeds)
 
 

@@ -74,9 +74,9 @@ def _finite(result: Tensor) -> Tensor:
     """
     if not bool(torch.isfinite(result).all()):
         raise EdgeError(
-            "the image embeddings are too large to be mixed with these weights: the result is"
-            " infinite. Published embeddings are of length 10 to 60; look at what made"
-            " them, and take smaller weights"
+            "the image embeddings are too large for this: the result is infinite. Published"
+            " embeddings are of length 10 to 60; look at what made them, and take smaller numbers"
+            " where there are weights"
         )
     return result
 

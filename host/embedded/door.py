@@ -6,6 +6,7 @@ Its names are those of :class:`..api.Host`; what is one system's is in the file 
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,9 @@ PACK = Path(__file__).resolve().parents[2]
 def model_folders() -> list[Path]:
     """``$PRIOR_ART_MODELS`` (several, separated as in PATH), else ``models/prior_art``: that of
     the current folder, then the pack's own."""
-    named = os.environ.get(MODELS_VARIABLE)
-    if named:
-        return [Path(part).expanduser() for part in named.split(os.pathsep) if part]
+    named = os.environ.get(MODELS_VARIABLE, "").split(os.pathsep)
+    if any(named):
+        return [Path(os.path.expanduser(part)) for part in named if part]
     here, own = Path("models") / "prior_art", PACK / "models" / "prior_art"
     return [here] if here.resolve() == own.resolve() else [here, own]
 
@@ -42,8 +43,10 @@ def embedding_folders() -> list[Path]:
 
 
 def cache_folder() -> Path:
-    """The pack's own folder among those that a user's caches lie in."""
-    return Path(os.environ.get(CACHE_VARIABLE) or "~/.cache").expanduser() / "prior_art"
+    """The pack's own folder among those that a user's caches lie in; of a user without a home,
+    among what is temporary."""
+    caches = os.path.expanduser(os.environ.get(CACHE_VARIABLE) or "~/.cache")
+    return Path(tempfile.gettempdir() if caches.startswith("~") else caches) / "prior_art"
 
 
 def pick_dtype(choice: str, role: Role) -> torch.dtype:

@@ -488,11 +488,9 @@ def _stages_of(folder: Path, system: System, listing: _Listing) -> frozenset[str
     """The stages of ``system`` that a folder in hub layout holds."""
     names = listing.names(folder)
     index = listing.see(folder) / "model_index.json"
-    if index.name in names and index.is_file():
-        name = _class_name(listing.see(index))
-        if name is not None and name not in system.pipelines | system.combined:
-            return frozenset()
-    elif system.indexed:
+    name = _class_name(listing.see(index)) if index.name in names else None
+    # Without an index, or with a damaged one, the folder is of the system whose word is enough.
+    if system.indexed if name is None else name not in system.pipelines | system.combined:
         return frozenset()
     found, prefix = _loose_stages(folder, system, listing), _prefix(folder, system, listing)
     embedded = folder.is_relative_to(EMBEDDED_ROOT)
@@ -552,7 +550,7 @@ def _class_name(path: Path) -> str | None:
 def _read(path: Path) -> dict[str, Any]:
     """A small JSON object; empty where there is none."""
     try:
-        value = json.loads(read_bytes(path, SMALL).decode())
+        value = json.loads(read_bytes(path, SMALL).decode("utf-8-sig"))
     except (OSError, ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}

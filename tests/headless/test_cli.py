@@ -117,6 +117,28 @@ def test_a_picture_that_carries_a_workflow_is_one(tmp_path, suffix):
         read_workflow(carrying(tmp_path / f"bad.{suffix}", workflow="{"))
 
 
+@pytest.mark.parametrize("nothing", ["null", "{}", "[]"])
+def test_a_picture_whose_graph_is_empty_gives_its_prompt(tmp_path, nothing):
+    api = json.dumps(prompt())
+    path = carrying(tmp_path / "queued.png", prompt=api, workflow=nothing)
+    assert read_workflow(path) == prompt()
+    with pytest.raises(WorkflowError, match="carries no workflow"):
+        read_workflow(carrying(tmp_path / "empty.png", workflow=nothing))
+
+
+def test_a_picture_that_cannot_be_opened_is_not_called_json(tmp_path, monkeypatch):
+    notes = PngInfo()
+    notes.add_text("prompt", "z" * 3_000_000, zip=True)  # Pillow unpacks a million
+    path = tmp_path / "long.png"
+    Image.new("RGB", (4, 4)).save(path, pnginfo=notes)
+    with pytest.raises(WorkflowError, match="a picture that cannot be read"):
+        read_workflow(path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 4)
+    path = carrying(tmp_path / "large.png", prompt=json.dumps(prompt()))
+    with pytest.raises(WorkflowError, match="a picture that cannot be read"):
+        read_workflow(path)
+
+
 def test_a_cut_picture_still_carries_its_workflow(tmp_path):
     path = carrying(tmp_path / "cut.png", workflow=json.dumps({"nodes": []}))
     path.write_bytes(path.read_bytes()[:-20])

@@ -179,6 +179,27 @@ def test_a_prefix_takes_date_and_size(folder, monkeypatch, prefix, code):
     assert path == folder / (time.strftime(code, now) + "_00001_.png")
 
 
+@pytest.mark.parametrize("prefix", ["", ".", "sub/.."])
+def test_a_prefix_without_a_name_stays_in_the_output_folder(folder, monkeypatch, prefix):
+    monkeypatch.setattr(session, "output_folder", folder / "output")
+    for number in (1, 2):
+        [path] = SaveImage.execute(torch.zeros(1, 2, 4, 3), prefix).ui["images"]
+        assert path == folder / "output" / f"._{number:05}_.png"
+
+
+@pytest.mark.parametrize("prefix", ["a\0b", "x" * 300])
+def test_a_prefix_that_is_no_files_name_is_named(folder, prefix):
+    with pytest.raises(WorkflowError, match=r"cannot be written.*'filename_prefix'"):
+        SaveImage.execute(torch.zeros(1, 2, 4, 3), prefix)
+
+
+def test_an_output_folder_that_is_a_file_is_named(folder, monkeypatch):
+    (folder / "file").touch()
+    monkeypatch.setattr(session, "output_folder", folder / "file")
+    with pytest.raises(WorkflowError, match=r"cannot be written.*--out"):
+        SaveImage.execute(torch.zeros(1, 2, 4, 3), "x")
+
+
 def test_prompts_are_averaged_and_the_shorter_padded():
     to = [[torch.ones(1, 3, 2), {"pooled_output": torch.ones(1, 2), "more": 1}]]
     other = [[torch.full((1, 2, 2), 3.0), {"pooled_output": torch.full((1, 2), 5.0)}]]

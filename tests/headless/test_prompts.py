@@ -80,3 +80,10 @@ def test_plain_encoders_say_what_they_do_not_read():
     assert plain_warnings("a red cat", "", 77) == []
     both = plain_warnings("(red:1.5) cat", "cat", 77)
     assert len(both) == 2 and "'cat'" in both[0] and "plain text" in both[1]
+
+
+@pytest.mark.parametrize("weight", ["nan", "inf", "-Infinity", "1e999"])
+def test_a_weight_is_finite(tokenizer, weight):
+    with pytest.raises(EdgeError, match="weighs 'red' by"):
+        chunks(tokenizer, f"a (red:{weight}) frog")
+    assert chunks(tokenizer, rf"a \(red:{weight}\) frog")

@@ -310,3 +310,10 @@ def test_what_is_no_file_and_what_is_too_large_is_not_read(tmp_path, monkeypatch
     (tmp_path / "cute.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n")
     with pytest.raises(WorkflowError, match=r"cute\.png' is no JSON"):
         read_workflow(tmp_path / "cute.png")
+
+
+@pytest.mark.parametrize("part", ["inputs", "_meta"])
+def test_a_damaged_part_of_a_prompt_is_named(part):
+    prompt = {"3": {"class_type": "Number", "inputs": {}, "_meta": None, part: "x"}}
+    with pytest.raises(WorkflowError, match=f"node 3 of this prompt is damaged.*{part}"):
+        to_api(prompt, NODES)

@@ -130,6 +130,12 @@ def test_a_saved_embedding_comes_back_exactly(tmp_path):
     assert LoadEmbeddings.fingerprint_inputs(file.name) != before
 
 
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "output").touch()
+    with pytest.raises(EdgeError, match=r"red\.safetensors' cannot be written: .*'name'"):
+        SaveEmbeddings.execute(embeds(rows()), "red", "")
+
+
 def test_normalised_rows_come_back_raw(tmp_path):
     from safetensors.torch import load_file
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -74,3 +76,17 @@ def test_a_latent_that_cannot_be_halved_is_refused_with_a_size_that_can(size, fi
     expected = pytest.raises(EdgeError, match=r"multiples of 64; make it of (64×128|128×64)")
     with nullcontext() if fits else expected:
         check_places(unet, size)
+
+
+@pytest.mark.parametrize("named", ["", ":", "::"])
+def test_no_named_model_folder_leaves_the_usual_ones(monkeypatch, tmp_path, named):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(embedded.MODELS_VARIABLE, named.replace(":", os.pathsep))
+    assert embedded.model_folders()[-1] == embedded.PACK / "models" / "prior_art"
+
+
+def test_a_user_that_is_not_there_is_a_folder_that_is_not_there(monkeypatch):
+    monkeypatch.setenv(embedded.MODELS_VARIABLE, "~no-such-user/models")
+    assert embedded.model_folders() == [Path("~no-such-user/models")]
+    monkeypatch.setenv(embedded.CACHE_VARIABLE, "~no-such-user/.cache")
+    assert embedded.cache_folder() == Path(tempfile.gettempdir()) / "prior_art"

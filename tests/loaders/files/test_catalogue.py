@@ -202,3 +202,16 @@ def test_who_has_what_is_read_off_the_records():
     assert sources.repository_of("tokenizer") == "kakaobrain/karlo-v1-alpha"
     assert SPACES["openai-vit-l-14"].encoder == "OpenAI CLIP ViT-L/14 (Karlo, Kandinsky 2.1)"
     assert SPACES["laion-vit-bigg-14"].encoder == "OpenCLIP ViT-bigG/14 (Kandinsky 2.2)"
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "\ufeff{broken"])
+def test_a_damaged_index_makes_no_second_source_of_a_name(hub: Path, text: str) -> None:
+    (hub / "model_index.json").write_text(text, encoding="utf-8")
+    assert names("prior", hub.parent) == ["karlo"]
+
+
+def test_a_config_may_begin_with_a_byte_order_mark(hub: Path) -> None:
+    index = hub / "model_index.json"
+    index.write_text('{"_class_name": "KandinskyV22PriorPipeline"}', encoding="utf-8-sig")
+    (found,) = list_sources("prior", [hub.parent])
+    assert found.system == "kandinsky-prior"
