@@ -210,8 +210,8 @@ def test_a_damaged_index_makes_no_second_source_of_a_name(hub: Path, text: str) 
     assert names("prior", hub.parent) == ["karlo"]
 
 
-def test_a_config_may_begin_with_a_byte_order_mark(hub: Path) -> None:
-    index = hub / "model_index.json"
+def test_a_config_may_begin_with_a_byte_order_mark(hub: Path, tmp_path: Path) -> None:
+    index = Path(shutil.copytree(hub, tmp_path / "models" / "one")) / "model_index.json"
     index.write_text('{"_class_name": "KandinskyV22PriorPipeline"}', encoding="utf-8-sig")
-    (found,) = list_sources("prior", [hub.parent])
+    (found,) = list_sources("prior", [tmp_path / "models"])
     assert found.system == "kandinsky-prior"
