@@ -205,9 +205,12 @@ def test_who_has_what_is_read_off_the_records():
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "\ufeff{broken"])
-def test_a_damaged_index_makes_no_second_source_of_a_name(hub: Path, text: str) -> None:
-    (hub / "model_index.json").write_text(text, encoding="utf-8")
-    assert names("prior", hub.parent) == ["karlo"]
+def test_a_damaged_index_makes_no_second_source_of_a_name(
+    hub: Path, tmp_path: Path, text: str
+) -> None:
+    shutil.copytree(hub, tmp_path / "karlo")
+    (tmp_path / "karlo" / "model_index.json").write_text(text, encoding="utf-8")
+    assert names("prior", tmp_path) == ["karlo"]
 
 
 def test_a_config_may_begin_with_a_byte_order_mark(hub: Path, tmp_path: Path) -> None:
