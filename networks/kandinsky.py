@@ -5,18 +5,16 @@ Source: diffusers' ``UNet2DConditionModel``, as ai-forever/Kandinsky-2 publishes
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
-from .unet import Run, is_known
+from .unet import Predict, Run, Told, is_known
 
 
 @torch.no_grad()
 def prepare_latent_decoder(
     unet: nn.Module, conditions: dict[str, Tensor], timesteps: list[int], hidden: Tensor | None
-) -> Callable[[Tensor, int], Tensor]:
+) -> Predict:
     """A Kandinsky decoder's U-Net with its conditioning held fixed.
 
     Args:
@@ -35,10 +33,8 @@ def prepare_latent_decoder(
         if unet.config.addition_embed_type == "image_hint":
             extra, hint = extra
         context = unet.process_encoder_hidden_states(hidden, conditions)
-        run = Run(unet, timesteps, context, extra, None)
-        if hint is None:
-            return run
-        return lambda x, index: run(torch.cat([x, hint], dim=1), index)
+        told = Told(context, extra=extra, beside=hint)
+        return Run(unet, timesteps, context.device, context.dtype, told)
 
     def predict(x: Tensor, index: int) -> Tensor:
         return unet(x, timesteps[index], hidden, added_cond_kwargs=conditions).sample

@@ -6,12 +6,10 @@ Source: unCLIP (Ramesh et al. 2022), section 2.1; parameter names as in Karlo's 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
-from .unet import Run, is_known
+from .unet import Predict, Run, Told, is_known
 
 
 class TextProjection(nn.Module):
@@ -88,7 +86,7 @@ def prepare_decoder(
     class_labels: Tensor,
     mask: Tensor,
     timesteps: list[int],
-) -> Callable[[Tensor, int], Tensor]:
+) -> Predict:
     """Karlo's decoder U-Net with its conditioning held fixed.
 
     Args:
@@ -101,7 +99,8 @@ def prepare_decoder(
     """
     if is_known(unet):
         extra = None if unet.class_embedding is None else unet.class_embedding(class_labels)
-        return Run(unet, timesteps, context, extra, mask)
+        told = Told(context, mask, extra)
+        return Run(unet, timesteps, context.device, context.dtype, told)
 
     def predict(x: Tensor, index: int) -> Tensor:
         return unet(
@@ -115,10 +114,13 @@ def prepare_decoder(
     return predict
 
 
-def prepare_upscaler(unet: nn.Module, timesteps: list[int]) -> Callable[[Tensor, int], Tensor]:
-    """A super-resolution U-Net over timesteps: ``predict([B, 6, S, S], index) -> [B, 3, S, S]``."""
+def prepare_upscaler(
+    unet: nn.Module, timesteps: list[int], device: torch.device, dtype: torch.dtype
+) -> Predict:
+    """A super-resolution U-Net over timesteps, where and in what it runs:
+    ``predict([B, 6, S, S], index) -> [B, 3, S, S]``."""
     if is_known(unet):
-        return Run(unet, timesteps)
+        return Run(unet, timesteps, device, dtype)
 
     def predict(x: Tensor, index: int) -> Tensor:
         return unet(x, timesteps[index]).sample

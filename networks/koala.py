@@ -5,12 +5,12 @@ Source: diffusers' ``UNet2DConditionModel``; SDXL's sizes beside a prompt (Podel
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from .unet import Run, is_known
+from .unet import Predict, Run, Told, is_known
 
 
 @torch.no_grad()
@@ -20,7 +20,7 @@ def prepare_sdxl(
     pooled: Tensor,
     time_ids: Tensor,
     timesteps: Sequence[float],
-) -> Callable[[Tensor, int], Tensor]:
+) -> Predict:
     """An SDXL or KOALA U-Net with its conditioning held fixed.
 
     Args:
@@ -36,7 +36,7 @@ def prepare_sdxl(
         # Its sizes come as fp32 cosines whatever the network computes in.
         sizes = unet.add_time_proj(time_ids.flatten()).reshape(len(pooled), -1)
         extra = unet.add_embedding(torch.cat([pooled, sizes.to(pooled.dtype)], dim=-1))
-        return Run(unet, timesteps, hidden, extra)
+        return Run(unet, timesteps, hidden.device, hidden.dtype, Told(hidden, extra=extra))
 
     def predict(x: Tensor, index: int) -> Tensor:
         return unet(x, timesteps[index], hidden, added_cond_kwargs=conditions).sample

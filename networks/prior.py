@@ -4,7 +4,7 @@ diffusers' ``PriorTransformer`` attends causally over [text tokens, text embeddi
 embedding, query]. What stands before the noisy embedding never sees what stands behind it, so its
 keys and values are the same for every image of a prompt, and but for the time token at every step.
 They are computed once (:func:`prefill`, :func:`prefill_times`); a step then runs two tokens an
-image (:func:`step`). Masked padding has no influence and is left out. The result is the network's
+image (:class:`Run`). Masked padding has no influence and is left out. The result is the network's
 own, up to the order of additions.
 """
 
@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .graphs import Recording, can_record, recording
 from .leaf import is_plain
 
 # Noisy embedding and query: what changes with the image.
@@ -68,6 +69,8 @@ def prefill(
     ]
     lengths = torch.tensor([len(row) for row in rows], device=text.device)
     x = nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    if can_record(network, x.device):  # a recording serves prompts of any length
+        x = F.pad(x, (0, 0, 0, count + 1 - x.shape[1]))
     valid = torch.arange(x.shape[1], device=x.device)[None] < lengths[:, None]
     keys, values = [], []
     for block in network.transformer_blocks:
@@ -87,10 +90,8 @@ def time_embeddings(
     return network.time_embedding(times.to(dtype))
 
 
-def prefill_times(
-    network: nn.Module, prefix: Prefix, times: torch.Tensor
-) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """Keys and values of every step's time token, per block ``[R, heads, N, head_dim]``.
+def prefill_times(network: nn.Module, prefix: Prefix, times: torch.Tensor) -> torch.Tensor:
+    """Keys and values of every step's time token, ``[N, 2, blocks, R, heads, 1, head_dim]``.
 
     Args:
         times: from :func:`time_embeddings`, ``[N, W]``.
@@ -111,11 +112,12 @@ def prefill_times(
         values.append(v)
         k, v = torch.cat([past_k, k], dim=2), torch.cat([past_v, v], dim=2)
         h = _finish(block, h, F.scaled_dot_product_attention(q, k, v, attn_mask=mask))
-    return keys, values
+    both = torch.stack([torch.stack(keys), torch.stack(values)])
+    return both.unsqueeze(-2).movedim(4, 0).contiguous()
 
 
 def step_mask(prefix: Prefix, images: int) -> torch.Tensor:
-    """Who attends to whom in :func:`step`, ``[R, 1, 2n, L + 1 + 2n]``: all to their prompt and the
+    """Who attends to whom in :class:`Run`, ``[R, 1, 2n, L + 1 + 2n]``: all to their prompt and the
     time, each image causally to its own two tokens."""
     rows, length = prefix.valid.shape
     tail = torch.ones(_TAIL, _TAIL, dtype=torch.bool, device=prefix.valid.device).tril()
@@ -125,39 +127,51 @@ def step_mask(prefix: Prefix, images: int) -> torch.Tensor:
     return torch.cat([prompt, own.expand(rows, -1, -1)], dim=2)[:, None]
 
 
-def step(
-    network: nn.Module,
-    prefix: Prefix,
-    mask: torch.Tensor,
-    x: torch.Tensor,
-    times: tuple[list[torch.Tensor], list[torch.Tensor]],
-    index: int,
-) -> torch.Tensor:
-    """Predict the clean embeddings of n images for each of R prompts.
+class Run:
+    """The prior over one schedule, for n images of each of R prompts.
 
     Args:
-        x: noisy embeddings ``[R, n, D]``; times: from :func:`prefill_times`;
-        index: which of these times it is; mask: from :func:`step_mask`.
+        prefix: of the prompts; times: from :func:`prefill_times`; images: n.
 
-    Returns:
-        ``[R, n, D]``.
+    Attributes:
+        recording: of steps that call this.
     """
-    rows, images, _ = x.shape
-    noisy = network.proj_in(x)
-    query = network.prd_embedding.to(noisy)[0]  # [1, W]
-    tokens = torch.stack([noisy, query.expand_as(noisy)], dim=2)  # [R, n, 2, W]
-    tokens = tokens + network.positional_embedding.to(noisy)[0, -_TAIL:]
-    h = tokens.reshape(rows, images * _TAIL, -1)
-    now = slice(index, index + 1)
-    for block, past_k, past_v, time_k, time_v in zip(
-        network.transformer_blocks, prefix.keys, prefix.values, *times, strict=True
-    ):
-        q, k, v = _project(block, h)
-        k = torch.cat([past_k, time_k[:, :, now], k], dim=2)
-        v = torch.cat([past_v, time_v[:, :, now], v], dim=2)
-        h = _finish(block, h, F.scaled_dot_product_attention(q, k, v, attn_mask=mask))
-    h = network.norm_out(h.reshape(rows, images, _TAIL, -1)[:, :, -1])
-    return network.proj_to_clip_embeddings(h)
+
+    def __init__(
+        self, network: nn.Module, prefix: Prefix, times: torch.Tensor, images: int
+    ) -> None:
+        self._network, self._times = network, times
+        held = [step_mask(prefix, images), *prefix.keys, *prefix.values]
+        self.recording: Recording = recording(network, held, times.device)
+        self._mask, *past = self.recording.held
+        self._past = past[: len(past) // 2], past[len(past) // 2 :]
+
+    def at(self, index: int) -> torch.Tensor:
+        """Keys and values of a step's time ``[2, blocks, R, heads, 1, head_dim]``."""
+        return self._times[index]
+
+    def __call__(self, x: torch.Tensor, place: torch.Tensor | int) -> torch.Tensor:
+        """Noisy embeddings ``[R, n, D]`` → the clean ones that the network predicts.
+
+        Args:
+            place: the step's index, or what :meth:`at` says of it.
+        """
+        network, time = self._network, self.at(place) if isinstance(place, int) else place
+        rows, images, _ = x.shape
+        noisy = network.proj_in(x)
+        query = network.prd_embedding.to(noisy)[0]  # [1, W]
+        tokens = torch.stack([noisy, query.expand_as(noisy)], dim=2)  # [R, n, 2, W]
+        tokens = tokens + network.positional_embedding.to(noisy)[0, -_TAIL:]
+        h = tokens.reshape(rows, images * _TAIL, -1)
+        for block, past_k, past_v, time_k, time_v in zip(
+            network.transformer_blocks, *self._past, *time, strict=True
+        ):
+            q, k, v = _project(block, h)
+            k = torch.cat([past_k, time_k, k], dim=2)
+            v = torch.cat([past_v, time_v, v], dim=2)
+            h = _finish(block, h, F.scaled_dot_product_attention(q, k, v, attn_mask=self._mask))
+        h = network.norm_out(h.reshape(rows, images, _TAIL, -1)[:, :, -1])
+        return network.proj_to_clip_embeddings(h)
 
 
 def denormalise(network: nn.Module, x: torch.Tensor) -> torch.Tensor:

@@ -3,16 +3,25 @@
 What does not change over the steps is computed once: every residual block's projection of the time
 embedding, for all steps together, and the keys and values of the conditioning. Everything else
 calls diffusers' own leaf modules, which a host may have swapped for ones that move, cast or patch
-their weights. A U-Net built of other blocks is called as it is.
+their weights; on a GPU, norms and what stands around them are one operation (:mod:`.fused`), and
+pictures stay in the layout that its convolutions want. A U-Net built of other blocks is called as
+it is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from . import fused
+from .graphs import Recording, recording
+from .leaf import is_bare
 
 _BLOCKS = {
     "ResnetDownsampleBlock2D",
@@ -52,12 +61,13 @@ def _resnets(unet: nn.Module) -> list[nn.Module]:
     return found
 
 
-def _transformer_blocks(unet: nn.Module) -> list[nn.Module]:
-    found: list[nn.Module] = []
-    for block in _blocks(unet):
-        for attention in _attentions(block):
-            found += getattr(attention, "transformer_blocks", [])
-    return found
+def _cross_attentions(unet: nn.Module) -> Iterator[tuple[nn.Module, nn.Module, nn.Module]]:
+    """Whatever attends to the context, with what makes the context's keys and values."""
+    for attention in (a for b in _blocks(unet) for a in _attentions(b) if a is not None):
+        if hasattr(attention, "add_k_proj"):
+            yield attention, attention.add_k_proj, attention.add_v_proj
+        for block in getattr(attention, "transformer_blocks", ()):
+            yield block.attn2, block.attn2.to_k, block.attn2.to_v
 
 
 def _is_known_transformer(transformer: nn.Module) -> bool:
@@ -93,6 +103,7 @@ def is_known(unet: nn.Module) -> bool:
         type(r).__name__ == "ResnetBlock2D"
         and r.time_emb_proj is not None
         and r.time_embedding_norm in ("default", "scale_shift")
+        and type(r.nonlinearity).__name__ == "SiLU"
         for r in _resnets(unet)
     )
     attentions = all(
@@ -117,120 +128,164 @@ def is_known(unet: nn.Module) -> bool:
         and getattr(config, "encoder_hid_dim_type", None) in _PROJECTED
         and getattr(unet, "time_embed_act", None) is None
         and unet.conv_norm_out is not None
+        and type(unet.conv_act).__name__ == "SiLU"
         and not unet.training
     )
 
 
+Predict = Callable[[Tensor, Any], Tensor]
+"""``(x, place)``: a network with its conditioning held fixed. ``place`` is a step's index; a
+:class:`Run` takes also what its :meth:`Run.at` says of it."""
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a U-Net is told beside picture and time, the same at every step.
+
+    Attributes:
+        context: tokens to attend to ``[R, L, C]``; mask: which of them count ``[R, L]`` bool.
+        extra: added to the time embedding ``[R, T]``.
+        beside: further channels of the picture ``[R, c, h, w]``.
+    """
+
+    context: Tensor | None = None
+    mask: Tensor | None = None
+    extra: Tensor | None = None
+    beside: Tensor | None = None
+
+
+NOTHING = Told()
+
+
 class Run:
-    """One U-Net over one schedule; called with a picture and the index of the step.
+    """One U-Net over one schedule; called with a picture and where in the schedule it is.
 
     Args:
         unet: diffusers' ``UNet2DConditionModel`` or ``UNet2DModel``, see :func:`is_known`.
         timesteps: the schedule, first step first.
-        context: tokens to attend to ``[R, L, C]``; extra: added to the time embedding ``[R, T]``;
-            mask: of the context ``[R, L]`` bool.
+        device, dtype: where and in what it runs.
+        told: what it is told beside.
+
+    Attributes:
+        recording: of steps that call this.
     """
 
     def __init__(
         self,
         unet: nn.Module,
         timesteps: Sequence[float],
-        context: Tensor | None = None,
-        extra: Tensor | None = None,
-        mask: Tensor | None = None,
+        device: torch.device,
+        dtype: torch.dtype,
+        told: Told = NOTHING,
     ) -> None:
-        self.unet, self.timesteps = unet, timesteps
-        # Tokens to attend to [R, L, C], what is added to the time embedding [R, T], mask [R, L].
-        self.context, self.extra, self.mask = context, extra, mask
-        self.times: dict[nn.Module, Tensor] = {}  # of each residual block [steps, R or 1, C]
-        self.added: dict[nn.Module, tuple[Tensor, Tensor]] = {}  # keys and values of the context
-        self.biases: dict[int, Tensor] = {}  # attention mask by number of pixels
-
-    def _prepare(self, x: Tensor) -> None:
-        """Compute what does not depend on the picture, on the device and in the dtype of `x`."""
-        unet = self.unet
-        steps = torch.tensor(self.timesteps, device=x.device)
-        embedding = unet.time_embedding(unet.time_proj(steps).to(x.dtype))[:, None]
-        if self.extra is not None:
-            embedding = embedding + self.extra.to(x.dtype)[None]
-        self.times = {
-            r: r.time_emb_proj(embedding if r.skip_time_act else r.nonlinearity(embedding))
-            for r in _resnets(unet)
+        self.unet = unet
+        steps = torch.tensor(timesteps, device=device)
+        embedding = unet.time_embedding(unet.time_proj(steps).to(dtype))[:, None]
+        if told.extra is not None:
+            embedding = embedding + told.extra.to(dtype)[None]
+        blocks = _resnets(unet)
+        projected = [
+            r.time_emb_proj(embedding if r.skip_time_act else r.nonlinearity(embedding))
+            for r in blocks
+        ]
+        ends = itertools.accumulate(part.shape[-1] for part in projected)
+        self._parts = {
+            block: slice(end - part.shape[-1], end)
+            for block, part, end in zip(blocks, projected, ends, strict=True)
         }
-        if self.context is not None:
-            for attention in (a for b in _blocks(unet) for a in _attentions(b) if a is not None):
-                if hasattr(attention, "add_k_proj"):
-                    self._hold(attention, attention.add_k_proj, attention.add_v_proj)
-            for block in _transformer_blocks(unet):
-                self._hold(block.attn2, block.attn2.to_k, block.attn2.to_v)
+        self._times = torch.cat(projected, dim=-1)  # [steps, R or 1, all channels]
+        self._biases: dict[int, Tensor] = {}  # of a step: attention mask by number of pixels
+        self._hold(told, device, dtype)
 
-    def _hold(self, attention: nn.Module, key: nn.Module, value: nn.Module) -> None:
-        """Keep the context's keys and values, which no step changes."""
-        self.added[attention] = tuple(
-            self._heads(attention, project(self.context)) for project in (key, value)
-        )
+    def _hold(self, told: Told, device: torch.device, dtype: torch.dtype) -> None:
+        """Keep what no step changes where recorded steps find it."""
+        held, attentions = [], []
+        if told.context is not None:
+            for attention, key, value in _cross_attentions(self.unet):
+                attentions.append(attention)
+                held += [_heads(attention, project(told.context)) for project in (key, value)]
+        rest = {"mask": told.mask, "beside": told.beside}
+        if told.mask is not None:
+            rest["mask"] = (1 - told.mask.to(dtype)) * -10000.0
+        names = [name for name, part in rest.items() if part is not None]
+        held += [part for part in rest.values() if part is not None]
+        self.recording: Recording = recording(self.unet, held, device, tuple(names))
+        held = self.recording.held
+        pairs = zip(held[0 : 2 * len(attentions) : 2], held[1::2], strict=False)
+        self._added = dict(zip(attentions, pairs, strict=True))  # keys and values of the context
+        found = dict(zip(names, held[2 * len(attentions) :], strict=True))
+        self._mask, self._beside = found.get("mask"), found.get("beside")
+
+    def at(self, index: int) -> Tensor:
+        """What the residual blocks are told at a step ``[R or 1, all their channels]``."""
+        return self._times[index]
 
     @torch.no_grad()
-    def __call__(self, x: Tensor, index: int) -> Tensor:
-        """``[R, C, h, w]`` at step ``index`` → the network's answer ``[R, C', h, w]``."""
-        if not self.times:
-            self._prepare(x)
+    def __call__(self, x: Tensor, place: Tensor | int) -> Tensor:
+        """``[R, C, h, w]`` → the network's answer ``[R, C', h, w]``.
+
+        Args:
+            place: the step's index, or what :meth:`at` says of it.
+        """
+        time = self.at(place) if isinstance(place, int) else place
+        self._biases.clear()
+        if self._beside is not None:
+            x = torch.cat([x, self._beside], dim=1)
+        if fused.fuses(x):
+            x = x.contiguous(memory_format=torch.channels_last)
         unet = self.unet
         x = unet.conv_in(x)
         skips = [x]
         for block in unet.down_blocks:
             for resnet, attention in zip(block.resnets, _attentions(block), strict=True):
-                x = self._attend(attention, self._resnet(resnet, x, index))
+                x = self._attend(attention, self._resnet(resnet, x, time))
                 skips.append(x)
             for resample in block.downsamplers or ():
-                x = self._resample(resample, x, index)
+                x = self._resample(resample, x, time)
                 skips.append(x)
         if unet.mid_block is not None:
             first, *rest = unet.mid_block.resnets
-            x = self._resnet(first, x, index)
+            x = self._resnet(first, x, time)
             for resnet, attention in zip(rest, unet.mid_block.attentions, strict=True):
-                x = self._resnet(resnet, self._attend(attention, x), index)
+                x = self._resnet(resnet, self._attend(attention, x), time)
         for block in unet.up_blocks:
             for resnet, attention in zip(block.resnets, _attentions(block), strict=True):
-                x = self._resnet(resnet, torch.cat([x, skips.pop()], dim=1), index)
+                x = self._resnet(resnet, torch.cat([x, skips.pop()], dim=1), time)
                 x = self._attend(attention, x)
             for resample in block.upsamplers or ():
                 # An odd side halved and doubled is one longer than the skip beside it.
                 size = skips[-1].shape[2:] if skips else None
-                x = self._resample(resample, x, index, size)
-        return unet.conv_out(unet.conv_act(unet.conv_norm_out(x)))
+                x = self._resample(resample, x, time, size)
+        return unet.conv_out(fused.group_norm(unet.conv_norm_out, x, silu=True))
 
     def _resample(
-        self, block: nn.Module, x: Tensor, index: int, size: torch.Size | None = None
+        self, block: nn.Module, x: Tensor, time: Tensor, size: torch.Size | None = None
     ) -> Tensor:
         """Half or twice the size: by a residual block, or by SDXL's convolution."""
-        if block in self.times:
-            return self._resnet(block, x, index)
+        if block in self._parts:
+            return self._resnet(block, x, time)
         double = (2 * x.shape[2], 2 * x.shape[3])
         return block(x) if size in (None, double) else block(x, size)
 
-    def _resnet(self, block: nn.Module, x: Tensor, index: int) -> Tensor:
+    def _resnet(self, block: nn.Module, x: Tensor, time: Tensor) -> Tensor:
         """A residual block with the time embedding of this step."""
-        time = self.times[block][index]
-        hidden = block.nonlinearity(block.norm1(x))
+        time = time[:, self._parts[block]]
+        hidden = fused.group_norm(block.norm1, x, silu=True)
         for resample in (block.upsample, block.downsample):
             if resample is not None:
                 x, hidden = resample(x), resample(hidden)
-        hidden = block.conv1(hidden)
+        hidden, bias = _convolve(block.conv1, hidden)
         if block.time_embedding_norm == "default":
-            hidden = block.norm2(hidden + time[:, :, None, None])
+            told = {"time": time}
         else:
-            scale, shift = time[:, :, None, None].chunk(2, dim=1)
-            hidden = block.norm2(hidden) * (1 + scale) + shift
-        hidden = block.conv2(block.nonlinearity(hidden))
+            scale, shift = time.chunk(2, dim=1)
+            told = {"scale": scale, "shift": shift}
+        hidden = fused.group_norm(block.norm2, hidden, bias=bias, silu=True, **told)
+        hidden, bias = _convolve(block.conv2, hidden)
         if block.conv_shortcut is not None:
             x = block.conv_shortcut(x)
-        hidden = hidden + x
+        hidden = fused.add(hidden, x, bias)
         return hidden if block.output_scale_factor == 1 else hidden / block.output_scale_factor
-
-    def _heads(self, attention: nn.Module, x: Tensor) -> Tensor:
-        """``[R, tokens, C]`` to ``[R, heads, tokens, C / heads]``."""
-        return x.unflatten(2, (attention.heads, -1)).transpose(1, 2)
 
     def _attend(self, attention: nn.Module | None, x: Tensor) -> Tensor:
         """Attention of the pixels to the context and to themselves."""
@@ -239,42 +294,73 @@ class Run:
         if hasattr(attention, "transformer_blocks"):
             return self._transform(attention, x)
         tokens = x.flatten(2).transpose(1, 2)
-        normed = attention.group_norm(x).flatten(2).transpose(1, 2)
+        normed = fused.group_norm(attention.group_norm, x).flatten(2).transpose(1, 2)
         query, key, value = (
-            self._heads(attention, project(normed))
+            _heads(attention, project(normed))
             for project in (attention.to_q, attention.to_k, attention.to_v)
         )
-        added_key, added_value = self.added[attention]
-        pixels = tokens.shape[1]
-        if self.mask is not None and pixels not in self.biases:
-            bias = (1 - self.mask.to(x.dtype)) * -10000.0
-            self.biases[pixels] = F.pad(bias, (0, pixels))[:, None, None]
+        added_key, added_value = self._added[attention]
         out = F.scaled_dot_product_attention(
             query,
             torch.cat([added_key, key], dim=2),
             torch.cat([added_value, value], dim=2),
-            attn_mask=self.biases.get(pixels),
+            attn_mask=self._bias(tokens.shape[1]),
         )
         out = attention.to_out[0](out.transpose(1, 2).flatten(2)) + tokens
         return out.transpose(1, 2).unflatten(2, x.shape[2:])
 
+    def _bias(self, pixels: int) -> Tensor | None:
+        """What the mask adds to the scores ``[R, 1, 1, L + pixels]`` of so many pixels."""
+        if self._mask is None:
+            return None
+        if pixels not in self._biases:
+            length = self._mask.shape[1] + pixels
+            # CUDA's attention wants rows of whole eights, and would make them anew at each call.
+            over = -length % 8 if fused.fuses(self._mask) else 0
+            bias = F.pad(self._mask, (0, pixels + over))
+            self._biases[pixels] = bias[:, None, None, :length]
+        return self._biases[pixels]
+
     def _transform(self, transformer: nn.Module, x: Tensor) -> Tensor:
         """SDXL's transformer: self-attention, attention to the text, a gated layer; L times."""
-        tokens = transformer.proj_in(transformer.norm(x).flatten(2).transpose(1, 2))
+        normed = fused.group_norm(transformer.norm, x)
+        tokens = transformer.proj_in(normed.flatten(2).transpose(1, 2))
+        added = None  # what is still to be added to the tokens
         for block in transformer.transformer_blocks:
             own, text = block.attn1, block.attn2
-            normed = block.norm1(tokens)
+            tokens, normed = fused.layer_norm(block.norm1, tokens, added)
             query, key, value = (
-                self._heads(own, project(normed)) for project in (own.to_q, own.to_k, own.to_v)
+                _heads(own, project(normed)) for project in (own.to_q, own.to_k, own.to_v)
             )
-            tokens = self._joined(own, query, key, value) + tokens
-            query = self._heads(text, text.to_q(block.norm2(tokens)))
-            tokens = self._joined(text, query, *self.added[text]) + tokens
-            gated, gate = block.ff.net[0].proj(block.norm3(tokens)).chunk(2, dim=-1)
-            tokens = block.ff.net[2](F.gelu(gate).mul_(gated)) + tokens
-        tokens = transformer.proj_out(tokens)
-        return tokens.transpose(1, 2).unflatten(2, x.shape[2:]) + x
+            added = _joined(own, query, key, value)
+            tokens, normed = fused.layer_norm(block.norm2, tokens, added)
+            added = _joined(text, _heads(text, text.to_q(normed)), *self._added[text])
+            tokens, normed = fused.layer_norm(block.norm3, tokens, added)
+            added = block.ff.net[2](fused.geglu(block.ff.net[0].proj(normed)))
+        tokens = transformer.proj_out(tokens if added is None else added + tokens)
+        return fused.add(tokens.transpose(1, 2).unflatten(2, x.shape[2:]), x)
 
-    def _joined(self, attention: nn.Module, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        out = F.scaled_dot_product_attention(query, key, value)
-        return attention.to_out[0](out.transpose(1, 2).flatten(2))
+
+def _heads(attention: nn.Module, x: Tensor) -> Tensor:
+    """``[R, tokens, C]`` to ``[R, heads, tokens, C / heads]``."""
+    return x.unflatten(2, (attention.heads, -1)).transpose(1, 2)
+
+
+def _joined(attention: nn.Module, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    out = F.scaled_dot_product_attention(query, key, value)
+    return attention.to_out[0](out.transpose(1, 2).flatten(2))
+
+
+def _convolve(conv: nn.Module, x: Tensor) -> tuple[Tensor, Tensor | None]:
+    """A convolution, and its bias where what follows adds it: there it costs nothing."""
+    if (
+        not fused.fuses(x)
+        or not is_bare(conv)
+        or type(conv.padding) is str
+        or conv.padding_mode != "zeros"
+        or conv.weight.dtype != x.dtype
+        or conv.weight.device != x.device
+    ):
+        return conv(x), None
+    made = F.conv2d(x, conv.weight, None, conv.stride, conv.padding, conv.dilation, conv.groups)
+    return made, conv.bias

@@ -9,17 +9,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from ..edges import EdgeError
+from ..networks.graphs import by_step
 from ..networks.kandinsky import prepare_latent_decoder
+from ..networks.unet import Predict
 from .kandinsky_schedule import LatentSchedule, ancestral_steps
 from .parts.guidance import guide, is_guided, refuse_nan, spread
 from .parts.sampling import Sampling, Start
-from .parts.schedule import Step, denoised, multistep_noise, previous_sample
+from .parts.schedule import (
+    Number,
+    Step,
+    denoised,
+    multistep_noise,
+    previous_sample,
+    read_step,
+    step_table,
+)
 
 # The neighbours that a repainted place draws in: left, right, above, below, and one diagonal.
 _GROWTH = torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 1.0], [0.0, 1.0, 1.0]])
@@ -93,13 +104,10 @@ class Known:
         return Known(latents, mask, self.blend)
 
     def put_back(
-        self, x: torch.Tensor, noise: torch.Tensor, following: Step | None
+        self, x: torch.Tensor, noise: torch.Tensor, signal: Number, rest: Number
     ) -> torch.Tensor:
-        """``x`` with what is known: noised as far as the following step expects, and at the end not
-        at all."""
-        back = self.latents
-        if following is not None:
-            back = following.sqrt_alpha * back + following.sqrt_beta * noise
+        """``x`` with what is known: so much of it, and so much of the noise."""
+        back = signal * self.latents + rest * noise
         return self.mask * back + (1 - self.mask) * x
 
 
@@ -177,25 +185,21 @@ def sample_latents(
     if start is not None:
         x = add_noise(spread(start.clean, count, "start").to(device, torch.float32), first)
     known = None if canvas.known is None else canvas.known.spread(count, device)
-    noise_in = _predictor(unet, sides, known, steps, sampling, guidance_scale)
-    past: list[torch.Tensor] = []
+    predict = _prepare(unet, sides, [step.timestep for step in steps], sampling)
+    kept = () if known is None else (known.latents, known.mask, first)
+    blend = known is not None and known.blend
+    key = ("latents", schedule, len(sides), count, sampling.dtype, blend)
+    noise_in = _guided(predict, len(sides), sampling.dtype)
+    if schedule.multistep:
+        noise_in = _extrapolated(by_step(predict, key, noise_in), schedule, len(steps))
+    take = _denoising(noise_in, schedule, blend)
+    if not schedule.multistep:
+        take = by_step(predict, key, take)
+    table = _numbers(steps, device, guidance_scale)
     for i, step in enumerate(steps):
-        eps, variance = noise_in(x, i)
-        if schedule.multistep:
-            if i == 0:
-                # There is nothing to extrapolate from, so it looks a step ahead once.
-                ahead = denoised(step, predict_latent(schedule, step, x, eps, known), eps)
-                after, _ = noise_in(ahead, min(1, len(steps) - 1))
-            past = [eps, *past[:3]]
-            eps = (eps + after) / 2 if i == 0 else multistep_noise(past)
-        x0 = predict_latent(schedule, step, x, eps, known)
-        if schedule.ancestral:
-            fresh = None if step.last else noise.normal(shape, device)
-            x = previous_sample(step, x, x0, fresh, variance if schedule.learned_range else None)
-        else:
-            x = denoised(step, x0, eps)
-        if known is not None and known.blend:
-            x = known.put_back(x, first, steps[i + 1] if i + 1 < len(steps) else None)
+        drawn = schedule.ancestral and not step.last
+        fresh = noise.normal(shape, device) if drawn else torch.zeros_like(x)
+        x, x0 = take(i, x, table[i], fresh, *kept)
         sampling.tell(i + 1, len(steps), x0)
     return refuse_nan(x, "decoder", sampling.dtype)
 
@@ -268,35 +272,98 @@ def threshold(
     return x0.clamp(-schedule.clip_range, schedule.clip_range)
 
 
-def _predictor(
+def _prepare(
     unet: nn.Module,
     sides: Sequence[tuple[str, Condition]],
-    known: Known | None,
-    steps: Sequence[Step],
+    timesteps: list[int],
     sampling: Sampling,
-    guidance_scale: float,
-) -> Callable[[torch.Tensor, int], tuple[torch.Tensor, torch.Tensor]]:
-    """``(x, i)`` → the guided noise prediction at step i's timestep, and the conditional variance.
-    Two ``sides`` are guided."""
+) -> Predict:
+    """The network, told what both sides are told."""
     count, device, dtype = len(sampling.noise), sampling.device, sampling.dtype
-    channels = unet.config.out_channels // 2
     told = join(sides, lambda part, name: spread(part, count, name).to(device, dtype))
-    beside = []
-    if known is not None:
-        beside = [torch.cat([p] * len(sides)) for p in (known.latents * known.mask, known.mask)]
-    times = [step.timestep for step in steps]
-    predict = prepare_latent_decoder(unet, told.added(), times, told.text_hidden)
+    return prepare_latent_decoder(unet, told.added(), timesteps, told.text_hidden)
 
-    def noise_in(x: torch.Tensor, i: int) -> tuple[torch.Tensor, torch.Tensor]:
-        seen = torch.cat([torch.cat([x] * len(sides)), *beside], dim=1)
-        out = predict(seen.to(dtype), i).float()
-        eps, variance = out[:, :channels], out[-count:, channels:]
-        if len(sides) == 2:
+
+def _numbers(steps: list[Step], device: torch.device, guidance_scale: float) -> torch.Tensor:
+    """What each step reads by :func:`read_step`. The constants: the guidance scale, and how much
+    picture and noise the following step expects, which is all and none at the end."""
+    table = step_table(steps, device, guidance_scale)
+    following = [(step.sqrt_alpha, step.sqrt_beta) for step in steps[1:]]
+    return torch.cat([table, table.new_tensor([*following, (1.0, 0.0)])], dim=1)
+
+
+Denoise = Callable[..., tuple[torch.Tensor, torch.Tensor]]
+"""``(place, x, numbers, fresh noise, *kept)``. ``kept`` is nothing, or what is known, its mask and
+the noise that ``x`` began with."""
+
+
+def _guided(predict: Predict, sides: int, dtype: torch.dtype) -> Denoise:
+    """What finds the guided noise and the conditional branch's variance."""
+
+    def noise_in(
+        place: Any, x: torch.Tensor, numbers: torch.Tensor, *kept: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        seen = torch.cat([x] * sides)
+        if kept:
+            latents, mask, _ = kept
+            beside = [torch.cat([part] * sides) for part in (latents * mask, mask)]
+            seen = torch.cat([seen, *beside], dim=1)
+        out = predict(seen.to(dtype), place).float()
+        channels = out.shape[1] // 2
+        eps, variance = out[:, :channels], out[-len(x) :, channels:]
+        if sides == 2:
+            _, (scale, *_) = read_step(numbers)
             unconditional, conditional = eps.chunk(2)
-            eps = guide(unconditional, conditional, guidance_scale)
+            eps = guide(unconditional, conditional, scale)
         return eps, variance
 
     return noise_in
+
+
+def _extrapolated(noise_in: Denoise, schedule: LatentSchedule, total: int) -> Denoise:
+    """The same, extrapolated from the noise of earlier steps of ``total`` (PLMS)."""
+    past: list[torch.Tensor] = []
+
+    def extrapolate(
+        index: int, x: torch.Tensor, numbers: torch.Tensor, *kept: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        eps, variance = noise_in(index, x, numbers, *kept)
+        past[:] = [eps, *past[:3]]
+        if len(past) > 1:
+            return multistep_noise(past), variance
+        # There is nothing to extrapolate from, so it looks a step ahead once.
+        step, _ = read_step(numbers)
+        known = Known(kept[0], kept[1]) if kept else None
+        ahead = denoised(step, predict_latent(schedule, step, x, eps, known), eps)
+        after, _ = noise_in(min(1, total - 1), ahead, numbers, *kept)
+        return (eps + after) / 2, variance
+
+    return extrapolate
+
+
+def _denoising(noise_in: Denoise, schedule: LatentSchedule, blend: bool) -> Denoise:
+    """A step: x at the next one, and x0."""
+
+    def denoise(
+        place: Any,
+        x: torch.Tensor,
+        numbers: torch.Tensor,
+        fresh: torch.Tensor,
+        *kept: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        step, (_, signal, rest) = read_step(numbers)
+        known = Known(kept[0], kept[1], blend) if kept else None
+        eps, variance = noise_in(place, x, numbers, *kept)
+        x0 = predict_latent(schedule, step, x, eps, known)
+        if schedule.ancestral:
+            x = previous_sample(step, x, x0, fresh, variance if schedule.learned_range else None)
+        else:
+            x = denoised(step, x0, eps)
+        if known is not None and blend:
+            x = known.put_back(x, kept[2], signal, rest)
+        return x, x0
+
+    return denoise
 
 
 def _check(

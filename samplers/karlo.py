@@ -5,10 +5,15 @@ Source: unCLIP (Ramesh et al. 2022) and Karlo v1-alpha as diffusers' ``UnCLIPPip
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from ..edges import EdgeError, TextEncoding
+from ..networks.graphs import by_step, can_record
 from ..networks.karlo import (
     UnCLIPDecoder,
     UnCLIPUpscaler,
@@ -17,7 +22,7 @@ from ..networks.karlo import (
 )
 from .parts.guidance import guide, is_guided, refuse_nan, spread, spread_text
 from .parts.sampling import Sampling
-from .parts.schedule import UnCLIPSchedule, predict_x0, previous_sample
+from .parts.schedule import UnCLIPSchedule, predict_x0, previous_sample, read_step, step_table
 
 
 @torch.no_grad()
@@ -63,23 +68,34 @@ def sample_decoder(
     )
     mask = torch.cat([part.mask.to(device) for part in texts])
     mask = F.pad(mask, (network.text_proj.clip_extra_context_tokens, 0), value=True)
-    # Columns that are padding for every row have no influence and need not be attended to.
-    used = mask.any(dim=0)
+    if not can_record(network.unet, device):  # a recording serves prompts of any length
+        # Columns that are padding for every row have no influence and need not be attended to.
+        used = mask.any(dim=0)
+        context, mask = context[:, used], mask[:, used]
     predict = prepare_decoder(
-        network.unet, context[:, used], labels, mask[:, used], [step.timestep for step in steps]
+        network.unet, context, labels, mask, [step.timestep for step in steps]
     )
     channels, size = network.unet.config.in_channels, network.unet.config.sample_size
-    x = noise.normal((channels, size, size), device)
-    for i, step in enumerate(steps):
-        out = predict(torch.cat([x] * len(texts)).to(dtype), i).float()
+
+    def denoise(
+        place: Any, x: torch.Tensor, numbers: torch.Tensor, fresh: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        step, (scale,) = read_step(numbers)
+        out = predict(torch.cat([x] * len(texts)).to(dtype), place).float()
         eps, variance = out[:, :channels], out[-count:, channels:]
         if guided:
             unconditional, conditional = eps.chunk(2)
-            eps = guide(unconditional, conditional, guidance_scale)
+            eps = guide(unconditional, conditional, scale)
         x0 = predict_x0(schedule, step, x, eps)
-        fresh = None if step.last else noise.normal((channels, size, size), device)
         learned = variance if schedule.variance == "learned_range" else None
-        x = previous_sample(step, x, x0, fresh, learned)
+        return previous_sample(step, x, x0, fresh, learned), x0
+
+    take = by_step(predict, ("decoder", schedule, guided, count, dtype), denoise)
+    table = step_table(steps, device, guidance_scale)
+    x = noise.normal((channels, size, size), device)
+    for i, step in enumerate(steps):
+        fresh = torch.zeros_like(x) if step.last else noise.normal((channels, size, size), device)
+        x, x0 = take(i, x, table[i], fresh)
         sampling.tell(i + 1, len(steps), x0)
     return refuse_nan(x.clamp(-1, 1), "decoder", dtype)
 
@@ -119,15 +135,35 @@ def upscale(
         antialias=True,
     ).to(device)
     timesteps = [step.timestep for step in steps]
-    predict_first = prepare_upscaler(network.first, timesteps[:-1])
-    predict_last = prepare_upscaler(network.last, timesteps[-1:])
+    take_first = _upscaling(network.first, schedule, timesteps[:-1], sampling)
+    take_last = _upscaling(network.last, schedule, timesteps[-1:], sampling)
+    table = step_table(steps, device)
     channels = image.shape[1]
     x = noise.normal((channels, size, size), device)
     for i, step in enumerate(steps):
-        both = torch.cat([x, large], dim=1).to(dtype)
-        eps = (predict_last(both, 0) if step.last else predict_first(both, i)).float()
-        x0 = predict_x0(schedule, step, x, eps)
-        fresh = None if step.last else noise.normal((channels, size, size), device)
-        x = previous_sample(step, x, x0, fresh)
+        fresh = torch.zeros_like(x) if step.last else noise.normal((channels, size, size), device)
+        take, place = (take_last, 0) if step.last else (take_first, i)
+        x, x0 = take(place, x, table[i], fresh, large)
         sampling.tell(i + 1, len(steps), x0)
     return refuse_nan(x.clamp(-1, 1), "upscaler", dtype)
+
+
+def _upscaling(
+    unet: nn.Module, schedule: UnCLIPSchedule, timesteps: list[int], sampling: Sampling
+) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
+    """``(index, x, numbers, fresh, large)`` → x and x0 after a step of one of the two networks."""
+    predict = prepare_upscaler(unet, timesteps, sampling.device, sampling.dtype)
+
+    def denoise(
+        place: Any,
+        x: torch.Tensor,
+        numbers: torch.Tensor,
+        fresh: torch.Tensor,
+        large: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        step, _ = read_step(numbers)
+        eps = predict(torch.cat([x, large], dim=1).to(sampling.dtype), place).float()
+        x0 = predict_x0(schedule, step, x, eps)
+        return previous_sample(step, x, x0, fresh), x0
+
+    return by_step(predict, ("upscaler", schedule, sampling.dtype), denoise)

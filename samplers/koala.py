@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from ..edges import EdgeError, SDXLText
+from ..networks.graphs import by_step
 from .parts.guidance import guide, is_guided, refuse_nan, spread
 from .parts.sampling import Sampling
 from .parts.schedule import check_constants, linear_alphas_cumprod
@@ -168,21 +169,8 @@ def sample_koala(
     negative = _nothing(text) if negative is None else negative
     guided = is_guided(guidance_scale, negative)
     texts = [negative, text] if guided else [text]
-    own = torch.tensor([[FACTOR * size[0], FACTOR * size[1], 0, 0] + [FACTOR * s for s in size]])
-    names = ("negative", "text")[-len(texts) :]
-    hidden, pooled = (
-        [spread(getattr(t, part), count, n) for n, t in zip(names, texts, strict=True)]
-        for part in ("hidden", "pooled")
-    )
-    sizes = [
-        spread(own if t.time_ids is None else t.time_ids, count, name)
-        for name, t in zip(names, texts, strict=True)
-    ]
     times, sigmas = schedule.steps(sampling.num_inference_steps)
-    # Prompts of several lengths, as ComfyUI's chunks of 77 tokens make them, run one by one.
-    sides = list(zip(hidden, pooled, sizes, strict=True))
-    if len({part.shape[1] for part in hidden}) == 1:
-        sides = [(torch.cat(hidden), torch.cat(pooled), torch.cat(sizes))]
+    sides = _sides(texts, size, count)
     runs = [
         prepare(one.to(device, dtype), two.to(device, dtype), three.to(device), times)
         for one, two, three in sides
@@ -190,16 +178,51 @@ def sample_koala(
     # Published for "leading": the start is scaled as if signal were beside the noise.
     first = math.sqrt(sigmas[0] ** 2 + 1) if schedule.spacing == "leading" else sigmas[0]
     x = sampling.noise.normal((CHANNELS, *size), device) * first
-    for i, (sigma, following) in enumerate(itertools.pairwise(sigmas)):
-        scaled = x / (sigma**2 + 1) ** 0.5
-        seen = torch.cat([scaled] * (len(texts) // len(runs))).to(dtype)
-        eps = torch.cat([predict(seen, i).float() for predict in runs])
+
+    def denoise(
+        place: Any, x: torch.Tensor, numbers: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        sigma, change, size, scale = numbers.unbind()
+        seen = torch.cat([x / size] * (len(texts) // len(runs))).to(dtype)
+        eps = torch.cat([predict(seen, place).float() for predict in runs])
         if guided:
             unconditional, conditional = eps.chunk(2)
-            eps = guide(unconditional, conditional, guidance_scale)
-        sampling.tell(i + 1, len(times), (x - sigma * eps) / LATENT_SCALE)
-        x = x + eps * (following - sigma)
+            eps = guide(unconditional, conditional, scale)
+        return x + eps * change, (x - sigma * eps) / LATENT_SCALE
+
+    table = _numbers(sigmas, guidance_scale).to(device)
+    take = denoise if len(runs) > 1 else by_step(runs[0], ("koala", guided, dtype), denoise)
+    for i in range(len(times)):
+        x, x0 = take(i, x, table[i])
+        sampling.tell(i + 1, len(times), x0)
     return refuse_nan(x, "U-Net", dtype) / LATENT_SCALE
+
+
+def _sides(
+    texts: list[SDXLText], size: tuple[int, int], count: int
+) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """What the U-Net is told, hidden states, pooled embeddings and sizes: of all texts in one
+    batch, or of each, where ComfyUI's chunks of 77 tokens made them of several lengths."""
+    own = torch.tensor([[FACTOR * size[0], FACTOR * size[1], 0, 0] + [FACTOR * s for s in size]])
+    sides = []
+    for name, text in zip(("negative", "text")[-len(texts) :], texts, strict=True):
+        parts = text.hidden, text.pooled, own if text.time_ids is None else text.time_ids
+        hidden, pooled, sizes = (spread(part, count, name) for part in parts)
+        sides.append((hidden, pooled, sizes))
+    if len({hidden.shape[1] for hidden, _, _ in sides}) > 1:
+        return sides
+    hidden, pooled, sizes = (torch.cat(parts) for parts in zip(*sides, strict=True))
+    return [(hidden, pooled, sizes)]
+
+
+def _numbers(sigmas: list[float], guidance_scale: float) -> torch.Tensor:
+    """Of each step, in a row: its sigma, by how much that changes, the size of what is at it, and
+    the guidance scale."""
+    rows = [
+        [sigma, following - sigma, (sigma**2 + 1) ** 0.5, guidance_scale]
+        for sigma, following in itertools.pairwise(sigmas)
+    ]
+    return torch.tensor(rows, dtype=torch.float32)
 
 
 def _nothing(text: SDXLText) -> SDXLText:

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
 
 from ..edges import EdgeError, TextEncoding
 from ..networks import prior as cached
+from ..networks.graphs import by_step
 from .parts.guidance import guide, is_guided, refuse_nan, spread, spread_text
 from .parts.sampling import Sampling, Start
-from .parts.schedule import Step, UnCLIPSchedule, predict_x0, previous_sample
+from .parts.schedule import (
+    Step,
+    UnCLIPSchedule,
+    predict_x0,
+    previous_sample,
+    read_step,
+    step_table,
+)
 
 
 @torch.no_grad()
@@ -69,21 +78,29 @@ def sample_prior(
     # A prompt's images share its constant tokens, so only distinct prompts are run.
     prompts = math.lcm(*(len(branch.mask) for branch in branches.values()))
     texts = [spread_text(branch, prompts, name) for name, branch in branches.items()]
-    prefix, times = _prefill(network, texts, steps, with_negative, sampling)
-    mask = cached.step_mask(prefix, count // prompts)
+    predict = _prepare(network, texts, steps, with_negative, sampling)
+
+    def denoise(
+        place: Any, x: torch.Tensor, numbers: torch.Tensor, fresh: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        step, (scale,) = read_step(numbers)
+        rows = [x[:count]] * len(texts) + ([x[count:]] if with_negative else [])
+        seen = torch.cat(rows).to(dtype).reshape(-1, count // prompts, dim)
+        prediction = predict(seen, place).float().reshape(-1, dim)
+        if len(texts) == 2:
+            guided = guide(prediction[:count], prediction[count : 2 * count], scale)
+            prediction = torch.cat([guided, prediction[2 * count :]])
+        x0 = predict_x0(schedule, step, x, prediction)
+        return previous_sample(step, x, x0, fresh), x0
+
+    take = by_step(predict, ("prior", schedule, len(texts), with_negative, dtype), denoise)
+    table = step_table(steps, device, guidance_scale)
     x = noise.normal((dim,), device)
     if clean is not None:
         x = add_noise(clean, x)
     for i, step in enumerate(steps):
-        rows = [x[:count]] * len(texts) + ([x[count:]] if with_negative else [])
-        rows = torch.cat(rows).to(dtype).reshape(-1, count // prompts, dim)
-        prediction = cached.step(network, prefix, mask, rows, times, i).float().reshape(-1, dim)
-        if len(texts) == 2:
-            guided = guide(prediction[:count], prediction[count : 2 * count], guidance_scale)
-            prediction = torch.cat([guided, prediction[2 * count :]])
-        x0 = predict_x0(schedule, step, x, prediction)
-        fresh = None if step.last else noise.normal((dim,), device)
-        x = previous_sample(step, x, x0, fresh)
+        fresh = torch.zeros_like(x) if step.last else noise.normal((dim,), device)
+        x, x0 = take(i, x, table[i], fresh)
         sampling.tell(i + 1, len(steps), x0[:count])
     return refuse_nan(cached.denormalise(network, x), "prior", dtype)
 
@@ -105,14 +122,14 @@ def _check(network: nn.Module, branches: dict[str, TextEncoding], count: int) ->
             )
 
 
-def _prefill(
+def _prepare(
     network: nn.Module,
     texts: list[TextEncoding],
     steps: list[Step],
     with_negative: bool,
     sampling: Sampling,
-) -> tuple[cached.Prefix, tuple[list[torch.Tensor], list[torch.Tensor]]]:
-    """What the network makes of its constant tokens, and of the time of every step."""
+) -> cached.Run:
+    """The network with what it makes of its constant tokens, and of the time of every step."""
     device, dtype = sampling.device, sampling.dtype
     prefix = cached.prefill(
         network,
@@ -122,10 +139,9 @@ def _prefill(
     )
     times = cached.time_embeddings(network, [step.timestep for step in steps], device, dtype)
     times = cached.prefill_times(network, prefix, times)
+    images, prompts = len(sampling.noise), len(texts[0].mask)
     if with_negative:  # the negative prompt's images attend to its tokens once more
-        prompts = len(texts[0].mask)
         again = [*range(2 * prompts), *range(prompts)]
-        prefix = prefix.rows(again)
-        keys, values = ([part[again] for part in parts] for parts in times)
-        times = keys, values
-    return prefix, times
+        prefix, times = prefix.rows(again), times[:, :, :, again]
+        images //= 2
+    return cached.Run(network, prefix, times, images // prompts)

@@ -33,7 +33,6 @@ MANY_PARAMETERS: set[str] = set()
 """None, but those whose signature is another's."""
 
 MANY_LINES: set[str] = {
-    "samplers/kandinsky.py:sample_latents",
     "samplers/karlo.py:sample_decoder",
     "samplers/prior.py:sample_prior",
 }

@@ -74,12 +74,14 @@ class Noise:
         """Standard normal ``[B, *shape]``, fp32, row i from generator i.
 
         Drawn on the CPU; sent to a CUDA ``device`` through pinned memory, so that no step waits for
-        the one before it.
+        the one before it, and pictures in the layout that its convolutions want.
         """
         noise = torch.stack([torch.randn(shape, generator=g) for g in self.generators])
         self.drawn += math.prod(shape)
         if device is None or device.type == "cpu":
             return noise
+        if device.type in ("cuda", "meta") and len(shape) == 3:
+            noise = noise.contiguous(memory_format=torch.channels_last)
         if device.type == "cuda":
             return noise.pin_memory().to(device, non_blocking=True)
         return noise.to(device)

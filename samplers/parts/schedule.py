@@ -10,19 +10,22 @@ variance range; DDIM (Song et al. 2020) equation 12; PNDM (Liu et al. 2022) equa
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 
 from ...edges import EdgeError
 
+Number: TypeAlias = "float | torch.Tensor"
+"""A float, or a tensor of one on the device that computes."""
+
 
 @dataclass(frozen=True)
 class Step:
-    """Everything one denoising step needs, as Python floats: no host sync, no table look-up.
+    """Everything one denoising step needs, as Python floats, or as :func:`read_step` gives them.
 
     ``x0 = (x - sqrt_beta * eps) / sqrt_alpha`` (prediction "epsilon") and
     ``mean = x0_weight * x0 + sample_weight * x``. The noise added afterwards has deviation
@@ -32,13 +35,35 @@ class Step:
 
     timestep: int
     last: bool
-    sqrt_alpha: float
-    sqrt_beta: float
-    x0_weight: float
-    sample_weight: float
-    deviation: float
-    min_log: float
-    max_log: float
+    sqrt_alpha: Number
+    sqrt_beta: Number
+    x0_weight: Number
+    sample_weight: Number
+    deviation: Number
+    min_log: Number
+    max_log: Number
+
+
+_NUMBERS = (
+    "sqrt_alpha", "sqrt_beta", "x0_weight", "sample_weight", "deviation", "min_log", "max_log",
+)  # fmt: skip
+
+
+def step_table(steps: Sequence[Step], device: torch.device, *constants: float) -> torch.Tensor:
+    """The numbers of every step ``[N, 7 + constants]``, fp32, for a step that is recorded.
+
+    Args:
+        constants: what each step is told beside, such as the guidance scale.
+    """
+    rows = [[float(getattr(step, name)) for name in _NUMBERS] + list(constants) for step in steps]
+    return torch.tensor(rows, dtype=torch.float32).to(device)
+
+
+def read_step(row: torch.Tensor) -> tuple[Step, list[torch.Tensor]]:
+    """A row of :func:`step_table`: the step, whose timestep and whether it is the last it does not
+    tell, and the constants."""
+    numbers = row.unbind()
+    return Step(-1, False, *numbers[: len(_NUMBERS)]), list(numbers[len(_NUMBERS) :])
 
 
 def check_constants(
@@ -314,7 +339,8 @@ def previous_sample(
     noise: torch.Tensor | None,
     predicted_variance: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """One ancestral step from ``x`` towards ``x0``; ``noise`` is ``None`` at the last step."""
+    """One ancestral step from ``x`` towards ``x0``; ``noise`` is ``None``, or zeros, at the last
+    step."""
     mean = step.x0_weight * x0 + step.sample_weight * x
     if noise is None:
         return mean

@@ -97,11 +97,16 @@ def conditions(rows: int) -> dict[str, torch.Tensor]:
     }
 
 
+def prepare_upscaler(network: nn.Module, timesteps: list[int]) -> karlo.Predict:
+    dtype = network.conv_in.bias.dtype
+    return karlo.prepare_upscaler(network, timesteps, torch.device("cpu"), dtype)
+
+
 @pytest.mark.parametrize("rows", [1, 2, 3])
 @pytest.mark.parametrize("time_scale_shift", ["default", "scale_shift"])
 def test_upscaler_equals_diffusers(rows, time_scale_shift):
     network = make_upscaler(time_scale_shift)
-    predict = karlo.prepare_upscaler(network, TIMESTEPS)
+    predict = prepare_upscaler(network, TIMESTEPS)
     for index, timestep in enumerate(TIMESTEPS):
         x = draw(rows, 6, 16, 16, seed=index)
         before = x.clone()
@@ -137,7 +142,7 @@ def test_masked_context_has_no_influence():
 def test_state_is_left_alone():
     network = make_upscaler()
     before = copy.deepcopy(network.state_dict())
-    karlo.prepare_upscaler(network, TIMESTEPS)(draw(1, 6, 16, 16), 1)
+    prepare_upscaler(network, TIMESTEPS)(draw(1, 6, 16, 16), 1)
     after = network.state_dict()
     assert before.keys() == after.keys()
     assert all(
@@ -169,13 +174,13 @@ def test_leaves_that_change_their_weight_on_call_are_called(how):
     else:
         conv.register_forward_hook(lambda leaf, args, out: out * 3)
     x = draw(1, 6, 16, 16)
-    assert relative(karlo.prepare_upscaler(network, [7])(x, 0), network(x, 7).sample) < EXACT
+    assert relative(prepare_upscaler(network, [7])(x, 0), network(x, 7).sample) < EXACT
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_another_dtype_runs_through_the_leaves(dtype):
     network, x = make_upscaler().to(dtype), draw(1, 6, 16, 16).to(dtype)
-    ours = karlo.prepare_upscaler(network, [7])(x, 0)
+    ours = prepare_upscaler(network, [7])(x, 0)
     assert ours.dtype == dtype
     # Each of some forty layers rounds once, in an order that may differ.
     assert relative(ours.double(), network(x, 7).sample.double()) < 40 * torch.finfo(dtype).eps
@@ -191,4 +196,4 @@ def test_a_foreign_unet_is_called_as_it_is():
     ).eval()  # fmt: skip
     x = torch.randn(1, 6, 16, 16)
     with torch.no_grad():
-        assert torch.equal(karlo.prepare_upscaler(network, [7])(x, 0), network(x, 7).sample)
+        assert torch.equal(prepare_upscaler(network, [7])(x, 0), network(x, 7).sample)

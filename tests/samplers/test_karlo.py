@@ -300,10 +300,9 @@ def test_cached_prior_equals_the_whole_network(stages64: Stages) -> None:
     text = stages64.text("", "a red cat", "x " * 100)
     hidden, pooled = text.hidden.double(), text.pooled.double()
     prefix = cached.prefill(network, hidden, pooled, text.mask)
-    mask = cached.step_mask(prefix, 4)
     steps = [999, 500, 0]
     times = cached.time_embeddings(network, steps, CPU, torch.float64)
-    times = cached.prefill_times(network, prefix, times)
+    predict = cached.Run(network, prefix, cached.prefill_times(network, prefix, times), 4)
     (stream,) = generators(0, 1)
     for i, t in enumerate(steps):
         x = torch.randn(3, 4, DIM, generator=stream).double()
@@ -314,7 +313,7 @@ def test_cached_prior_equals_the_whole_network(stages64: Stages) -> None:
             encoder_hidden_states=hidden.repeat_interleave(4, 0),
             attention_mask=text.mask.repeat_interleave(4, 0),
         ).predicted_image_embedding
-        found = cached.step(network, prefix, mask, x, times, i).flatten(0, 1)
+        found = predict(x, i).flatten(0, 1)
         assert (found - wanted).abs().max() < 1e-12 * wanted.abs().max()
 
 
