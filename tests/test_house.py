@@ -23,8 +23,12 @@ MOST_PARAMETERS = 9
 MOST_LINES = 60
 """From ``def`` to the last line, docstring and all."""
 
+KERNEL = "a kernel's: Triton 3.0 takes pointers and sizes one by one"
 OTHERS_SIGNATURES = {
     "host/embedded/io.py:Schema.__init__": "the keywords of ComfyUI's io.Schema",
+    "networks/fused_kernels.py:_factors": KERNEL,
+    "networks/fused_kernels.py:_layer_norm": KERNEL,
+    "networks/fused_kernels.py:_scale_cells": KERNEL,
 }
 """Functions whose parameters somebody else has laid down. A node's ``execute`` is one too: its
 parameters are the node's inputs, whose names and order saved workflows hold."""

@@ -1,0 +1,331 @@
+"""What stands between the convolutions and products of a network, each fused into one operation.
+
+On a GPU with Triton an operation is ``torch.ops.prior_art.<name>``, whose kernels are in
+``fused_kernels.py``: a picture is read in the order in which convolutions are fastest
+(channels_last), and a norm's arithmetic, whatever is added or scaled around it and its activation
+touch memory as often as the norm alone. Everywhere else, and where a host has swapped or patched
+the layer, the same functions are the plain expressions of torch, which call the layer itself.
+
+A kernel that cannot be compiled or launched is reported once, and the plain expressions take over
+until the process ends.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .leaf import is_bare
+
+logger = logging.getLogger("prior_art")
+
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+_HAS_TRITON = importlib.util.find_spec("triton") is not None
+# Torch before 2.4 has no operations of one's own, and no Triton that the kernels are written for.
+_HAS_OPERATIONS = hasattr(torch.library, "custom_op")
+
+_WIDEST = 8192  # what the kernel of a LayerNorm holds of a row
+
+_failed = False
+
+
+def fuses(x: Tensor) -> bool:
+    """Whether fused kernels take ``x``: on a GPU, in fp16, bf16 or fp32, with no gradient needed.
+
+    A meta tensor is taken too: nothing is computed there, and what a GPU would run can be counted.
+    """
+    there = x.is_meta or (x.is_cuda and _HAS_TRITON and not _failed)
+    return _HAS_OPERATIONS and there and x.dtype in _DTYPES and not _needs_gradient(x)
+
+
+def group_norm(
+    norm: nn.GroupNorm,
+    x: Tensor,
+    *,
+    bias: Tensor | None = None,
+    time: Tensor | None = None,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    silu: bool = False,
+) -> Tensor:
+    """``GroupNorm(x + bias + time) * (1 + scale) + shift``, through SiLU where ``silu``.
+
+    Args:
+        norm: with C channels.
+        x: ``[R, C, ...]``, a picture ``[R, C, H, W]`` or a sequence ``[R, C, L]``.
+        bias: ``[C]``, of the convolution that made ``x``.
+        time: ``[R, C]`` or ``[1, C]``; ``scale`` and ``shift`` likewise.
+
+    Returns:
+        The shape and dtype of ``x``; fused, with its channels last in memory.
+    """
+    around = [bias, time, scale, shift]
+    if _takes(norm, x, *around):
+        return torch.ops.prior_art.group_norm(
+            x, norm.weight, norm.bias, around, norm.num_groups, norm.eps, silu
+        )
+    return _normalise(norm, x, around, silu)
+
+
+def spatial_norm(
+    norm: nn.GroupNorm, x: Tensor, scale: Tensor, shift: Tensor, *, silu: bool = False
+) -> Tensor:
+    """``GroupNorm(x) * scale + shift``, through SiLU where ``silu``, as MoVQ's decoder has it.
+
+    Args:
+        norm: with C channels.
+        x: ``[R, C, H, W]``.
+        scale: ``[R, C, h, w]``; ``shift`` likewise. H and W are multiples of h and w: each value is
+            for a whole cell of pixels.
+
+    Returns:
+        The shape and dtype of ``x``; fused, with its channels last in memory.
+    """
+    whole = x.shape[2] % scale.shape[2] == 0 and x.shape[3] % scale.shape[3] == 0
+    if whole and scale.shape == shift.shape and _takes(norm, x, scale, shift):
+        return torch.ops.prior_art.spatial_norm(
+            x, norm.weight, norm.bias, scale, shift, norm.num_groups, norm.eps, silu
+        )
+    return _normalise_cells(norm, x, scale, shift, silu)
+
+
+def add(x: Tensor, y: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``x + y + bias``.
+
+    Args:
+        x: a picture ``[R, C, H, W]`` or tokens ``[R, L, C]``; y: the same.
+        bias: ``[C]``, of the layer that made one of them.
+    """
+    if bias is None:
+        return x + y
+    if x.shape == y.shape and _alike(x, y, bias):
+        return torch.ops.prior_art.add(x, y, bias)
+    return _sum(x, y, bias)
+
+
+def layer_norm(
+    norm: nn.LayerNorm, x: Tensor, delta: Tensor | None = None, bias: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """``x + delta + bias`` and the LayerNorm of that.
+
+    Args:
+        norm: over the last dimension.
+        x: ``[..., W]``; delta: the same.
+        bias: ``[W]``, of the layer that made ``delta``.
+    """
+    width = x.shape[-1]
+    fits = norm.normalized_shape == (width,) and width <= _WIDEST
+    if fits and (delta is None or delta.shape == x.shape) and _takes(norm, x, delta, bias):
+        total, normed = torch.ops.prior_art.layer_norm(
+            x, norm.weight, norm.bias, delta, bias, norm.eps
+        )
+        return (x if delta is None and bias is None else total), normed
+    for each in (delta, bias):
+        x = x if each is None else x + each
+    return x, norm(x)
+
+
+def geglu(x: Tensor) -> Tensor:
+    """``[..., 2 C]`` to ``[..., C]``: the first half times the exact GELU of the second."""
+    return torch.ops.prior_art.geglu(x) if _alike(x) else _gate(x)
+
+
+def _normalise(
+    norm: Callable[[Tensor], Tensor], x: Tensor, around: Sequence[Tensor | None], silu: bool
+) -> Tensor:
+    ones = (1,) * (x.ndim - 2)
+    bias, time, scale, shift = (None if a is None else a.view(*a.shape, *ones) for a in around)
+    if bias is not None:
+        x = x + bias
+    if time is not None:
+        x = x + time
+    x = norm(x)
+    if scale is not None:
+        x = x * (1 + scale)
+    if shift is not None:
+        x = x + shift
+    return F.silu(x) if silu else x
+
+
+def _normalise_cells(
+    norm: Callable[[Tensor], Tensor], x: Tensor, scale: Tensor, shift: Tensor, silu: bool
+) -> Tensor:
+    high, wide = scale.shape[2:]
+    cells = norm(x).unflatten(3, (wide, -1)).unflatten(2, (high, -1))
+    cells = cells * scale[:, :, :, None, :, None] + shift[:, :, :, None, :, None]
+    x = cells.flatten(4, 5).flatten(2, 3)
+    return F.silu(x) if silu else x
+
+
+def _sum(x: Tensor, y: Tensor, bias: Tensor) -> Tensor:
+    return x + y + (bias[:, None, None] if x.ndim == 4 else bias)
+
+
+def _gate(x: Tensor) -> Tensor:
+    gated, gate = x.chunk(2, dim=-1)
+    return F.gelu(gate).mul_(gated)
+
+
+def _needs_gradient(*tensors: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+
+
+def _alike(x: Tensor, *others: Tensor | None) -> bool:
+    """Whether a kernel that takes ``x`` may read the others beside it."""
+    given = [other for other in others if other is not None]
+    same = all(other.device == x.device and other.dtype == x.dtype for other in given)
+    return fuses(x) and same and x.numel() > 0 and not _needs_gradient(*given)
+
+
+def _takes(leaf: nn.Module, x: Tensor, *others: Tensor | None) -> bool:
+    """Whether a kernel that takes ``x`` may read past a layer what it would compute with."""
+    affine = (leaf.weight, leaf.bias)
+    return None not in affine and _alike(x, *affine, *others) and is_bare(leaf)
+
+
+def _define(signature: str, plain: Callable[..., Any], like: Callable[..., Any]) -> None:
+    """Makes an operation of a kernel, of the same in plain torch, and of what its result is like.
+
+    Args:
+        signature: of the operation; the kernel has its name.
+    """
+    name, given = signature.split("(", 1)
+    if _HAS_OPERATIONS:
+        operation = torch.library.custom_op(
+            f"prior_art::{name}", plain, mutates_args=(), schema=f"({given}"
+        )
+        operation.register_kernel("cuda", lambda *args: _launch(name, plain, *args))
+        operation.register_fake(like)
+
+
+def _launch(name: str, plain: Callable[..., Any], x: Tensor, *others: Any) -> Any:
+    """The kernel's result, or that of plain torch from the first kernel that fails onwards."""
+    global _failed
+    if not _failed:
+        try:
+            from . import fused_kernels
+
+            with torch.cuda.device(x.device):
+                return getattr(fused_kernels, name)(x, *others)
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except Exception as error:
+            _failed = True
+            logger.warning(
+                "fused kernels do not run on this GPU, it goes on without them: %s: %s",
+                type(error).__name__,
+                str(error).strip().split("\n")[0],
+            )
+    return plain(x, *others)
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    return x.movedim(1, -1).contiguous().movedim(-1, 1)
+
+
+def _like_picture(x: Tensor, *others: Any) -> Tensor:
+    rows = x.movedim(1, -1)
+    return torch.empty_like(rows, memory_format=torch.contiguous_format).movedim(-1, 1)
+
+
+def _plain_group_norm(
+    x: Tensor,
+    weight: Tensor,
+    beta: Tensor,
+    around: Sequence[Tensor | None],
+    groups: int,
+    eps: float,
+    silu: bool,
+) -> Tensor:
+    def norm(x: Tensor) -> Tensor:
+        return F.group_norm(x, groups, weight, beta, eps)
+
+    return _channels_last(_normalise(norm, x, around, silu))
+
+
+def _plain_spatial_norm(
+    x: Tensor,
+    weight: Tensor,
+    beta: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    groups: int,
+    eps: float,
+    silu: bool,
+) -> Tensor:
+    def norm(x: Tensor) -> Tensor:
+        return F.group_norm(x, groups, weight, beta, eps)
+
+    return _channels_last(_normalise_cells(norm, x, scale, shift, silu))
+
+
+def _plain_add(x: Tensor, y: Tensor, bias: Tensor) -> Tensor:
+    total = _sum(x, y, bias)
+    return _channels_last(total) if x.ndim == 4 else total.contiguous()
+
+
+def _like_sum(x: Tensor, y: Tensor, bias: Tensor) -> Tensor:
+    return _like_picture(x) if x.ndim == 4 else _like_rows(x)
+
+
+def _plain_layer_norm(
+    x: Tensor,
+    weight: Tensor,
+    beta: Tensor,
+    delta: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    total = x
+    for each in (delta, bias):
+        total = total if each is None else total + each
+    normed = F.layer_norm(total, total.shape[-1:], weight, beta, eps).contiguous()
+    # What comes out of an operation may not be what went in.
+    return (x.new_empty(0) if total is x else total.contiguous()), normed
+
+
+def _like_layer_norm(
+    x: Tensor, weight: Tensor, beta: Tensor, delta: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor]:
+    alone = delta is None and bias is None
+    return (x.new_empty(0) if alone else _like_rows(x)), _like_rows(x)
+
+
+def _plain_geglu(x: Tensor) -> Tensor:
+    return _gate(x).contiguous()
+
+
+def _like_geglu(x: Tensor) -> Tensor:
+    return x.new_empty((*x.shape[:-1], x.shape[-1] // 2))
+
+
+def _like_rows(x: Tensor) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+_define(
+    "group_norm(Tensor x, Tensor weight, Tensor beta, Tensor?[] around, int groups, float eps,"
+    " bool silu) -> Tensor",
+    _plain_group_norm,
+    _like_picture,
+)
+_define(
+    "spatial_norm(Tensor x, Tensor weight, Tensor beta, Tensor scale, Tensor shift, int groups,"
+    " float eps, bool silu) -> Tensor",
+    _plain_spatial_norm,
+    _like_picture,
+)
+_define("add(Tensor x, Tensor y, Tensor bias) -> Tensor", _plain_add, _like_sum)
+_define(
+    "layer_norm(Tensor x, Tensor weight, Tensor beta, Tensor? delta, Tensor? bias, float eps)"
+    " -> (Tensor, Tensor)",
+    _plain_layer_norm,
+    _like_layer_norm,
+)
+_define("geglu(Tensor x) -> Tensor", _plain_geglu, _like_geglu)
