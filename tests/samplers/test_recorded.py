@@ -103,6 +103,22 @@ def latents(folder: Path, mode: str, schedule: LatentSchedule | None, seed: int)
 
 def euler(folder: Path, name: str, seed: int) -> torch.Tensor:
     unet = loaded_koala(folder, name)
+    config = unet.network.config
+    width = unet.network.add_embedding.linear_1.in_features - 6 * config.addition_time_embed_dim
+
+    def prompt(seed: int) -> SDXLText:
+        hidden = draw(1, 77, config.cross_attention_dim, seed=seed)
+        return SDXLText(hidden, draw(1, width, seed=seed), None)
+
+    return sample_koala(
+        partial(prepare_sdxl, unet.network),
+        unet.schedule,
+        prompt(seed),
+        None if seed else prompt(7),
+        (8, 8),
+        Sampling(Noise.seeded(seed, 2), CPU, torch.float32, 4 + seed),
+        5.0 + seed,
+    )
 
 
 PLMS = LatentSchedule(ancestral=False, multistep=True, learned_range=False)
