@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .unet import Predict, Run, Told, is_known
+from .unet import Predict, Run, Told, call, embed_times, is_known
 
 
 class TextProjection(nn.Module):
@@ -98,9 +98,8 @@ def prepare_decoder(
         ``predict(x [R, 3, S, S], step index) -> [R, 6, S, S]``.
     """
     if is_known(unet):
-        extra = None if unet.class_embedding is None else unet.class_embedding(class_labels)
-        told = Told(context, mask, extra)
-        return Run(unet, timesteps, context.device, context.dtype, told)
+        times = embed_times(unet, timesteps, context.device, context.dtype)
+        return Run(unet, times, _told(unet, context, class_labels, mask))
 
     def predict(x: Tensor, index: int) -> Tensor:
         return unet(
@@ -114,13 +113,39 @@ def prepare_decoder(
     return predict
 
 
+def call_decoder(
+    unet: nn.Module,
+    x: Tensor,
+    timesteps: Tensor,
+    context: Tensor,
+    class_labels: Tensor,
+    mask: Tensor,
+) -> Tensor:
+    """Karlo's decoder U-Net once, ``[R, 3, S, S]`` at ``timesteps`` ``[R]`` → ``[R, 6, S, S]``,
+    with the conditioning of :func:`prepare_decoder`."""
+    if is_known(unet):
+        return call(unet, x, timesteps, _told(unet, context, class_labels, mask))
+    return unet(
+        x,
+        timesteps,
+        encoder_hidden_states=context,
+        class_labels=class_labels,
+        attention_mask=mask,
+    ).sample
+
+
+def _told(unet: nn.Module, context: Tensor, class_labels: Tensor, mask: Tensor) -> Told:
+    extra = None if unet.class_embedding is None else unet.class_embedding(class_labels)
+    return Told(context, mask, extra)
+
+
 def prepare_upscaler(
     unet: nn.Module, timesteps: list[int], device: torch.device, dtype: torch.dtype
 ) -> Predict:
     """A super-resolution U-Net over timesteps, where and in what it runs:
     ``predict([B, 6, S, S], index) -> [B, 3, S, S]``."""
     if is_known(unet):
-        return Run(unet, timesteps, device, dtype)
+        return Run(unet, embed_times(unet, timesteps, device, dtype))
 
     def predict(x: Tensor, index: int) -> Tensor:
         return unet(x, timesteps[index]).sample

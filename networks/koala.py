@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from .unet import Predict, Run, Told, is_known
+from .unet import Predict, Run, Told, embed_times, is_known
 
 
 @torch.no_grad()
@@ -36,7 +36,8 @@ def prepare_sdxl(
         # Its sizes come as fp32 cosines whatever the network computes in.
         sizes = unet.add_time_proj(time_ids.flatten()).reshape(len(pooled), -1)
         extra = unet.add_embedding(torch.cat([pooled, sizes.to(pooled.dtype)], dim=-1))
-        return Run(unet, timesteps, hidden.device, hidden.dtype, Told(hidden, extra=extra))
+        times = embed_times(unet, timesteps, hidden.device, hidden.dtype)
+        return Run(unet, times, Told(hidden, extra=extra))
 
     def predict(x: Tensor, index: int) -> Tensor:
         return unet(x, timesteps[index], hidden, added_cond_kwargs=conditions).sample

@@ -162,31 +162,23 @@ class Run:
 
     Args:
         unet: diffusers' ``UNet2DConditionModel`` or ``UNet2DModel``, see :func:`is_known`.
-        timesteps: the schedule, first step first.
-        device, dtype: where and in what it runs.
+        times: every step's time embedding ``[steps, R or 1, T]``, see :func:`embed_times`.
         told: what it is told beside.
+        recorded: whether steps that call it may be recorded.
 
     Attributes:
         recording: of steps that call this.
     """
 
     def __init__(
-        self,
-        unet: nn.Module,
-        timesteps: Sequence[float],
-        device: torch.device,
-        dtype: torch.dtype,
-        told: Told = NOTHING,
+        self, unet: nn.Module, times: Tensor, told: Told = NOTHING, *, recorded: bool = True
     ) -> None:
         self.unet = unet
-        steps = torch.tensor(timesteps, device=device)
-        embedding = unet.time_embedding(unet.time_proj(steps).to(dtype))[:, None]
         if told.extra is not None:
-            embedding = embedding + told.extra.to(dtype)[None]
+            times = times + told.extra.to(times.dtype)[None]
         blocks = _resnets(unet)
         projected = [
-            r.time_emb_proj(embedding if r.skip_time_act else r.nonlinearity(embedding))
-            for r in blocks
+            r.time_emb_proj(times if r.skip_time_act else r.nonlinearity(times)) for r in blocks
         ]
         ends = itertools.accumulate(part.shape[-1] for part in projected)
         self._parts = {
@@ -195,9 +187,9 @@ class Run:
         }
         self._times = torch.cat(projected, dim=-1)  # [steps, R or 1, all channels]
         self._biases: dict[int, Tensor] = {}  # of a step: attention mask by number of pixels
-        self._hold(told, device, dtype)
+        self._hold(told, times, recorded)
 
-    def _hold(self, told: Told, device: torch.device, dtype: torch.dtype) -> None:
+    def _hold(self, told: Told, like: Tensor, recorded: bool) -> None:
         """Keep what no step changes where recorded steps find it."""
         held, attentions = [], []
         if told.context is not None:
@@ -206,11 +198,12 @@ class Run:
                 held += [_heads(attention, project(told.context)) for project in (key, value)]
         rest = {"mask": told.mask, "beside": told.beside}
         if told.mask is not None:
-            rest["mask"] = (1 - told.mask.to(dtype)) * -10000.0
+            rest["mask"] = (1 - told.mask.to(like.dtype)) * -10000.0
         names = [name for name, part in rest.items() if part is not None]
         held += [part for part in rest.values() if part is not None]
-        self.recording: Recording = recording(self.unet, held, device, tuple(names))
-        held = self.recording.held
+        if recorded:
+            self.recording: Recording = recording(self.unet, held, like.device, tuple(names))
+            held = self.recording.held
         pairs = zip(held[0 : 2 * len(attentions) : 2], held[1::2], strict=False)
         self._added = dict(zip(attentions, pairs, strict=True))  # keys and values of the context
         found = dict(zip(names, held[2 * len(attentions) :], strict=True))
@@ -339,6 +332,24 @@ class Run:
             added = block.ff.net[2](fused.geglu(block.ff.net[0].proj(normed)))
         tokens = transformer.proj_out(tokens if added is None else added + tokens)
         return fused.add(tokens.transpose(1, 2).unflatten(2, x.shape[2:]), x)
+
+
+def embed_times(
+    unet: nn.Module, timesteps: Sequence[float], device: torch.device, dtype: torch.dtype
+) -> Tensor:
+    """Time embeddings ``[steps, 1, T]`` of a schedule, where and in what the U-Net runs."""
+    steps = torch.tensor(timesteps, device=device)
+    return unet.time_embedding(unet.time_proj(steps).to(dtype))[:, None]
+
+
+@torch.no_grad()
+def call(unet: nn.Module, x: Tensor, timesteps: Tensor, told: Told) -> Tensor:
+    """A known U-Net once: ``[R, C, h, w]`` at ``timesteps`` ``[R]`` → ``[R, C', h, w]``.
+
+    What its own ``forward`` computes, for a host that has a loop of its own.
+    """
+    times = unet.time_embedding(unet.time_proj(timesteps).to(x.dtype))[None]
+    return Run(unet, times, told, recorded=False)(x, 0)
 
 
 def _heads(attention: nn.Module, x: Tensor) -> Tensor:

@@ -197,3 +197,17 @@ def test_a_foreign_unet_is_called_as_it_is():
     x = torch.randn(1, 6, 16, 16)
     with torch.no_grad():
         assert torch.equal(prepare_upscaler(network, [7])(x, 0), network(x, 7).sample)
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_single_call_equals_diffusers(rows):
+    network, given = make_decoder(), conditions(rows)
+    x, timesteps = draw(rows, 3, 16, 16), torch.tensor([700, 31, 2][:rows])
+    peer = network(
+        x,
+        timesteps,
+        encoder_hidden_states=given["context"],
+        class_labels=given["class_labels"],
+        attention_mask=given["mask"],
+    ).sample
+    assert relative(karlo.call_decoder(network, x, timesteps, *given.values()), peer) < EXACT
