@@ -99,3 +99,23 @@ def test_inductor_compiles_the_repeated_blocks(region: Region, make: Callable[[]
 def test_inductor_compiles_the_prior() -> None:
     run, shape = embeddings()
     same(run.__call__, torch.randn(shape), run.at(1), backend="inductor")
+
+
+def test_fused_operations_are_traced() -> None:
+    """On a meta tensor networks take the path of a GPU, which a host's compiler must follow."""
+    run, shape = pixel_decoder()
+    given = {name: part.to("meta") for name, part in conditions(2).items() if name != "mask"}
+    given = {name: part.to(torch.float32) for name, part in given.items()}
+    mask = conditions(2)["mask"].to("meta")
+    run = karlo.prepare_decoder(run.unet.to("meta"), **given, mask=mask, timesteps=TIMESTEPS)
+    seen: list[str] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Region:
+        calls = [node for node in graph.graph.nodes if node.op.startswith("call")]
+        seen.extend(str(node.target) for node in calls)
+        return graph.forward
+
+    compiled = torch.compile(run.__call__, backend=backend, fullgraph=True)
+    assert compiled(torch.empty(shape, device="meta"), run.at(0)).shape == (2, 6, 16, 16)
+    assert any("prior_art.group_norm" in name for name in seen)
+    assert not any("group_norm" in name and "prior_art" not in name for name in seen)
