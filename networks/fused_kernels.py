@@ -6,8 +6,7 @@ is fp32. A size that changes between layers is never a constant of a kernel, so 
 each kernel once.
 """
 
-from __future__ import annotations
-
+# No annotations from the future: the interpreter of Triton 3.0 does not read them.
 from collections.abc import Sequence
 
 import torch
