@@ -185,8 +185,9 @@ def _alike(x: Tensor, *others: Tensor | None) -> bool:
 
 def _takes(leaf: nn.Module, x: Tensor, *others: Tensor | None) -> bool:
     """Whether a kernel that takes ``x`` may read past a layer what it would compute with."""
-    affine = (leaf.weight, leaf.bias)
-    return None not in affine and _alike(x, *affine, *others) and is_bare(leaf)
+    if not fuses(x) or leaf.weight is None or leaf.bias is None:
+        return False
+    return _alike(x, leaf.weight, leaf.bias, *others) and is_bare(leaf)
 
 
 def _define(signature: str, plain: Callable[..., Any], like: Callable[..., Any]) -> None:
