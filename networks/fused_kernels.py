@@ -243,13 +243,14 @@ def spatial_norm(
     beta: Tensor,
     scale: Tensor,
     shift: Tensor,
+    bias: Tensor | None,
     groups: int,
     eps: float,
     silu: bool,
 ) -> Tensor:
     """``torch.ops.prior_art.spatial_norm``."""
     rows, by, onto = (each.movedim(1, -1).contiguous() for each in (x, scale, shift))
-    factors = _factors_of(rows, (weight, beta), [None] * 4, groups, eps)
+    factors = _factors_of(rows, (weight, beta), [bias, None, None, None], groups, eps)
     out, (count, pixels, channels) = torch.empty_like(rows), _sizes(rows)
     _, high, wide, _ = rows.shape
     cell = high // by.shape[1], wide // by.shape[2]

@@ -45,7 +45,7 @@ def cells(channels: list[int], dtype: torch.dtype) -> None:
         x, weight = torch.empty(1, width, 16, 16, dtype=dtype), torch.empty(width, dtype=dtype)
         by = torch.empty(1, width, 4, 4, dtype=dtype)
         for silu in (False, True):
-            fused_kernels.spatial_norm(x, weight, weight, by, by, 32, 1e-6, silu)
+            fused_kernels.spatial_norm(x, weight, weight, by, by, weight, 32, 1e-6, silu)
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_odd_sizes_compile_too():
     for dtype in (torch.float16, torch.float32):
         x, weight = torch.empty(1, 30, 7, 5, dtype=dtype), torch.empty(30, dtype=dtype)
         fused_kernels.group_norm(x, weight, weight, [weight, None, None, None], 3, 1e-5, True)
-        fused_kernels.spatial_norm(x, weight, weight, x, x, 3, 1e-5, True)
+        fused_kernels.spatial_norm(x, weight, weight, x, x, None, 3, 1e-5, True)
         fused_kernels.add(x, x, weight)
         x = torch.empty(1, 1, 30, dtype=dtype)
         fused_kernels.layer_norm(x, weight, weight, x, None, 1e-5)

@@ -125,7 +125,7 @@ def test_whatever_lies_however(lay):
     cells = draw(rows, 2 * channels, high // 2, wide // 2, seed=4).chunk(2, dim=1)
     check(
         fused_kernels.spatial_norm, fused._plain_spatial_norm,
-        x, weight, beta, *cells, 2, 1e-6, True,
+        x, weight, beta, *cells, None, 2, 1e-6, True,
     )  # fmt: skip
     weight, beta = draw(2, wide, seed=5)
     check(fused_kernels.layer_norm, fused._plain_layer_norm, x, weight, beta, other, None, 1e-5)
@@ -139,10 +139,10 @@ def test_spatial_norm(cell, silu, dtype):
     rows, channels, high, wide = 2, 36, 3, 5
     x = draw(rows, channels, high * cell[0], wide * cell[1], dtype=dtype)
     scale, shift = draw(2, rows, channels, high, wide, dtype=dtype, seed=1)
-    weight, beta = draw(2, channels, dtype=dtype, seed=2)
+    weight, beta, bias = draw(3, channels, dtype=dtype, seed=2)
     check(
         fused_kernels.spatial_norm, fused._plain_spatial_norm,
-        x, weight, beta, scale, shift, 3, 1e-6, silu,
+        x, weight, beta, scale, shift, bias, 3, 1e-6, silu,
     )  # fmt: skip
 
 

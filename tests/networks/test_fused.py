@@ -69,8 +69,9 @@ def test_a_spatial_norm_is_what_it_was():
     scale, shift = draw(2, 2, 8, 2, 2, seed=1)
     by, onto = (each.repeat_interleave(2, 2).repeat_interleave(3, 3) for each in (scale, shift))
     assert torch.equal(fused.spatial_norm(norm, x, scale, shift), norm(x) * by + onto)
-    expected = F.silu(norm(x) * by + onto)
-    assert torch.equal(fused.spatial_norm(norm, x, scale, shift, silu=True), expected)
+    bias = draw(8, seed=2)
+    expected = F.silu(norm(x + bias[:, None, None]) * by + onto)
+    assert torch.equal(fused.spatial_norm(norm, x, scale, shift, bias=bias, silu=True), expected)
 
 
 def test_a_transformer_block_is_what_it_was():
@@ -176,7 +177,7 @@ def operations(device: str = "cpu") -> list[tuple[Any, tuple[Any, ...]]]:
         x = x.to(device)
         found += [
             (ops.group_norm, (x, c, c, [c, None, c[None], None], 4, 1e-5, True)),
-            (ops.spatial_norm, (x, c, c, x[:, :, ::3, ::2], x[:, :, ::3, ::2], 4, 1e-5, False)),
+            (ops.spatial_norm, (x, c, c, x[:, :, ::3, ::2], x[:, :, ::3, ::2], c, 4, 1e-5, False)),
             (ops.add, (x, x, c)),
             (ops.layer_norm, (x.transpose(1, 3), c, c, None, None, 1e-5)),
             (ops.layer_norm, (x.transpose(1, 3), c, c, x.transpose(1, 3), c, 1e-5)),
