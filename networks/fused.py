@@ -74,25 +74,32 @@ def group_norm(
 
 
 def spatial_norm(
-    norm: nn.GroupNorm, x: Tensor, scale: Tensor, shift: Tensor, *, silu: bool = False
+    norm: nn.GroupNorm,
+    x: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    *,
+    bias: Tensor | None = None,
+    silu: bool = False,
 ) -> Tensor:
-    """``GroupNorm(x) * scale + shift``, through SiLU where ``silu``, as MoVQ's decoder has it.
+    """``GroupNorm(x + bias) * scale + shift``, through SiLU where ``silu``, as MoVQ has it.
 
     Args:
         norm: with C channels.
         x: ``[R, C, H, W]``.
         scale: ``[R, C, h, w]``; ``shift`` likewise. H and W are multiples of h and w: each value is
             for a whole cell of pixels.
+        bias: ``[C]``, of the convolution that made ``x``.
 
     Returns:
         The shape and dtype of ``x``; fused, with its channels last in memory.
     """
     whole = x.shape[2] % scale.shape[2] == 0 and x.shape[3] % scale.shape[3] == 0
-    if whole and scale.shape == shift.shape and _takes(norm, x, scale, shift):
+    if whole and scale.shape == shift.shape and _takes(norm, x, scale, shift, bias):
         return torch.ops.prior_art.spatial_norm(
-            x, norm.weight, norm.bias, scale, shift, norm.num_groups, norm.eps, silu
+            x, norm.weight, norm.bias, scale, shift, bias, norm.num_groups, norm.eps, silu
         )
-    return _normalise_cells(norm, x, scale, shift, silu)
+    return _normalise_cells(norm, _biased(x, bias), scale, shift, silu)
 
 
 def add(x: Tensor, y: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -131,6 +138,23 @@ def layer_norm(
     return x, norm(x)
 
 
+def convolve(conv: nn.Conv2d, x: Tensor) -> tuple[Tensor, Tensor | None]:
+    """A convolution of ``[R, C, H, W]`` without its bias, and that, for what follows to add.
+
+    Its bias is None where it is in the convolution already, as it is where nothing is fused.
+    """
+    if (
+        not fuses(x)
+        or not is_bare(conv)
+        or type(conv.padding) is str
+        or conv.padding_mode != "zeros"
+        or not _alike(x, conv.weight, conv.bias)
+    ):
+        return conv(x), None
+    made = F.conv2d(x, conv.weight, None, conv.stride, conv.padding, conv.dilation, conv.groups)
+    return made, conv.bias
+
+
 def geglu(x: Tensor) -> Tensor:
     """``[..., 2 C]`` to ``[..., C]``: the first half times the exact GELU of the second."""
     return torch.ops.prior_art.geglu(x) if _alike(x) else _gate(x)
@@ -163,6 +187,10 @@ def _normalise_cells(
     return F.silu(x) if silu else x
 
 
+def _biased(x: Tensor, bias: Tensor | None) -> Tensor:
+    return x if bias is None else x + bias[:, None, None]
+
+
 def _sum(x: Tensor, y: Tensor, bias: Tensor) -> Tensor:
     return x + y + (bias[:, None, None] if x.ndim == 4 else bias)
 
@@ -185,8 +213,9 @@ def _alike(x: Tensor, *others: Tensor | None) -> bool:
 
 def _takes(leaf: nn.Module, x: Tensor, *others: Tensor | None) -> bool:
     """Whether a kernel that takes ``x`` may read past a layer what it would compute with."""
-    affine = (leaf.weight, leaf.bias)
-    return None not in affine and _alike(x, *affine, *others) and is_bare(leaf)
+    if not fuses(x) or leaf.weight is None or leaf.bias is None:
+        return False
+    return _alike(x, leaf.weight, leaf.bias, *others) and is_bare(leaf)
 
 
 def _define(signature: str, plain: Callable[..., Any], like: Callable[..., Any]) -> None:
@@ -255,12 +284,13 @@ def _plain_spatial_norm(
     beta: Tensor,
     scale: Tensor,
     shift: Tensor,
+    bias: Tensor | None,
     groups: int,
     eps: float,
     silu: bool,
 ) -> Tensor:
     def norm(x: Tensor) -> Tensor:
-        return F.group_norm(x, groups, weight, beta, eps)
+        return F.group_norm(_biased(x, bias), groups, weight, beta, eps)
 
     return _channels_last(_normalise_cells(norm, x, scale, shift, silu))
 
@@ -316,8 +346,8 @@ _define(
     _like_picture,
 )
 _define(
-    "spatial_norm(Tensor x, Tensor weight, Tensor beta, Tensor scale, Tensor shift, int groups,"
-    " float eps, bool silu) -> Tensor",
+    "spatial_norm(Tensor x, Tensor weight, Tensor beta, Tensor scale, Tensor shift, Tensor? bias,"
+    " int groups, float eps, bool silu) -> Tensor",
     _plain_spatial_norm,
     _like_picture,
 )

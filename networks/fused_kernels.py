@@ -6,8 +6,7 @@ is fp32. A size that changes between layers is never a constant of a kernel, so 
 each kernel once.
 """
 
-from __future__ import annotations
-
+# No annotations from the future: the interpreter of Triton 3.0 does not read them.
 from collections.abc import Sequence
 
 import torch
@@ -244,13 +243,14 @@ def spatial_norm(
     beta: Tensor,
     scale: Tensor,
     shift: Tensor,
+    bias: Tensor | None,
     groups: int,
     eps: float,
     silu: bool,
 ) -> Tensor:
     """``torch.ops.prior_art.spatial_norm``."""
     rows, by, onto = (each.movedim(1, -1).contiguous() for each in (x, scale, shift))
-    factors = _factors_of(rows, (weight, beta), [None] * 4, groups, eps)
+    factors = _factors_of(rows, (weight, beta), [bias, None, None, None], groups, eps)
     out, (count, pixels, channels) = torch.empty_like(rows), _sizes(rows)
     _, high, wide, _ = rows.shape
     cell = high // by.shape[1], wide // by.shape[2]

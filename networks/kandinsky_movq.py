@@ -13,6 +13,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from . import autoencoder, fused
+
 
 class LatentSizedNorm(nn.Module):
     """diffusers' ``SpatialNorm``, with its parameters and names, evaluated at latent size."""
@@ -21,13 +23,22 @@ class LatentSizedNorm(nn.Module):
         super().__init__()
         self.norm_layer, self.conv_y, self.conv_b = norm.norm_layer, norm.conv_y, norm.conv_b
 
-    def forward(self, features: torch.Tensor, latent: torch.Tensor) -> torch.Tensor:
-        """``[B, C, H, W]`` of features; H and W are multiples of the latent's ``[B, c, h, w]``."""
+    def forward(
+        self,
+        features: torch.Tensor,
+        latent: torch.Tensor,
+        *,
+        bias: torch.Tensor | None = None,
+        silu: bool = False,
+    ) -> torch.Tensor:
+        """``[B, C, H, W]`` of features; H and W are multiples of the latent's ``[B, c, h, w]``.
+
+        Args:
+            bias: ``[C]``, still to be added to the features.
+            silu: whether the result goes through SiLU.
+        """
         scale, shift = self.conv_y(latent), self.conv_b(latent)
-        high, wide = latent.shape[2:]
-        cells = self.norm_layer(features).unflatten(3, (wide, -1)).unflatten(2, (high, -1))
-        cells = cells * scale[:, :, :, None, :, None] + shift[:, :, :, None, :, None]
-        return cells.flatten(4, 5).flatten(2, 3)
+        return fused.spatial_norm(self.norm_layer, features, scale, shift, bias=bias, silu=silu)
 
 
 def at_latent_size(network: nn.Module) -> nn.Module:
@@ -55,7 +66,7 @@ def encode(network: nn.Module, pictures: torch.Tensor) -> torch.Tensor:
 @torch.no_grad()
 def decode(network: nn.Module, latents: torch.Tensor) -> torch.Tensor:
     """Pictures ``[B, 3, H, W]``, about -1..1, of latents ``[B, 4, H/8, W/8]`` as they are."""
-    return network.decoder(network.post_quant_conv(latents), latents)
+    return autoencoder.decode(network.decoder, network.post_quant_conv(latents), latents)
 
 
 class LatentMoVQ(nn.Module):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from . import autoencoder
+
 
 class LatentKL(nn.Module):
     """Latents as the VAE makes them, not scaled for the U-Net: the host's LATENT."""
@@ -22,4 +24,4 @@ class LatentKL(nn.Module):
     @torch.no_grad()
     def decode(self, latent: torch.Tensor) -> torch.Tensor:
         """Pictures ``[B, 3, H, W]``, about -1..1, of latents ``[B, 4, H/8, W/8]``."""
-        return self.network.decoder(self.network.post_quant_conv(latent))
+        return autoencoder.decode(self.network.decoder, self.network.post_quant_conv(latent))

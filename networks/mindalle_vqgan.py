@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from ..edges import EdgeError
+from . import autoencoder
 
 REFINED = 8
 """How many near entries :func:`codes_of` measures exactly."""
@@ -89,7 +90,7 @@ def decode(network: nn.Module, codes: torch.Tensor) -> torch.Tensor:
 @torch.no_grad()
 def decode_embeddings(network: nn.Module, latent: torch.Tensor) -> torch.Tensor:
     """Pictures ``[B, 3, H, W]`` of embeddings ``[B, D, h, w]`` as they are, codebook or not."""
-    return network.decoder(network.post_quant_conv(latent))
+    return autoencoder.decode(network.decoder, network.post_quant_conv(latent))
 
 
 class LatentVQGAN(nn.Module):

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 
 from . import fused
 from .graphs import Recording, recording
-from .leaf import is_bare
 
 _BLOCKS = {
     "ResnetDownsampleBlock2D",
@@ -267,14 +266,14 @@ class Run:
         for resample in (block.upsample, block.downsample):
             if resample is not None:
                 x, hidden = resample(x), resample(hidden)
-        hidden, bias = _convolve(block.conv1, hidden)
+        hidden, bias = fused.convolve(block.conv1, hidden)
         if block.time_embedding_norm == "default":
             told = {"time": time}
         else:
             scale, shift = time.chunk(2, dim=1)
             told = {"scale": scale, "shift": shift}
         hidden = fused.group_norm(block.norm2, hidden, bias=bias, silu=True, **told)
-        hidden, bias = _convolve(block.conv2, hidden)
+        hidden, bias = fused.convolve(block.conv2, hidden)
         if block.conv_shortcut is not None:
             x = block.conv_shortcut(x)
         hidden = fused.add(hidden, x, bias)
@@ -360,18 +359,3 @@ def _heads(attention: nn.Module, x: Tensor) -> Tensor:
 def _joined(attention: nn.Module, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     out = F.scaled_dot_product_attention(query, key, value)
     return attention.to_out[0](out.transpose(1, 2).flatten(2))
-
-
-def _convolve(conv: nn.Module, x: Tensor) -> tuple[Tensor, Tensor | None]:
-    """A convolution, and its bias where what follows adds it: there it costs nothing."""
-    if (
-        not fused.fuses(x)
-        or not is_bare(conv)
-        or type(conv.padding) is str
-        or conv.padding_mode != "zeros"
-        or conv.weight.dtype != x.dtype
-        or conv.weight.device != x.device
-    ):
-        return conv(x), None
-    made = F.conv2d(x, conv.weight, None, conv.stride, conv.padding, conv.dilation, conv.groups)
-    return made, conv.bias
