@@ -555,7 +555,7 @@ class _Denoiser:
             x = x * mask + (self.around * sigma + self.start) * (1 - mask)
         scaled = x / (1 + sigma**2) ** 0.5
         seen = torch.cat([torch.cat([scaled] * len(sides)), *network.beside], dim=1)
-        out = network.predict(seen.to(network.dtype), self.places[sigma]).float()
+        out = network(seen.to(network.dtype), self.places[sigma]).float()
         count, channels = self.start.shape[:2]
         parts = [x - sigma * eps for eps in out[:, :channels].chunk(len(sides))]
         split = sides.count("negative")

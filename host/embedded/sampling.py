@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+
+from ...networks.graphs import by_step
+from ...networks.unet import Predict
 
 Prompt = tuple[str, list]
 """Which side of the guidance it is on, and one entry of a CONDITIONING."""
@@ -22,10 +24,15 @@ class Prepared:
         beside: further input channels ``[R * B, c', h, w]``, as a rule none.
     """
 
-    predict: Callable[[torch.Tensor, int], torch.Tensor]
+    predict: Predict
     device: torch.device
     dtype: torch.dtype
     beside: tuple[torch.Tensor, ...] = ()
+
+    def __call__(self, x: torch.Tensor, index: int) -> torch.Tensor:
+        """``predict``, recorded where it can be."""
+        step = by_step(self.predict, "sampled", lambda place, x: (self.predict(x, place),))
+        return step(index, x)[0]
 
 
 class Sampled(Protocol):
