@@ -129,6 +129,23 @@ class Transformer:
     compiled: bool = False
 
 
+def check_text(text: Any, name: str) -> None:
+    """Refuse what is no text, or none that an encoding can write.
+
+    Raises:
+        EdgeError: names the input.
+    """
+    if not isinstance(text, str):
+        shown = f"{text!r}" if text is None or isinstance(text, (int, float)) else type(text)
+        raise EdgeError(f"'{name}' is {shown!s:.60}, which is no text; put it in quotes")
+    lone = next((letter for letter in text if "\ud800" <= letter <= "\udfff"), None)
+    if lone is not None:
+        raise EdgeError(
+            f"'{name}' holds half a character (U+{ord(lone):04X} at {text.index(lone)}), which no"
+            " encoding can write; delete it or write the whole"
+        )
+
+
 def placed(value: Any, device: torch.device | str) -> Any:
     """What travels on an edge with every tensor in it on ``device``.
 

@@ -48,6 +48,7 @@ from ..samplers.parts.noise import Noise
 from ..samplers.parts.resize import resized
 from ..samplers.parts.sampling import Sampling, Start
 from ..samplers.prior import sample_prior
+from .node import Node
 from .pictures import from_image, latent_preview, rgb_factors
 from .widgets import (
     LOAD,
@@ -136,7 +137,7 @@ def _schema(
     )
 
 
-class KandinskyDecoder(io.ComfyNode):
+class KandinskyDecoder(Node):
     """Kandinsky's decoder with its published sampler."""
 
     @classmethod
@@ -159,7 +160,7 @@ class KandinskyDecoder(io.ComfyNode):
         return _sample(model, (height, width), DecoderInputs(**sampling), canvas)
 
 
-class KandinskyImage(io.ComfyNode):
+class KandinskyImage(Node):
     """Kandinsky's image to image."""
 
     @classmethod
@@ -205,7 +206,7 @@ class KandinskyImage(io.ComfyNode):
         return _sample(model, asked, DecoderInputs(**sampling), canvas)
 
 
-class KandinskyInpaint(io.ComfyNode):
+class KandinskyInpaint(Node):
     """Kandinsky's inpainting decoder."""
 
     @classmethod
@@ -256,7 +257,7 @@ class KandinskyInpaint(io.ComfyNode):
         return _sample(model, asked, DecoderInputs(**sampling), Canvas(size, known=known))
 
 
-class KandinskyDepth(io.ComfyNode):
+class KandinskyDepth(Node):
     """Kandinsky 2.2's depth ControlNet."""
 
     @classmethod
@@ -284,7 +285,7 @@ class KandinskyDepth(io.ComfyNode):
         return _sample(model, asked, DecoderInputs(**sampling), canvas, hint)
 
 
-class KandinskyConditioning(io.ComfyNode):
+class KandinskyConditioning(Node):
     """Image embeddings as CONDITIONING, for native samplers."""
 
     @classmethod
@@ -335,7 +336,7 @@ class KandinskyConditioning(io.ComfyNode):
         return io.NodeOutput(*host.offload(sides))
 
 
-class KandinskySampler(io.ComfyNode):
+class KandinskySampler(Node):
     """The published sampler as SAMPLER."""
 
     @classmethod
@@ -355,7 +356,7 @@ class KandinskySampler(io.ComfyNode):
         return io.NodeOutput(host.wrap("latent_sampler", sample_from_sigmas))
 
 
-class KandinskySchedule(io.ComfyNode):
+class KandinskySchedule(Node):
     """The published timesteps as SIGMAS."""
 
     @classmethod
@@ -432,8 +433,6 @@ def _sample(
 ) -> io.NodeOutput:
     """The LATENT of a decoder, for a picture of the height and width that were ``asked`` for, and
     the stream's position after it. ``hint`` is depth ``[R, 3, H, W]`` in 0..1."""
-    if inputs.batch_size < 1:
-        raise EdgeError(f"'batch_size' is {inputs.batch_size}; ask for at least one picture")
     managed, loaded = host.open("latent_decoder", model)
     sides = _conditions(loaded, inputs, hint)
     _check_decoder(loaded, mode_for(canvas.known is not None, hint is not None))
@@ -521,13 +520,7 @@ def _check_decoder(loaded: LatentDecoder, wanted: str) -> None:
 
 
 def _asked(image: torch.Tensor, width: int, height: int) -> tuple[int, int]:
-    """Height and width, the picture's own where they are 0.
-
-    Raises:
-        EdgeError: a negative one.
-    """
-    if width < 0 or height < 0:
-        raise EdgeError(f"'width' and 'height' are {width} and {height}; 0 is the picture's own")
+    """Height and width, the picture's own where they are 0."""
     return height or image.shape[1], width or image.shape[2]
 
 
@@ -597,7 +590,7 @@ def _encode(vae: Any, pixels: torch.Tensor) -> torch.Tensor:
     return torch.cat([encode(network, row[None].to(device, dtype)).float() for row in pixels])
 
 
-class LoadLatentDecoder(io.ComfyNode):
+class LoadLatentDecoder(Node):
     """Kandinsky's decoder as a native MODEL over MoVQ's latents."""
 
     @classmethod
@@ -646,7 +639,7 @@ class LoadLatentDecoder(io.ComfyNode):
         return io.NodeOutput(host.wrap("latent_decoder", loaded))
 
 
-class LoadMCLIP(io.ComfyNode):
+class LoadMCLIP(Node):
     """Kandinsky 2.1's text model as the host's CLIP."""
 
     @classmethod
@@ -674,7 +667,7 @@ class LoadMCLIP(io.ComfyNode):
         )
 
 
-class LoadMoVQ(io.ComfyNode):
+class LoadMoVQ(Node):
     """Kandinsky's MoVQ as the host's VAE."""
 
     @classmethod
@@ -760,7 +753,7 @@ def _kandinsky_outputs() -> list:
     ]
 
 
-class KandinskyPrior(io.ComfyNode):
+class KandinskyPrior(Node):
     """Kandinsky's prior: the embedding of a picture, and of what it shall not be."""
 
     @classmethod
@@ -781,7 +774,7 @@ class KandinskyPrior(io.ComfyNode):
         return _sample_prior(prior, PriorInputs(**sampling))
 
 
-class KandinskyPriorImage(io.ComfyNode):
+class KandinskyPriorImage(Node):
     """Kandinsky's image-to-image prior: a picture's embedding, led towards a prompt."""
 
     @classmethod
@@ -884,16 +877,12 @@ def _sample_prior(prior: Prior, inputs: PriorInputs, start: Start | None = None)
 
 
 def _check_negatives(prior: Prior, inputs: PriorInputs) -> None:
-    """Refuse what does not say which negative embeddings are wanted, or how many.
+    """Refuse what does not say which negative embeddings are wanted.
 
     Raises:
         EdgeError: names the widget.
     """
     wanted, wired = inputs.negative_embeds, inputs.negative_decoder_prompt is not None
-    if inputs.batch_size < 1:
-        raise EdgeError(
-            f"'batch_size' is {inputs.batch_size}; ask for at least one image embedding"
-        )
     if wanted not in (ZERO, NEGATIVE):
         raise EdgeError(f"'negative_embeds' is '{wanted}'; choose '{ZERO}' or '{NEGATIVE}'")
     if wanted == NEGATIVE and wired:

@@ -11,6 +11,7 @@ from ..networks.memory import DECODER_PIXEL, UPSCALER_PIXEL
 from ..samplers.karlo import sample_decoder, upscale
 from ..samplers.parts.noise import Noise
 from ..samplers.parts.sampling import Sampling
+from .node import Node
 from .pictures import from_image, preview, to_image
 from .widgets import (
     LOAD,
@@ -25,7 +26,7 @@ from .widgets import (
 )
 
 
-class KarloDecoder(io.ComfyNode):
+class KarloDecoder(Node):
     """Karlo's unCLIP decoder with its published sampler (learned variance, own betas)."""
 
     @classmethod
@@ -81,8 +82,6 @@ class KarloDecoder(io.ComfyNode):
         batch_size: int,
         noise_offset: int = 0,
     ) -> io.NodeOutput:
-        if batch_size < 1:
-            raise EdgeError(f"'batch_size' is {batch_size}; ask for at least one picture")
         managed, loaded = host.open("decoder", model)
         space = loaded.space
         embeds = image_embeds_of(image_embeds, space, "image_embeds")
@@ -100,7 +99,7 @@ class KarloDecoder(io.ComfyNode):
         return io.NodeOutput(host.offload(to_image(pixels)), noise_offset + noise.drawn)
 
 
-class LoadDecoder(io.ComfyNode):
+class LoadDecoder(Node):
     """Karlo's decoder as a native MODEL in pixel space."""
 
     SAMPLED_BY = ("Karlo's decoder", "Karlo Decoder")
@@ -132,7 +131,7 @@ class LoadDecoder(io.ComfyNode):
         )
 
 
-class LoadUpscaler(io.ComfyNode):
+class LoadUpscaler(Node):
     """Karlo's two super-resolution networks: the steps, and the last step's own."""
 
     @classmethod
@@ -162,7 +161,7 @@ class LoadUpscaler(io.ComfyNode):
         return io.NodeOutput(Upscaler(managed, loaded.schedule, loaded.low_size, loaded.high_size))
 
 
-class KarloUpscale(io.ComfyNode):
+class KarloUpscale(Node):
     """Karlo's improved super-resolution, the last step by its own network."""
 
     @classmethod

@@ -28,6 +28,7 @@ from ..samplers.mindalle import (
 from ..samplers.parts.chunks import in_chunks
 from ..samplers.parts.noise import Noise
 from ..samplers.rerank import order
+from .node import Node
 from .pictures import fit, from_image, preview, to_image
 from .widgets import LOAD, fingerprint, load_stage, named, seed_input, source_inputs, unpacking
 
@@ -97,7 +98,7 @@ def _draw_inputs(candidates: str) -> list[Any]:
     ]
 
 
-class ARSample(io.ComfyNode):
+class ARSample(Node):
     """Candidates for a prompt, each from a random stream of its own."""
 
     @classmethod
@@ -144,7 +145,7 @@ class ARSample(io.ComfyNode):
         return io.NodeOutput(to_latent(pair.coder, pair.codes(tokens)))
 
 
-class ARVariations(io.ComfyNode):
+class ARVariations(Node):
     """Other endings of a picture: exact, the kept rows' codes stay."""
 
     @classmethod
@@ -209,7 +210,7 @@ class ARVariations(io.ComfyNode):
         return io.NodeOutput(to_latent(pair.coder, pair.codes(tokens)))
 
 
-class ARComplete(io.ComfyNode):
+class ARComplete(Node):
     """A picture with a region drawn anew."""
 
     @classmethod
@@ -281,8 +282,6 @@ class ARComplete(io.ComfyNode):
         class_id: int = 0,
         image: Any = None,
     ) -> io.NodeOutput:
-        if keep < 0:
-            raise EdgeError(f"'keep' is {keep}; give out 1 or more candidates, or 0 for all")
         mask = _mask_of(latent_image, "latent_image")
         if image is not None:
             check_image(image, "image")
@@ -311,7 +310,7 @@ class ARComplete(io.ComfyNode):
         return io.NodeOutput(latent, pictures, weights[best].tolist())
 
 
-class ARScore(io.ComfyNode):
+class ARScore(Node):
     """How likely a model finds a picture for a prompt."""
 
     @classmethod
@@ -423,10 +422,8 @@ def _load(model: Transformer, vae: Any, count: int) -> Pair:
     """Both networks on the device, and how many of ``count`` candidates fit beside them.
 
     Raises:
-        EdgeError: no candidates, another kind of VAE, or two that do not belong together.
+        EdgeError: another kind of VAE, or two that do not belong together.
     """
-    if count < 1:
-        raise EdgeError(f"'candidates' is {count}; ask for at least one")
     tokenizer, vqgan = host.open("vqgan", vae)
     config = model.config
     if vqgan.codes != config.image_vocab or vqgan.grid**2 != config.image_tokens:
@@ -580,7 +577,7 @@ def _put_back(pictures: torch.Tensor, image: torch.Tensor, mask: torch.Tensor) -
     return pictures * soft + image.to(pictures) * (1 - soft)
 
 
-class LoadVQGAN(io.ComfyNode):
+class LoadVQGAN(Node):
     """minDALL-E's VQGAN as the host's VAE."""
 
     @classmethod
@@ -609,7 +606,7 @@ class LoadVQGAN(io.ComfyNode):
         return io.NodeOutput(host.wrap("vqgan", loaded))
 
 
-class LoadARTransformer(io.ComfyNode):
+class LoadARTransformer(Node):
     """minDALL-E's transformer, with its tokenizer where it reads text."""
 
     @classmethod
@@ -659,7 +656,7 @@ class LoadARTransformer(io.ComfyNode):
 CODES = "A picture's codes as text, a line for each row of the grid, for Preview as Text."
 
 
-class VQGANEncode(io.ComfyNode):
+class VQGANEncode(Node):
     """A picture's codes."""
 
     @classmethod
@@ -693,7 +690,7 @@ class VQGANEncode(io.ComfyNode):
         return io.NodeOutput(to_latent(network, codes), as_text(codes))
 
 
-class VQGANDecode(io.ComfyNode):
+class VQGANDecode(Node):
     """The picture of codes."""
 
     @classmethod

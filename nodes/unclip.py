@@ -7,7 +7,6 @@ from typing import Any
 import torch
 
 from ..edges import (
-    EdgeError,
     Prior,
     batch_conditioning,
     check_image,
@@ -23,6 +22,7 @@ from ..samplers.clip import encode_image, encode_text, encode_zero_image
 from ..samplers.parts.noise import Noise
 from ..samplers.parts.sampling import Sampling
 from ..samplers.prior import sample_prior
+from .node import Node
 from .widgets import (
     LOAD,
     Bar,
@@ -40,7 +40,7 @@ LATENT = titles("latent_decoder")
 """Whose decoders work on latents: they read image embeddings, and a negative one."""
 
 
-class PriorSample(io.ComfyNode):
+class PriorSample(Node):
     """The unCLIP prior's diffusion over image embeddings."""
 
     @classmethod
@@ -90,8 +90,6 @@ class PriorSample(io.ComfyNode):
         batch_size: int,
         noise_offset: int = 0,
     ) -> io.NodeOutput:
-        if batch_size < 1:
-            raise EdgeError(f"'batch_size' is {batch_size}; ask for at least one image embedding")
         text = conditioning_to_text(positive, prior.space, "positive", prior.space.dim)
         unconditional = conditioning_to_text(negative, prior.space, "negative", prior.space.dim)
         network, device, dtype = host.use(prior.managed)
@@ -107,7 +105,7 @@ class PriorSample(io.ComfyNode):
         return io.NodeOutput(output, noise_offset + noise.drawn)
 
 
-class LoadTextEncoder(io.ComfyNode):
+class LoadTextEncoder(Node):
     """The text model of an unCLIP system as the host's CLIP."""
 
     @classmethod
@@ -132,7 +130,7 @@ class LoadTextEncoder(io.ComfyNode):
         return io.NodeOutput(host.wrap("text_encoder", loaded))
 
 
-class LoadImageEncoder(io.ComfyNode):
+class LoadImageEncoder(Node):
     """The vision model of an unCLIP system as the host's CLIP_VISION."""
 
     @classmethod
@@ -161,7 +159,7 @@ class LoadImageEncoder(io.ComfyNode):
         return io.NodeOutput(host.wrap("image_encoder", loaded))
 
 
-class LoadPrior(io.ComfyNode):
+class LoadPrior(Node):
     """The diffusion prior: text embedding in, image embedding out."""
 
     @classmethod
@@ -209,7 +207,7 @@ def _zero_image(source: Source) -> torch.Tensor | None:
     return cached(host.cache_folder(), unclip.ZERO_IMAGE, folder, encode)
 
 
-class LoadImageNormalizer(io.ComfyNode):
+class LoadImageNormalizer(Node):
     """Stable unCLIP's statistics of image embeddings, put into its MODEL."""
 
     @classmethod
@@ -247,7 +245,7 @@ class LoadImageNormalizer(io.ComfyNode):
         )
 
 
-class TextEncode(io.ComfyNode):
+class TextEncode(Node):
     """A prompt as the prior and the decoder want it: hidden states, pooled embedding, mask."""
 
     @classmethod
@@ -291,7 +289,7 @@ class TextEncode(io.ComfyNode):
         return io.NodeOutput(host.offload(text_to_conditioning(encoding)))
 
 
-class BatchPrompts(io.ComfyNode):
+class BatchPrompts(Node):
     """Two prompts, or batches of them, as one batch: a row for each."""
 
     @classmethod
@@ -319,7 +317,7 @@ class BatchPrompts(io.ComfyNode):
         return io.NodeOutput(host.offload(batch_conditioning(conditioning_a, conditioning_b)))
 
 
-class ImageEncode(io.ComfyNode):
+class ImageEncode(Node):
     """A picture as an image embedding, preprocessed as published."""
 
     @classmethod
@@ -357,7 +355,7 @@ class ImageEncode(io.ComfyNode):
         )
 
 
-class ZeroImage(io.ComfyNode):
+class ZeroImage(Node):
     """The embedding that some decoders take for nothing, out of the vision model itself."""
 
     @classmethod
