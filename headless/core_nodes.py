@@ -197,6 +197,11 @@ def _pictures(images: torch.Tensor, prefix: str, folder: Path) -> list[Path]:
     if session.workflow is not None:
         notes.add_text("workflow", json.dumps(session.workflow))
     saved = []
+    if not bool(torch.isfinite(images).all()):
+        raise WorkflowError(
+            "'images' holds NaN or infinite numbers, which ComfyUI would save as black; look at the"
+            " node that made it, or load its network as fp32 or bf16"
+        )
     for number, image in enumerate(images, start):
         levels = np.clip(255.0 * image.cpu().numpy(), 0, 255).astype(np.uint8)
         path = target / f"{name}_{number:05}_.png"
@@ -210,6 +215,7 @@ class SaveImage(io.ComfyNode):
     """Pictures into the output folder."""
 
     EQUAL = "exactly, text in the PNG included"
+    REFUSED = "pictures of NaN, which ComfyUI saves as black"
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -230,6 +236,7 @@ class PreviewImage(io.ComfyNode):
     """Pictures into the output folder's ``previews``."""
 
     EQUAL = "exactly, but for the file's name and place"
+    REFUSED = SaveImage.REFUSED
 
     @classmethod
     def define_schema(cls) -> io.Schema:

@@ -32,6 +32,9 @@ __all__ = [
 WORKFLOW_BYTES = 2**24
 """Of a workflow's JSON; parsed it takes thirty times as much."""
 
+DEEPEST = 100
+"""Lists and mappings within each other; workflows have some ten."""
+
 _WHOLE = 2**27
 """Pixels of a picture that carries a workflow."""
 
@@ -114,6 +117,7 @@ def to_api(
         WorkflowError: neither format, a node that is not in ``nodes``, or a setting that does not
             fit.
     """
+    _check_depth(workflow)
     if isinstance(workflow, Mapping) and is_api(workflow.get("prompt")):
         workflow = workflow["prompt"]  # what a client posts to the host
     if is_api(workflow):
@@ -138,6 +142,25 @@ def to_api(
             editor.places[key].node.widgets[name] = prompt[key]["inputs"][name]
     editor.resolve_texts(prompt, own)
     return prompt
+
+
+def _check_depth(workflow: Any) -> None:
+    """Refuse what no editor saves, and what much that reads it would stumble over.
+
+    Raises:
+        WorkflowError: lists and mappings within each other more than :data:`DEEPEST` deep.
+    """
+    level: list[Any] = [[workflow]]
+    depth = 0
+    while level:
+        if depth > DEEPEST:
+            raise WorkflowError(
+                f"this JSON is no workflow: it has lists within each other more than {DEEPEST}"
+                " deep; export it from ComfyUI again"
+            )
+        held = (one.values() if isinstance(one, Mapping) else one for one in level)
+        level = [part for of in held for part in of if isinstance(part, (Mapping, list, tuple))]
+        depth += 1
 
 
 def _api_node(key: Any, node: Mapping[str, Any]) -> dict[str, Any]:
