@@ -18,7 +18,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from ..host.embedded import io as io
 from ..host.embedded.door import session
-from ..loaders.files.safe import written
+from ..loaders.files.safe import cure_of, written
 from .core_images import IMAGE_NODES
 from .core_latents import LATENT_NODES
 from .core_pictures import read_picture
@@ -171,10 +171,10 @@ def _save(images: torch.Tensor, prefix: str, folder: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:  # ValueError: a character that no file's name may have
         if isinstance(error, WorkflowError):
             raise
-        said = getattr(error, "strerror", None) or error
+        said = cure_of(error) if isinstance(error, OSError) else error
         raise WorkflowError(
-            f"'{folder / prefix}' cannot be written: {said}. Change 'filename_prefix', or name"
-            " another output folder with --out"
+            f"'{folder / prefix}' cannot be written: {said}. 'filename_prefix' names the file,"
+            " --out the folder"
         ) from error
 
 

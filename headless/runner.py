@@ -16,8 +16,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from ..edges import plain
 from ..host.embedded import door as embedded
 from ..host.embedded.door import Interrupted, session
+from ..loaders.files.safe import cure_of
 from .checking import check, check_bounds, is_link, wires
 from .workflow import to_api
 
@@ -122,7 +124,10 @@ class Runner:
                 raise
             except Exception as error:
                 said = str(error) or type(error).__name__
-                raise NodeError(f"node {key} '{title}' ({node['class_type']}): {said}") from error
+                if isinstance(error, OSError) and error.filename:
+                    said = f"'{error.filename}': {cure_of(error)}"
+                where = f"node {key} '{title}' ({node['class_type']})"
+                raise NodeError(plain(f"{where}: {said}")) from error
             run.values[key], shown = self._cache[number]
             run.pictures += (shown or {}).get("images", [])
             if shown and "text" in shown:

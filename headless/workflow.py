@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..loaders.files.safe import NoPicture, open_picture, read_bytes
+from ..loaders.files.safe import NoPicture, cure_of, open_picture, read_bytes
 from .editor import Editor
 from .errors import Unsupported, WorkflowError
 from .native_nodes import NATIVE_NODES
@@ -56,8 +56,7 @@ def read_workflow(path: Path) -> Any:
         if carried is None:
             return _parsed(read_bytes(path, WORKFLOW_BYTES), f"'{path}'")
     except OSError as error:
-        reason = error.strerror or error
-        raise WorkflowError(f"cannot read the workflow '{path}': {reason}") from error
+        raise WorkflowError(f"cannot read the workflow '{path}': {cure_of(error)}") from error
     texts = {key.lower(): text for key, text in carried.items()}
     for key in ("workflow", "prompt"):
         # Clients of the host that queue a prompt save "null" or "{}" for the graph.

@@ -21,6 +21,7 @@ from ..host import host, io
 from ..loaders.embeddings import Embedding, read_embedding, write_embedding
 from ..loaders.files.catalogue import titles
 from ..loaders.files.checkpoint import inside
+from ..loaders.files.safe import cure_of
 from ..samplers.embeddings import MODES, cosines, interpolate, mix, move_by_texts
 from .node import Node
 from .widgets import named
@@ -265,8 +266,7 @@ class SaveEmbeddings(Node):
             write_embedding(file, Embedding(embeds, space.name, made_by, note), normalise)
         except OSError as error:
             raise EdgeError(
-                f"'{file}' cannot be written: {error.strerror or error}. Change 'name', or make the"
-                " output folder writable"
+                f"'{file}' cannot be written: {cure_of(error)}. 'name' names the file"
             ) from error
         return io.NodeOutput(image_embeds)
 

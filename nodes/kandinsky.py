@@ -59,6 +59,7 @@ from .widgets import (
     noise_offset_input,
     noise_offset_output,
     sampling_inputs,
+    seeded,
     source_inputs,
 )
 
@@ -445,7 +446,7 @@ def _sample(
     network, device, dtype = host.use(managed, activations=places * LATENT_PLACE)
     bar = Bar(lambda x0: latent_preview(x0, loaded.latent_rgb_factors))
     with named(**DECODER):
-        noise = Noise.seeded(inputs.seed, count, inputs.noise_offset)
+        noise = seeded(inputs.seed, count, inputs.noise_offset)
         sampling = Sampling(noise, device, dtype, inputs.steps, bar)
         latents = sample_latents(network, loaded.schedule, *sides, canvas, sampling, inputs.cfg)
     latents = host.offload(latents)
@@ -587,7 +588,11 @@ def _encode(vae: Any, pixels: torch.Tensor) -> torch.Tensor:
     managed, _ = host.open("movq", vae)
     held = ENCODED_PIXEL * pixels[0, 0].numel()
     network, device, dtype = host.use(managed, activations=held)
-    return torch.cat([encode(network, row[None].to(device, dtype)).float() for row in pixels])
+    rows = []
+    for row in pixels:
+        host.stop_if_asked()
+        rows.append(encode(network, row[None].to(device, dtype)).float())
+    return torch.cat(rows)
 
 
 class LoadLatentDecoder(Node):
@@ -856,7 +861,7 @@ def _sample_prior(prior: Prior, inputs: PriorInputs, start: Start | None = None)
 
     with named():
         wide = 2 * count if both or prompt is not None else count
-        noise = Noise.seeded(inputs.seed, wide, inputs.noise_offset)
+        noise = seeded(inputs.seed, wide, inputs.noise_offset)
     if both:
         embeds, found = sample(text, noise, start=start, with_negative=True).split(count)
     elif prompt is not None:

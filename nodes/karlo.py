@@ -9,7 +9,6 @@ from ..host import host, io
 from ..loaders import karlo
 from ..networks.memory import DECODER_PIXEL, UPSCALER_PIXEL
 from ..samplers.karlo import sample_decoder, upscale
-from ..samplers.parts.noise import Noise
 from ..samplers.parts.sampling import Sampling
 from .node import Node
 from .pictures import from_image, preview, to_image
@@ -22,6 +21,7 @@ from .widgets import (
     noise_offset_input,
     noise_offset_output,
     sampling_inputs,
+    seeded,
     source_inputs,
 )
 
@@ -91,7 +91,7 @@ class KarloDecoder(Node):
         activations = count * loaded.network.unet.config.sample_size**2 * DECODER_PIXEL
         network, device, dtype = host.use(managed, activations=activations)
         with named(text="positive"):
-            noise = Noise.seeded(seed, count, noise_offset)
+            noise = seeded(seed, count, noise_offset)
             sampling = Sampling(noise, device, dtype, steps, Bar(preview))
             pixels = sample_decoder(
                 network, loaded.schedule, embeds, text, unconditional, sampling, cfg
@@ -200,7 +200,7 @@ class KarloUpscale(Node):
             upscaler.managed, activations=count * upscaler.high_size**2 * UPSCALER_PIXEL
         )
         with named():
-            noise = Noise.seeded(seed, count, noise_offset)
+            noise = seeded(seed, count, noise_offset)
             sampling = Sampling(noise, device, dtype, steps, Bar(preview))
             pixels = upscale(network, upscaler.schedule, from_image(image), sampling)
         return io.NodeOutput(host.offload(to_image(pixels)))

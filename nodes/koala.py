@@ -15,11 +15,19 @@ from ..loaders.files.catalogue import find_source, list_sources
 from ..loaders.files.checkpoint import CheckpointError
 from ..networks.memory import SDXL_PLACE
 from ..samplers.koala import FACTOR, LATENT_SCALE, SPACINGS, sample_koala
-from ..samplers.parts.noise import Noise
 from ..samplers.parts.sampling import Sampling
 from .node import Node
 from .pictures import latent_preview, rgb_factors
-from .widgets import LOAD, Bar, fingerprint, load_stage, named, sampling_inputs, source_inputs
+from .widgets import (
+    LOAD,
+    Bar,
+    fingerprint,
+    load_stage,
+    named,
+    sampling_inputs,
+    seeded,
+    source_inputs,
+)
 
 LARGEST = 4096
 NEGATIVE = "worst quality, low quality, illustration, low resolution"
@@ -169,7 +177,7 @@ class KoalaSample(Node):
         network, device, dtype = host.use(managed, activations)
         bar = Bar(lambda x0: latent_preview(x0, facts.latent_rgb_factors))
         with named(text="positive"):
-            sampling = Sampling(Noise.seeded(seed, count), device, dtype, steps, bar)
+            sampling = Sampling(seeded(seed, count), device, dtype, steps, bar)
             predict = partial(facts.prepare, network)
             latents = sample_koala(predict, schedule, text, away, size, sampling, cfg)
         return io.NodeOutput({"samples": host.offload(latents)})

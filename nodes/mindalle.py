@@ -26,11 +26,19 @@ from ..samplers.mindalle import (
     sample_tokens,
 )
 from ..samplers.parts.chunks import in_chunks
-from ..samplers.parts.noise import Noise
 from ..samplers.rerank import order
 from .node import Node
 from .pictures import fit, from_image, preview, to_image
-from .widgets import LOAD, fingerprint, load_stage, named, seed_input, source_inputs, unpacking
+from .widgets import (
+    LOAD,
+    fingerprint,
+    load_stage,
+    named,
+    seed_input,
+    seeded,
+    source_inputs,
+    unpacking,
+)
 
 CATEGORY = "PriorArt/sample"
 
@@ -349,10 +357,13 @@ class ARScore(Node):
         pair = _load(ar_transformer, vae, count)
         context = _context(ar_transformer, text, class_id)
         tokens = pair.codes_of(samples, "samples").flatten(1)
+
+        def score(rows: slice) -> torch.Tensor:
+            host.stop_if_asked()
+            return log_likelihood(pair.network, context, tokens[rows], pair.device, pair.dtype)
+
         with named(tokens="samples"):
-            scores = log_likelihood(
-                pair.network, context, tokens, pair.device, pair.dtype, pair.chunk
-            )
+            scores = torch.cat(in_chunks(score, count, min(pair.chunk, AT_LEAST)))
         lines = [f"picture {i + 1}: {scores[i]:.2f}" for i in order(scores).tolist()]
         return io.NodeOutput(scores.tolist(), "\n".join(lines))
 
@@ -387,7 +398,7 @@ class Pair:
             EdgeError: options out of range.
         """
         return Draw(
-            Noise.seeded(seed, candidates),
+            seeded(seed, candidates),
             self.device,
             self.dtype,
             callback=Watch(self, candidates),
@@ -726,11 +737,12 @@ def encode_image(vae: Any, image: torch.Tensor, name: str) -> tuple[torch.Tensor
     managed, vqgan = host.open("vqgan", vae)
     pixels = from_image(fit(image, vqgan.image_size, name))
     network, device, dtype = host.use(managed, activations=DECODED_PIXEL * pixels[0, 0].numel())
-    codes = in_chunks(
-        lambda rows: encode(network, pixels[rows].to(device, dtype)),
-        len(pixels),
-        _at_once(pixels[0, 0].numel(), dtype),
-    )
+
+    def work(rows: slice) -> torch.Tensor:
+        host.stop_if_asked()
+        return encode(network, pixels[rows].to(device, dtype))
+
+    codes = in_chunks(work, len(pixels), _at_once(pixels[0, 0].numel(), dtype))
     return torch.cat(codes), network
 
 

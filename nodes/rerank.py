@@ -16,6 +16,7 @@ from ..samplers.clip import encode_image, encode_text
 from ..samplers.rerank import order, preprocess, rerank_scores
 from .node import Node
 from .pictures import grid
+from .unclip import AT_ONCE
 from .widgets import LOAD, fingerprint, load_stage, source_inputs
 
 
@@ -138,10 +139,6 @@ def _scores(clip: Any, clip_vision: Any, image: torch.Tensor, text: str) -> torc
         features.append(encode_image(network, part, device, dtype).cpu())
         update(start + len(part))
     return rerank_scores(prompt, torch.cat(features))
-
-
-AT_ONCE = 32
-"""Pictures that are embedded together."""
 
 
 class LoadReranker(Node):

@@ -19,7 +19,6 @@ from ..loaders.clip import tokenize
 from ..loaders.files.cache import cached
 from ..loaders.files.catalogue import SYSTEMS, Source, find_source, list_sources, titles
 from ..samplers.clip import encode_image, encode_text, encode_zero_image
-from ..samplers.parts.noise import Noise
 from ..samplers.parts.sampling import Sampling
 from ..samplers.prior import sample_prior
 from .node import Node
@@ -32,6 +31,7 @@ from .widgets import (
     noise_offset_input,
     noise_offset_output,
     sampling_inputs,
+    seeded,
     source_inputs,
 )
 
@@ -94,7 +94,7 @@ class PriorSample(Node):
         unconditional = conditioning_to_text(negative, prior.space, "negative", prior.space.dim)
         network, device, dtype = host.use(prior.managed)
         with named(text="positive"):
-            noise = Noise.seeded(seed, len(text.pooled) * batch_size, noise_offset)
+            noise = seeded(seed, len(text.pooled) * batch_size, noise_offset)
             sampling = Sampling(noise, device, dtype, steps, Bar())
             embeds = sample_prior(network, prior.schedule, text, unconditional, sampling, cfg)
         output = host.clip_vision_output(
@@ -317,6 +317,10 @@ class BatchPrompts(Node):
         return io.NodeOutput(host.offload(batch_conditioning(conditioning_a, conditioning_b)))
 
 
+AT_ONCE = 32
+"""Pictures that are embedded together."""
+
+
 class ImageEncode(Node):
     """A picture as an image embedding, preprocessed as published."""
 
@@ -347,7 +351,11 @@ class ImageEncode(Node):
         space = loaded.space
         pixels = loaded.preprocess(image[..., :3])
         network, device, dtype = host.use(managed)
-        embeds = host.offload(encode_image(network, pixels, device, dtype))
+        rows = []
+        for part in pixels.split(AT_ONCE):
+            host.stop_if_asked()
+            rows.append(encode_image(network, part, device, dtype))
+        embeds = host.offload(torch.cat(rows))
         return io.NodeOutput(
             host.clip_vision_output(
                 embeds, embedding_space=space.name, made_by="Image Encode (unCLIP)"

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from prior_art.headless.core_nodes import SaveImage
+from prior_art.headless.core_sampling import _sigmas
 from prior_art.headless.editor_text import dynamic_prompt
 from prior_art.headless.runner import NodeError, Runner, node_classes
 from prior_art.headless.workflow import WorkflowError, read_workflow, to_api
@@ -147,3 +148,10 @@ def test_a_picture_of_nan_is_not_saved_as_black(
     with pytest.raises(WorkflowError, match="'images' holds NaN"):
         SaveImage.execute(torch.full((1, 4, 4, 3), float("nan")), "a")
     assert not list(tmp_path.rglob("*.png"))
+
+
+def test_a_schedule_of_billions_is_refused(runner: Runner) -> None:
+    with pytest.raises(
+        WorkflowError, match=r"'denoise' is 1e-09 with 20 steps: the last of 2"
+    ):
+        _sigmas(None, "simple", 20, 1e-9)
