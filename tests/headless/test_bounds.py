@@ -151,7 +151,5 @@ def test_a_picture_of_nan_is_not_saved_as_black(
 
 
 def test_a_schedule_of_billions_is_refused(runner: Runner) -> None:
-    with pytest.raises(
-        WorkflowError, match=r"'denoise' is 1e-09 with 20 steps: the last of 2"
-    ):
+    with pytest.raises(WorkflowError, match=r"'denoise' is 1e-09 with 20 steps: the last of 2"):
         _sigmas(None, "simple", 20, 1e-9)
