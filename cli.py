@@ -34,20 +34,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if type(error).__name__ == "Interrupted":
             print("stopped", file=sys.stderr)
             return 130
-        print(f"prior-art: {error}", file=sys.stderr)
+        print(f"prior-art: {_said(error)}", file=sys.stderr)
         if not _mendable(error):
             again = shlex.join(sys.argv[1:] if arguments is None else arguments)
             print(f"not foreseen; for the traceback: prior-art --debug {again}", file=sys.stderr)
         return 1
 
 
+def _said(error: Exception) -> str:
+    """What is shown of an error."""
+    from .edges import plain
+    from .loaders.files.safe import cure_of
+
+    if isinstance(error, OSError) and error.filename:
+        return plain(f"'{error.filename}': {cure_of(error)}")
+    return plain(str(error) or type(error).__name__)
+
+
 def _mendable(error: Exception) -> bool:
-    """Whether this is the user's to mend, in a node or outside of one."""
+    """Whether this is the user's to mend, in a node or outside of one: what the pack refuses, and
+    what the operating system does."""
     from .edges import UserError
     from .headless.runner import NodeError
 
     cause = error.__cause__ if isinstance(error, NodeError) else error
-    return isinstance(cause, UserError)
+    return isinstance(cause, (UserError, OSError))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -160,7 +171,14 @@ def _runner(nodes: Mapping[str, Any], out: Path, pictures: Path) -> Any:
 
     bars = Bars()
     session.on_warning = bars.warn
-    signal.signal(signal.SIGINT, lambda *_: interrupt())
+
+    def stop(*_: Any) -> None:
+        interrupt()
+        # The system itself, so that it ends whatever is being computed.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        bars.say("stopping; a second Ctrl-C ends it at once")
+
+    signal.signal(signal.SIGINT, stop)
     return Runner(nodes, out, pictures, on_node=bars.node, on_progress=bars.progress)
 
 
@@ -172,7 +190,9 @@ class Bars:
 
     def node(self, key: str, title: str) -> None:
         """A node starts."""
-        self.title = title
+        from .edges import plain
+
+        self.title = plain(title)
         self.bar = None
 
     def progress(self, key: str, step: int, total: int, preview: Any) -> None:
@@ -192,7 +212,11 @@ class Bars:
     def warn(self, message: str) -> None:
         """A node has a warning."""
         where = f"{self.title}: " if self.title else ""
-        print(f"warning: {where}{message}", file=sys.stderr)
+        self.say(f"warning: {where}{message}")
+
+    def say(self, message: str) -> None:
+        """A line of its own."""
+        print(message, file=sys.stderr)
 
 
 def _download(options: argparse.Namespace) -> int:
@@ -232,7 +256,7 @@ def _transfer(options: argparse.Namespace) -> int:
 
     def stop(*_: Any) -> None:
         asked.append(True)
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # the second one ends it at once
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # the second one ends it at once
         say("stopping; a second Ctrl-C stops at once and loses what is not saved")
 
     def say(message: str) -> None:

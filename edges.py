@@ -8,19 +8,44 @@ here, in one place, with words instead of a shape mismatch.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 import torch
 
+_ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-_])")
+"""What terminals obey (ECMA-48): control sequences, titles, single commands."""
+
+_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+"""Control characters but tabs and line ends, and those that turn the order of letters."""
+
+
+def plain(text: str) -> str:
+    """A text as it may be shown: names in files, keys and titles may hold what a terminal obeys."""
+    return _CONTROLS.sub(lambda found: f"\\x{ord(found[0]):02x}", _ESCAPES.sub("", text))
+
+
+def reason_of(error: BaseException, most: int = 160) -> str:
+    """What a library's error says, for a message of ours: a line of at most so many characters,
+    without the advice that torch gives to developers."""
+    text = str(error)
+    if found := re.search(r"WeightsUnpickler error: (.+)", text):
+        text = found[1]
+    line = " ".join(plain(text.strip().partition("\n")[0]).split())
+    return line[:most] or type(error).__name__
+
 
 class UserError(ValueError):
     """What a user can mend; the message says what is wrong, what would fit and what to do.
 
     The one base of such errors in every room: whatever else is raised is a mistake of ours. There
-    are subclasses only where code tells them apart.
+    are subclasses only where code tells them apart. What the message quotes is made :func:`plain`.
     """
+
+    def __str__(self) -> str:
+        return plain(super().__str__())
 
 
 class EdgeError(UserError):
@@ -127,6 +152,23 @@ class Transformer:
     config: Any
     name: str
     compiled: bool = False
+
+
+def check_text(text: Any, name: str) -> None:
+    """Refuse what is no text, or none that an encoding can write.
+
+    Raises:
+        EdgeError: names the input.
+    """
+    if not isinstance(text, str):
+        shown = f"{text!r}" if text is None or isinstance(text, (int, float)) else type(text)
+        raise EdgeError(f"'{name}' is {shown!s:.60}, which is no text; put it in quotes")
+    lone = next((letter for letter in text if "\ud800" <= letter <= "\udfff"), None)
+    if lone is not None:
+        raise EdgeError(
+            f"'{name}' holds half a character (U+{ord(lone):04X} at {text.index(lone)}), which no"
+            " encoding can write; delete it or write the whole"
+        )
 
 
 def placed(value: Any, device: torch.device | str) -> Any:

@@ -18,7 +18,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from ..host.embedded import io as io
 from ..host.embedded.door import session
-from ..loaders.files.safe import written
+from ..loaders.files.safe import cure_of, written
 from .core_images import IMAGE_NODES
 from .core_latents import LATENT_NODES
 from .core_pictures import read_picture
@@ -171,10 +171,10 @@ def _save(images: torch.Tensor, prefix: str, folder: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:  # ValueError: a character that no file's name may have
         if isinstance(error, WorkflowError):
             raise
-        said = getattr(error, "strerror", None) or error
+        said = cure_of(error) if isinstance(error, OSError) else error
         raise WorkflowError(
-            f"'{folder / prefix}' cannot be written: {said}. Change 'filename_prefix', or name"
-            " another output folder with --out"
+            f"'{folder / prefix}' cannot be written: {said}. 'filename_prefix' names the file,"
+            " --out the folder"
         ) from error
 
 
@@ -197,6 +197,11 @@ def _pictures(images: torch.Tensor, prefix: str, folder: Path) -> list[Path]:
     if session.workflow is not None:
         notes.add_text("workflow", json.dumps(session.workflow))
     saved = []
+    if not bool(torch.isfinite(images).all()):
+        raise WorkflowError(
+            "'images' holds NaN or infinite numbers, which ComfyUI would save as black; look at the"
+            " node that made it, or load its network as fp32 or bf16"
+        )
     for number, image in enumerate(images, start):
         levels = np.clip(255.0 * image.cpu().numpy(), 0, 255).astype(np.uint8)
         path = target / f"{name}_{number:05}_.png"
@@ -210,6 +215,7 @@ class SaveImage(io.ComfyNode):
     """Pictures into the output folder."""
 
     EQUAL = "exactly, text in the PNG included"
+    REFUSED = "pictures of NaN, which ComfyUI saves as black"
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -230,6 +236,7 @@ class PreviewImage(io.ComfyNode):
     """Pictures into the output folder's ``previews``."""
 
     EQUAL = "exactly, but for the file's name and place"
+    REFUSED = SaveImage.REFUSED
 
     @classmethod
     def define_schema(cls) -> io.Schema:

@@ -16,6 +16,7 @@ import torch
 from PIL import ImageFile, ImageOps, ImageSequence, JpegImagePlugin, PngImagePlugin
 from PIL.Image import Image as Picture
 
+from ..edges import reason_of
 from ..loaders.files.safe import PICTURE_BYTES, open_picture, read_bytes
 from .workflow import WorkflowError
 
@@ -51,7 +52,9 @@ def read_picture(path: Path) -> tuple[torch.Tensor, torch.Tensor]:
         except WorkflowError:
             raise
         except Exception as error:  # Pillow's decoders raise many kinds
-            raise WorkflowError(f"'image' is '{path.name}', which is no picture: {error}") from None
+            raise WorkflowError(
+                f"'image' is '{path.name}', which is no picture: {reason_of(error)}"
+            ) from None
     colours, masks = zip(*frames, strict=True)
     none = np.zeros((NO_MASK, NO_MASK), dtype=np.float32)
     # Of an animation only some frames may have alpha: those without are seen whole.

@@ -20,6 +20,7 @@ from ..host.embedded import io as io
 from ..host.embedded.door import (
     offload,
     progress,
+    stop_if_asked,
 )
 from ..host.embedded.rows import fitted
 from ..host.embedded.sampling import Prepared, Prompt
@@ -37,6 +38,8 @@ SCHEDULERS = [
     "kl_optimal",
 ]
 SEED = {"default": 0, "min": 0, "max": 0xFFFFFFFFFFFFFFFF, "control_after_generate": True}
+MOST_STEPS = 1_000_000
+"""Of a whole schedule: 'steps' at most, with a 'denoise' of 0.01."""
 STEPS = {"default": 20, "min": 1, "max": 10000}
 CFG = {"default": 8.0, "min": 0.0, "max": 100.0, "step": 0.1, "round": 0.01}
 
@@ -459,7 +462,17 @@ class BasicScheduler(io.ComfyNode):
 
 
 def _sigmas(model: Any, scheduler: str, steps: int, denoise: float) -> list[float]:
-    """The last ``steps`` of a schedule that would take the whole noise away."""
+    """The last ``steps`` of a schedule that would take the whole noise away.
+
+    Raises:
+        WorkflowError: of which there are too many.
+    """
+    if steps / denoise > MOST_STEPS:
+        raise WorkflowError(
+            f"'denoise' is {denoise} with {steps} steps: the last of {steps / denoise:.3g}, for"
+            " which memory does not suffice. Take a larger 'denoise', or 0 to leave the latent as"
+            " it is"
+        )
     return schedule(noise_levels(model), scheduler, int(steps / denoise))[-(steps + 1) :]
 
 
@@ -623,7 +636,12 @@ def _noise(like: torch.Tensor, seed: int, indices: list[int] | None) -> torch.Te
     if indices is None:
         return torch.randn(like.shape, generator=stream)
     one = (1, *like.shape[1:])
-    rows = [torch.randn(one, generator=stream) for _ in range(max(indices) + 1)]
+    wanted, rows = set(indices), {}
+    for i in range(max(indices) + 1):
+        stop_if_asked()
+        row = torch.randn(one, generator=stream)
+        if i in wanted:
+            rows[i] = row
     return torch.cat([rows[i] for i in indices])
 
 

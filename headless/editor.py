@@ -60,6 +60,10 @@ FOREIGN_VIRTUAL = frozenset(
 # A subgraph's own input and output in its links.
 INSIDE_INPUT, INSIDE_OUTPUT = "-10", "-20"
 REPLACE = "Run widget replace on values"
+LARGEST, DEEPEST = 20_000, 50
+"""Nodes of a workflow, those inside of all its instances counted; subgraphs within each other."""
+Step = tuple[Any, ...] | None
+"""On the way along a link: ("in", key, slot, type) and ("out", ...), or what it ends at."""
 FILE_NAME = ("SaveImage", "filename_prefix")
 """The one widget of the runner's nodes whose tokens the editor fills in."""
 
@@ -135,6 +139,14 @@ class Graph:
     links: dict[Any, Link] = field(default_factory=dict)
     inputs: list[Port] = field(default_factory=list)
     outputs: list[Port] = field(default_factory=list)
+    _size: int | None = None
+
+    def size(self) -> int:
+        """How many nodes there are, those inside of instances counted at each."""
+        if self._size is None:
+            inside = (node.definition for node in self.nodes.values() if node.definition)
+            self._size = len(self.nodes) + sum(graph.size() for graph in inside)
+        return self._size
 
     def wired(self, node: Node) -> bool:
         """Whether a link goes into or out of a node."""
@@ -174,6 +186,11 @@ class Editor:
         for key in self._definitions:
             self._graph(key)
         self.root = self._open(own, "workflow")
+        if (count := self.root.size()) > LARGEST:
+            raise WorkflowError(
+                f"this workflow has {count:,} nodes, those inside of all its subgraphs counted, and"
+                f" at most {LARGEST:,} are run; run parts of it"
+            )
         for graph in (self.root, *self._graphs.values()):
             for node in graph.nodes.values():
                 if node.type == PRIMITIVE:
@@ -186,7 +203,15 @@ class Editor:
         """A subgraph's definition, opened after those inside it."""
         if key not in self._graphs:
             if key in self._opening:
-                raise WorkflowError("a subgraph of this workflow contains itself")
+                raise WorkflowError(
+                    f"the subgraph '{key}' of this workflow contains itself; open the workflow in"
+                    " ComfyUI, take it out of itself and save again"
+                )
+            if len(self._opening) >= DEEPEST:
+                raise WorkflowError(
+                    f"this workflow has subgraphs within each other more than {DEEPEST} deep; open"
+                    " it in ComfyUI and unpack some"
+                )
             self._opening.append(key)
             saved = self._definitions[key]
             self._graphs[key] = self._open(saved, saved.get("name") or key)
@@ -398,7 +423,7 @@ class Editor:
             inputs = {name: _wrapped(node.widgets.get(name)) for name in names}
             mine = {(key, name) for name in names}
             for index, slot in enumerate(node.inputs):
-                found = self._input(key, index, set())
+                found = self._input(key, index)
                 if found is not None:
                     mine.discard((key, slot.name))
                     value = found[1]
@@ -453,13 +478,21 @@ class Editor:
             raise KeyError(name)
         return found[0].widgets[widget]
 
-    def _input(
-        self, key: str, index: int, seen: set[tuple], wanted: str | None = None
-    ) -> tuple[str, Any] | None:
+    def _input(self, key: str, index: int) -> tuple[str, Any] | None:
         """What goes into a node's input: ("link", (key, slot)), ("value", v) or nothing."""
-        if (key, index, "in") in seen:
-            raise WorkflowError(f"the links into node {key} go round in a circle")
-        seen.add((key, index, "in"))
+        step: Any = ("in", key, index, None)
+        seen: set[tuple[str, str, int]] = set()
+        while step is not None and step[0] in ("in", "out"):
+            way, key, index, wanted = step
+            if (way, key, index) in seen:
+                raise WorkflowError(f"the links into node {key} go round in a circle")
+            seen.add((way, key, index))
+            go = self._into if way == "in" else self._out_of
+            step = go(key, index, wanted)
+        return step
+
+    def _into(self, key: str, index: int, wanted: str | None) -> Step:
+        """Where an input's link leads to."""
         place = self.places[key]
         slot = place.node.inputs[index]
         if slot.link is None:
@@ -473,24 +506,21 @@ class Editor:
                 return None
             port = outer.inputs[link.slot]
             if port.link is not None:
-                return self._input(place.around, link.slot, seen)
+                return "in", place.around, link.slot, None
             return ("value", outer.widgets.get(port.name)) if port.widget else None
         around = f"{place.around}:" if place.around is not None else ""
         if link.origin not in place.graph.nodes:
             raise WorkflowError(_lost(key, slot))
-        return self._output(f"{around}{link.origin}", link.slot, wanted or slot.type, seen)
+        return "out", f"{around}{link.origin}", link.slot, wanted or slot.type
 
-    def _output(self, key: str, slot: int, wanted: str, seen: set[tuple]) -> tuple[str, Any] | None:
-        """What comes out of a node's output, for an input of type ``wanted``."""
-        if (key, slot, "out") in seen:
-            raise WorkflowError(f"the links into node {key} go round in a circle")
-        seen.add((key, slot, "out"))
+    def _out_of(self, key: str, slot: int, wanted: str) -> Step:
+        """What comes out of a node's output, for an input of type ``wanted``, or where from."""
         node = self.places[key].node
         if node.mode == MUTED:
             return None
         if node.mode == BYPASSED:
             index = _passes(node, slot, wanted)
-            return None if index is None else self._input(key, index, seen)
+            return None if index is None else ("in", key, index, None)
         if node.definition is not None:
             ports = node.definition.outputs
             links = ports[slot].links if slot < len(ports) else []
@@ -498,12 +528,12 @@ class Editor:
             if link is None:
                 return None
             if link.origin == INSIDE_INPUT:  # straight through
-                return self._input(key, link.slot, seen) if link.slot < len(node.inputs) else None
+                return ("in", key, link.slot, None) if link.slot < len(node.inputs) else None
             inner = f"{key}:{link.origin}"
-            return self._output(inner, link.slot, wanted, seen) if inner in self.places else None
+            return ("out", inner, link.slot, wanted) if inner in self.places else None
         if node.virtual:
             through = node.type in REROUTES and slot < len(node.inputs)
-            return self._input(key, slot, seen, wanted) if through else None
+            return ("in", key, slot, wanted) if through else None
         return "link", (key, slot)
 
 

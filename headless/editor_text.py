@@ -11,6 +11,8 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
+from .errors import WorkflowError
+
 # JavaScript's "." ends at each of these.
 _COMMENTS = re.compile(r"/\*.*?\*/|//[^\n\r\u2028\u2029]*", re.DOTALL)
 _TOKEN = re.compile(r"%([^%]+)%")
@@ -18,12 +20,29 @@ _DATE = re.compile(r"dd?|MM?|hh?|mm?|ss?|yyy?y?")
 _NOT_IN_NAMES = re.compile(r'[/?<>\\:*|"\x00-\x1f\x7f]')
 
 
-def dynamic_prompt(text: str, choose: Callable[[list[str]], str] = random.choice) -> str:
+DEEPEST = 100
+"""Choices of a prompt within each other."""
+
+
+def dynamic_prompt(
+    text: str, choose: Callable[[list[str]], str] = random.choice, depth: int = 0
+) -> str:
     r"""Resolve ``{a|b}`` (nested too), ``//`` and ``/* */`` as the editor does.
 
     ``\{``, ``\|`` and ``\}`` stay as characters. A brace that is never closed reaches to the
     end, and a single backslash at the end becomes ``\undefined``: so it is in the editor.
+
+    Args:
+        depth: how many braces are around it.
+
+    Raises:
+        WorkflowError: more than :data:`DEEPEST` of them.
     """
+    if depth > DEEPEST:
+        raise WorkflowError(
+            f"a prompt has choices {{a|b}} within each other more than {DEEPEST} deep; take some"
+            " out or write \\{ for a brace"
+        )
     text = _COMMENTS.sub("", text)
     out, at = [], 0
 
@@ -36,22 +55,22 @@ def dynamic_prompt(text: str, choose: Callable[[list[str]], str] = random.choice
             out.append(escaped(at))
             at += 1
         elif letter == "{":
-            options, choice, depth = [], "", 0
+            options, choice, open_braces = [], "", 0
             while at < len(text):
                 letter, at = text[at], at + 1
                 if letter == "\\":
                     choice += escaped(at)
                     at += 1
                     continue
-                if letter == "}" and not depth:
+                if letter == "}" and not open_braces:
                     break
-                if letter == "|" and not depth:
+                if letter == "|" and not open_braces:
                     options.append(choice)
                     choice = ""
                     continue
-                depth += {"{": 1, "}": -1}.get(letter, 0)
+                open_braces += {"{": 1, "}": -1}.get(letter, 0)
                 choice += letter
-            out.append(dynamic_prompt(choose([*options, choice]), choose))
+            out.append(dynamic_prompt(choose([*options, choice]), choose, depth + 1))
         else:
             out.append(letter)
     return re.sub(r"\\([{}|])", r"\1", "".join(out))

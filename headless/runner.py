@@ -6,9 +6,7 @@ change from one run to the next, and names the node in every error.
 
 from __future__ import annotations
 
-import inspect
 import itertools
-import math
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -18,13 +16,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from ..edges import plain
 from ..host.embedded import door as embedded
 from ..host.embedded.door import Interrupted, session
-from .errors import Unsupported, WorkflowError
-from .native_nodes import NATIVE_NODES
-from .workflow import to_api, unknown_node
-
-_NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+from ..loaders.files.safe import cure_of
+from .checking import check, check_bounds, is_link, wires
+from .workflow import to_api
 
 
 class NodeError(RuntimeError):
@@ -111,7 +108,7 @@ class Runner:
     def _run(self, prompt: dict[str, dict], needed: list[str], left_out: dict[str, str]) -> Run:
         run = Run(left_out=left_out)
         numbers: dict[str, int] = {}
-        waiting = Counter(wire for key in needed for wire in _wires(prompt[key]))
+        waiting = Counter(wire for key in needed for wire in wires(prompt[key]))
         for key in needed:
             if session.stop.is_set():
                 raise Interrupted(f"stopped before node {key}")
@@ -127,15 +124,18 @@ class Runner:
                 raise
             except Exception as error:
                 said = str(error) or type(error).__name__
-                raise NodeError(f"node {key} '{title}' ({node['class_type']}): {said}") from error
+                if isinstance(error, OSError) and error.filename:
+                    said = f"'{error.filename}': {cure_of(error)}"
+                where = f"node {key} '{title}' ({node['class_type']})"
+                raise NodeError(plain(f"{where}: {said}")) from error
             run.values[key], shown = self._cache[number]
             run.pictures += (shown or {}).get("images", [])
             if shown and "text" in shown:
                 run.texts[key] = shown["text"]
             if not self.keep:
                 del self._cache[number]
-                waiting.subtract(_wires(node))
-                for source in {source for source, _ in _wires(node)}:
+                waiting.subtract(wires(node))
+                for source in {source for source, _ in wires(node)}:
                     run.values[source] = tuple(
                         value if waiting[source, slot] else None
                         for slot, value in enumerate(run.values[source])
@@ -159,6 +159,11 @@ class Runner:
         started = time.perf_counter()
         node_class = self.nodes[node["class_type"]]
         schema = node_class.define_schema()
+        for socket in schema.inputs:
+            if is_link(node["inputs"].get(socket.id)) and socket.io_type in ("INT", "FLOAT"):
+                value = inputs[socket.id]
+                for one in value if isinstance(value, Several) else [value]:
+                    check_bounds(socket, one)
         if schema.hidden:
             asked = SimpleNamespace(unique_id=key, prompt=session.prompt, extra_pnginfo=None)
             node_class = type(node_class.__name__, (node_class,), {"hidden": asked})
@@ -231,238 +236,12 @@ def _gathered(outputs: list[Any], schema: Any, several: bool) -> tuple[tuple, di
     return tuple(values), shown or None
 
 
-def _wires(node: Mapping[str, Any]) -> list[tuple[str, int]]:
-    """The wires into a node: another node's id and which of its outputs."""
-    return [tuple(value) for value in node["inputs"].values() if is_link(value)]
-
-
 def node_classes() -> dict[str, Any]:
     """Every node that the headless runner has, by id: the pack's and a few of ComfyUI's."""
     from ..nodes import NODES
     from .core_nodes import CORE_NODES
 
     return {node.define_schema().node_id: node for node in [*NODES, *CORE_NODES]}
-
-
-def is_link(value: Any) -> bool:
-    """Whether an input's value is a link ``[node id, slot]``."""
-    return (
-        isinstance(value, (list, tuple))
-        and len(value) == 2
-        and isinstance(value[0], str)
-        and isinstance(value[1], int)
-    )
-
-
-def check(prompt: Mapping[str, Any], nodes: Mapping[str, Any]) -> tuple[list[str], dict[str, str]]:
-    """Check a prompt before anything runs.
-
-    Returns:
-        The ids that its outputs need, ancestors first; and the outputs that cannot run, with the
-        reason.
-
-    Raises:
-        WorkflowError: an unknown node, nothing to show, or no output that could run for a missing
-            input, a value or link that does not fit, or a circle.
-        Unsupported: something that only ComfyUI can do.
-    """
-    for key, node in prompt.items():
-        if node["class_type"] not in nodes:
-            raise Unsupported(unknown_node(key, node["class_type"]))
-    found = {
-        name: nodes[name].define_schema() for name in {n["class_type"] for n in prompt.values()}
-    }
-    schemas = {key: found[node["class_type"]] for key, node in prompt.items()}
-    outputs = [key for key, schema in schemas.items() if schema.is_output_node]
-    if not outputs:
-        raise WorkflowError("the workflow has no output; add a Save Image or Preview Image node")
-    # What is wrong with each node that was looked at, its ancestors' faults included.
-    verdicts: dict[str, WorkflowError | None] = {}
-    order: list[str] = []
-    open_nodes: set[str] = set()
-
-    def visit(key: str) -> WorkflowError | None:
-        if key in open_nodes:
-            return WorkflowError(f"node {key}'s inputs go round in a circle")
-        if key not in verdicts:
-            open_nodes.add(key)
-            verdicts[key] = examine(key)
-            open_nodes.discard(key)
-            if verdicts[key] is None:
-                order.append(key)
-        return verdicts[key]
-
-    def examine(key: str) -> WorkflowError | None:
-        try:
-            _check_inputs(key, prompt, schemas, nodes)
-        except Unsupported:
-            raise
-        except WorkflowError as error:
-            return error
-        sources = (value[0] for value in prompt[key]["inputs"].values() if is_link(value))
-        return next((fault for source in sources if (fault := visit(source))), None)
-
-    faults = {key: str(fault) for key in outputs if (fault := visit(key)) is not None}
-    if len(faults) == len(outputs):
-        raise WorkflowError("; ".join(dict.fromkeys(faults.values())))
-    wanted = _ancestors(prompt, [key for key in outputs if key not in faults])
-    left_out = {
-        key: why if why.startswith(f"node {key} ") else f"node {key}, because {why}"
-        for key, why in faults.items()
-    }
-    return [key for key in order if key in wanted], left_out
-
-
-def _ancestors(prompt: Mapping[str, Any], outputs: list[str]) -> set[str]:
-    """Some outputs and all that they need."""
-    wanted, open_nodes = set(), list(outputs)
-    while open_nodes:
-        key = open_nodes.pop()
-        if key not in wanted:
-            wanted.add(key)
-            open_nodes += [source for source, _ in _wires(prompt[key])]
-    return wanted
-
-
-def _check_inputs(
-    key: str, prompt: Mapping[str, Any], schemas: Mapping[str, Any], nodes: Mapping[str, Any]
-) -> None:
-    node, schema = prompt[key], schemas[key]
-    sockets = {socket.id: socket for socket in schema.inputs}
-    # As in the host: what a node does not know (an editor's widget, an old input) is left out.
-    node["inputs"] = {k: v for k, v in node["inputs"].items() if k in sockets}
-    title = (node.get("_meta") or {}).get("title") or schema.display_name
-    where = f"node {key} '{title}' ({node['class_type']})"
-    if schema.is_input_list:
-        raise Unsupported(f"{where} takes whole lists; run this workflow in ComfyUI")
-    validate = getattr(nodes[node["class_type"]], "validate_inputs", None)
-    own = inspect.signature(validate).parameters if validate is not None else {}
-    looks_at_all = any(one.kind is one.VAR_KEYWORD for one in own.values())
-    for name, socket in sockets.items():
-        if name not in node["inputs"]:
-            if not socket.optional:
-                cure = "set it" if socket.is_widget else "wire it"
-                raise WorkflowError(f"{where}: '{name}' ({socket.io_type}) is missing; {cure}")
-            continue
-        value = node["inputs"][name]
-        if isinstance(value, list) and not is_link(value):
-            raise WorkflowError(
-                f"{where}: '{name}' is a list; a wire is a node's id as text and a number"
-            )
-        if isinstance(value, Mapping) and "__value__" in value:
-            value = node["inputs"][name] = value["__value__"]  # how the editor sends a list
-        if is_link(value):
-            _check_link(where, name, socket, value, prompt, schemas)
-        elif not socket.takes_value:
-            raise WorkflowError(f"{where}: '{name}' needs a wire of type {socket.io_type}")
-        else:
-            bounded = not (looks_at_all or name in own)
-            node["inputs"][name] = _widget(where, name, socket, value, bounded)
-            _check_choice(where, name, socket, node, bounded)
-    if validate is not None:
-        values = {k: v for k, v in node["inputs"].items() if looks_at_all or k in own}
-        _ask_node(where, values, validate, own)
-    only_there = getattr(nodes[node["class_type"]], "only_in_comfyui", None)
-    if only_there is not None:
-        sources = {k: prompt[v[0]]["class_type"] for k, v in node["inputs"].items() if is_link(v)}
-        values = {k: v for k, v in node["inputs"].items() if k not in sources}
-        if why := only_there(values, sources):
-            raise Unsupported(f"{where}: {why}")
-
-
-def _ask_node(where: str, values: Mapping[str, Any], validate: Callable, own: Mapping) -> None:
-    """Let a node's ``validate_inputs`` see the values it asks for; what is wired has none yet."""
-    given = {name: value for name, value in values.items() if not is_link(value)}
-    needed = [name for name, one in own.items() if one.default is one.empty and one.kind in _NAMED]
-    if not all(name in given for name in needed):
-        return
-    try:
-        verdict = validate(**given)
-    except Exception as error:  # as in the host, whose nodes may stumble over odd values
-        verdict = f"{type(error).__name__}: {error}"
-    if verdict is not True:
-        said = verdict or f"refused {', '.join(given)}"
-        raise WorkflowError(f"{where}: {said}")
-
-
-def _check_link(
-    where: str, name: str, socket: Any, value: Any, prompt: Mapping, schemas: Mapping
-) -> None:
-    source, slot = value
-    if source not in prompt:
-        raise WorkflowError(f"{where}: '{name}' is wired to node {source}, which does not exist")
-    outputs = schemas[source].outputs
-    if not 0 <= slot < len(outputs):
-        raise WorkflowError(
-            f"{where}: '{name}' is wired to output {slot} of node {source}, which"
-            f" has {len(outputs)}"
-        )
-    given = outputs[slot].io_type
-    if not _fits(given, socket.io_type):
-        raise WorkflowError(
-            f"{where}: '{name}' needs {socket.io_type}, but node {source}"
-            f" ({prompt[source]['class_type']}) gives {given}"
-        )
-
-
-def _fits(given: str, wanted: str) -> bool:
-    """Whether a wire of type ``given`` may go into an input of type ``wanted``; ``*`` fits any."""
-    if "*" in (given, wanted):
-        return True
-    return not set(given.split(",")).isdisjoint(wanted.split(","))
-
-
-def _widget(where: str, name: str, socket: Any, value: Any, bounded: bool) -> Any:
-    """A widget's value as its type, inside its bounds unless the node checks these itself."""
-    value = _typed(where, name, socket.io_type, value)
-    if not bounded:
-        return value
-    low, high = socket.options.get("min"), socket.options.get("max")
-    if low is not None and value < low:
-        raise WorkflowError(f"{where}: '{name}' is {value}; the smallest is {low}")
-    if high is not None and value > high:
-        raise WorkflowError(f"{where}: '{name}' is {value}; the largest is {high}")
-    return value
-
-
-def _typed(where: str, name: str, io_type: str, value: Any) -> Any:
-    """A value as its input's type. What ComfyUI would turn into text or a switch unasked is
-    refused: a number as text, a word as true."""
-    if io_type == "STRING":
-        if not isinstance(value, str):
-            shown = f"{value!r}"[:60]
-            raise WorkflowError(f"{where}: '{name}' is {shown}, which is no text; put it in quotes")
-        lone = next((letter for letter in value if "\ud800" <= letter <= "\udfff"), None)
-        if lone is not None:
-            raise WorkflowError(
-                f"{where}: '{name}' holds half a character (U+{ord(lone):04X} at"
-                f" {value.index(lone)}), which no encoding can write; delete it or write the whole"
-            )
-        return value
-    if io_type == "BOOLEAN" and not isinstance(value, (bool, int, float)):
-        raise WorkflowError(
-            f"{where}: '{name}' is {value!r}, which is no switch; use true or false"
-        )
-    kinds = {"INT": int, "FLOAT": float, "BOOLEAN": bool}
-    try:
-        value = kinds.get(io_type, lambda same: same)(value)
-    except (TypeError, ValueError, OverflowError):
-        raise WorkflowError(f"{where}: '{name}' is {value!r}, which is no {io_type}") from None
-    if io_type == "FLOAT" and not math.isfinite(value):
-        raise WorkflowError(f"{where}: '{name}' is {value}, which is no number; give a finite one")
-    return value
-
-
-def _check_choice(where: str, name: str, socket: Any, node: Mapping, bounded: bool) -> None:
-    """A combo's value is one of its list."""
-    options, value = socket.options.get("options"), node["inputs"][name]
-    if options is None or not bounded or value in options:
-        return
-    shown = ", ".join(map(str, options[:10])) + (", ..." if len(options) > 10 else "")
-    said = f"{where}: '{name}' is '{value}', which is not in the list: {shown}"
-    if node["class_type"] in NATIVE_NODES and not socket.options.get("upload"):
-        raise Unsupported(f"{said}. ComfyUI may have it; run this workflow there")
-    raise WorkflowError(said)
 
 
 def interrupt() -> None:

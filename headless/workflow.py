@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..loaders.files.safe import NoPicture, open_picture, read_bytes
+from ..loaders.files.safe import NoPicture, cure_of, open_picture, read_bytes
 from .editor import Editor
 from .errors import Unsupported, WorkflowError
 from .native_nodes import NATIVE_NODES
@@ -31,6 +31,9 @@ __all__ = [
 
 WORKFLOW_BYTES = 2**24
 """Of a workflow's JSON; parsed it takes thirty times as much."""
+
+DEEPEST = 100
+"""Lists and mappings within each other; workflows have some ten."""
 
 _WHOLE = 2**27
 """Pixels of a picture that carries a workflow."""
@@ -53,8 +56,7 @@ def read_workflow(path: Path) -> Any:
         if carried is None:
             return _parsed(read_bytes(path, WORKFLOW_BYTES), f"'{path}'")
     except OSError as error:
-        reason = error.strerror or error
-        raise WorkflowError(f"cannot read the workflow '{path}': {reason}") from error
+        raise WorkflowError(f"cannot read the workflow '{path}': {cure_of(error)}") from error
     texts = {key.lower(): text for key, text in carried.items()}
     for key in ("workflow", "prompt"):
         # Clients of the host that queue a prompt save "null" or "{}" for the graph.
@@ -114,6 +116,7 @@ def to_api(
         WorkflowError: neither format, a node that is not in ``nodes``, or a setting that does not
             fit.
     """
+    _check_depth(workflow)
     if isinstance(workflow, Mapping) and is_api(workflow.get("prompt")):
         workflow = workflow["prompt"]  # what a client posts to the host
     if is_api(workflow):
@@ -138,6 +141,25 @@ def to_api(
             editor.places[key].node.widgets[name] = prompt[key]["inputs"][name]
     editor.resolve_texts(prompt, own)
     return prompt
+
+
+def _check_depth(workflow: Any) -> None:
+    """Refuse what no editor saves, and what much that reads it would stumble over.
+
+    Raises:
+        WorkflowError: lists and mappings within each other more than :data:`DEEPEST` deep.
+    """
+    level: list[Any] = [[workflow]]
+    depth = 0
+    while level:
+        if depth > DEEPEST:
+            raise WorkflowError(
+                f"this JSON is no workflow: it has lists within each other more than {DEEPEST}"
+                " deep; export it from ComfyUI again"
+            )
+        held = (one.values() if isinstance(one, Mapping) else one for one in level)
+        level = [part for of in held for part in of if isinstance(part, (Mapping, list, tuple))]
+        depth += 1
 
 
 def _api_node(key: Any, node: Mapping[str, Any]) -> dict[str, Any]:

@@ -53,7 +53,7 @@ class Adapter:
 
 
 class Host(Protocol):
-    """The names of a door; 18 of them."""
+    """The names of a door; 19 of them."""
 
     NAME: str
     """In messages."""
@@ -128,6 +128,11 @@ class Host(Protocol):
     def progress(self, total: int) -> Callable[..., None]:
         """``update(step, preview=None)`` of a bar on the running node; raises the host's own
         exception when the user stopped the run."""
+        ...
+
+    def stop_if_asked(self) -> None:
+        """Raise the host's own exception when the user stopped the run: for what takes long outside
+        of a bar's steps."""
         ...
 
     def warn(self, message: str) -> None:

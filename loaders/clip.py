@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..edges import EdgeError
+from ..edges import EdgeError, reason_of
 from ..samplers.parts.resize import resize_and_crop
 from .files.catalogue import download_of, repository_of
 from .files.checkpoint import AGAIN, CheckpointError, check_bytes, check_inside, read_json
@@ -64,7 +64,9 @@ def load_tokenizer(folder: Path, folders: Sequence[Path] = (), **overrides: Any)
     try:
         return tokenizer_class.from_pretrained(str(folder), local_files_only=True, **overrides)
     except Exception as error:
-        raise CheckpointError(f"'{folder}' is no CLIP tokenizer ({error}). {AGAIN}") from error
+        raise CheckpointError(
+            f"'{folder}' is no CLIP tokenizer ({reason_of(error)}). {AGAIN}"
+        ) from error
 
 
 def check_tokenizer(tokenizer: Any, network: Any, name: str) -> None:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import torch
 
-from ..edges import SPACES, EdgeError
+from ..edges import SPACES, EdgeError, reason_of
 from .files.checkpoint import AGAIN, CheckpointError
-from .files.safe import Unreadable, open_regular, write_whole
+from .files.safe import Unreadable, cure_of, open_regular, write_whole
 
 FORMAT = "prior-art image embeddings 1"
 KEY, LENGTHS = "image_embeds", "lengths"
@@ -64,6 +64,8 @@ def write_embedding(file: Path, embedding: Embedding, normalise: bool = False) -
         "note": embedding.note,
         "fingerprint": fingerprint(tensor),
     }
+    if normalise:
+        metadata["fingerprint_of_lengths"] = fingerprint(tensors[LENGTHS])
     file.parent.mkdir(parents=True, exist_ok=True)
     write_whole(file, save(tensors, metadata))
 
@@ -81,7 +83,7 @@ def read_embedding(file: Path) -> Embedding:
     except Unreadable as error:
         raise CheckpointError(f"'{file.name}' is not read: {error}. Choose another file") from error
     except OSError as error:
-        raise CheckpointError(f"'{file.name}' cannot be read ({error.strerror})") from error
+        raise CheckpointError(f"'{file.name}' cannot be read: {cure_of(error)}") from error
     try:
         with safe_open(str(file), framework="pt") as opened:
             metadata = opened.metadata() or {}
@@ -89,10 +91,9 @@ def read_embedding(file: Path) -> Embedding:
             tensor = opened.get_tensor(KEY) if KEY in names else None
             lengths = opened.get_tensor(LENGTHS) if LENGTHS in names else None
     except Exception as error:
-        first = (str(error).strip().splitlines() or [""])[0][:120]
         raise CheckpointError(
-            f"'{file.name}' is no safetensors file, whatever its name says ({first}). Choose one"
-            " that 'Save Image Embeddings' wrote"
+            f"'{file.name}' is no safetensors file, whatever its name says ({reason_of(error)})."
+            " Choose one that 'Save Image Embeddings' wrote"
         ) from error
     if metadata.get("format") != FORMAT or tensor is None or tensor.ndim != 2:
         raise CheckpointError(
@@ -120,6 +121,12 @@ def read_embedding(file: Path) -> Embedding:
             raise CheckpointError(
                 f"'{file.name}' holds normalised embeddings without their lengths, and decoders"
                 " read them unnormalised. Save them again, or encode the picture again"
+            )
+        # Files of version 0.1 have no fingerprint of these.
+        known = metadata.get("fingerprint_of_lengths", fingerprint(lengths))
+        if known != fingerprint(lengths) or not bool(((lengths > 0) & (lengths < 1e30)).all()):
+            raise CheckpointError(
+                f"'{file.name}' is damaged: its lengths are not those that were saved. {AGAIN}"
             )
         tensor = tensor * lengths
     return Embedding(tensor, space, metadata.get("made_by", ""), metadata.get("note", ""))

@@ -19,6 +19,7 @@ from ..edges import (
     EmbeddingSpace,
     conditioning_to_embeds,
     depth_beside,
+    reason_of,
     text_beside,
 )
 from ..networks.kandinsky_mclip import MultilingualCLIP
@@ -364,7 +365,9 @@ def _xlmr_tokenizer(source: Source) -> Any:
         try:
             tokenizer = tokenizer_class.from_pretrained(str(folder), local_files_only=True)
         except Exception as error:
-            raise CheckpointError(f"'{folder}' is no XLM-R tokenizer ({error}). {AGAIN}") from error
+            raise CheckpointError(
+                f"'{folder}' is no XLM-R tokenizer ({reason_of(error)}). {AGAIN}"
+            ) from error
     elif pieces.is_file():
         tokenizer = sentencepiece.read_xlmr_tokenizer(pieces)
     else:

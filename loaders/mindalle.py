@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 import torch
 
-from ..edges import EdgeError
+from ..edges import EdgeError, reason_of
 from ..networks.mindalle import ARConfig, ARTransformer
 from .files.archive import Progress, is_archive, unpacked
 from .files.catalogue import Source, Stage, System
@@ -313,8 +313,9 @@ def _read_yaml(path: Path) -> Mapping[str, Any]:
             raise ValueError("it merges mappings, which no published one does")
         value = safe_load(text)
     except Exception as error:  # yaml's errors share no base with what decoding raises
-        reason = " ".join(str(error).split())[:160]
-        raise CheckpointError(f"'{path}' is not YAML ({reason}). {AGAIN}, or remove it") from error
+        raise CheckpointError(
+            f"'{path}' is not YAML ({reason_of(error)}). {AGAIN}, or remove it"
+        ) from error
     return value if isinstance(value, Mapping) else {}
 
 
@@ -411,7 +412,7 @@ def load_tokenizer(folder: Path, folders: Sequence[Path] = ()) -> Any:
             str(vocabulary), str(merges), unk_token=UNKNOWN, lowercase=True
         )
     except Exception as error:  # the library raises bare Exceptions
-        raise CheckpointError(f"'{merges}' is damaged ({str(error)[:160]}). {AGAIN}") from error
+        raise CheckpointError(f"'{merges}' is damaged ({reason_of(error)}). {AGAIN}") from error
     tokenizer.add_special_tokens([PADDING])
     return tokenizer
 

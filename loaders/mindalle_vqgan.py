@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from ..edges import reason_of
 from .files.checkpoint import AGAIN, CheckpointError, cast, load_strict
 from .files.libraries import require
 from .taming import GROUPS, convert_vqgan
@@ -81,7 +82,7 @@ def build_vqgan(
             network = network_class(**config, sample_size=size)
     except Exception as error:
         raise CheckpointError(
-            f"'{name}' is no VQGAN that can be built ({str(error).strip()[:200]}). {AGAIN}"
+            f"'{name}' is no VQGAN that can be built ({reason_of(error)}). {AGAIN}"
         ) from error
     load_strict(network, cast(tensors, dtype), name)
     network.eval().requires_grad_(False)

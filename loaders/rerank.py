@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..edges import SPACES, EmbeddingSpace
+from ..edges import SPACES, EmbeddingSpace, reason_of
 from . import clip, unclip
 from .files.catalogue import Source, Stage, System
 from .files.checkpoint import (
@@ -170,7 +170,7 @@ def _model(
     except Exception as error:
         raise CheckpointError(
             f"the config.json of '{name}' describes no CLIP that can be built"
-            f" ({' '.join(str(error).split())[:200]}). {AGAIN}"
+            f" ({reason_of(error)}). {AGAIN}"
         ) from error
     wanted = network.state_dict()
     state = {}

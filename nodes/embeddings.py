@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,9 @@ from ..host import host, io
 from ..loaders.embeddings import Embedding, read_embedding, write_embedding
 from ..loaders.files.catalogue import titles
 from ..loaders.files.checkpoint import inside
+from ..loaders.files.safe import cure_of
 from ..samplers.embeddings import MODES, cosines, interpolate, mix, move_by_texts
+from .node import Node
 from .widgets import named
 
 CATEGORY = "PriorArt/mix"
@@ -52,13 +53,7 @@ def _space_of(output: Any, name: str) -> EmbeddingSpace:
     return space_named(space_of_output(output), embeds.shape[-1])
 
 
-def _finite(**numbers: float) -> None:
-    for name, number in numbers.items():
-        if not math.isfinite(number):
-            raise EdgeError(f"'{name}' is {number}; give a finite number")
-
-
-class MixEmbeddings(io.ComfyNode):
+class MixEmbeddings(Node):
     """Two image embeddings as one; chains mix any number."""
 
     @classmethod
@@ -102,14 +97,13 @@ class MixEmbeddings(io.ComfyNode):
         weight_b: float,
         mode: str = MODES[0],
     ) -> io.NodeOutput:
-        _finite(weight_a=weight_a, weight_b=weight_b)
         a, b, space = _both(image_embeds_a, image_embeds_b)
         with named(a="image_embeds_a", b="image_embeds_b"):
             mixed = mix(a, b, weight_a, weight_b, mode)
         return _made(mixed, space, "Mix Image Embeddings")
 
 
-class InterpolateEmbeddings(io.ComfyNode):
+class InterpolateEmbeddings(Node):
     """A walk from one embedding to another, as a batch."""
 
     @classmethod
@@ -146,7 +140,7 @@ class InterpolateEmbeddings(io.ComfyNode):
         return _made(interpolate(points, count, mode), space, "Interpolate Image Embeddings")
 
 
-class TextDifference(io.ComfyNode):
+class TextDifference(Node):
     """A picture's embedding moved by the difference of two texts."""
 
     @classmethod
@@ -175,7 +169,6 @@ class TextDifference(io.ComfyNode):
     def execute(
         cls, image_embeds: Any, text: list, from_text: list, strength: float
     ) -> io.NodeOutput:
-        _finite(strength=strength)
         space = _space_of(image_embeds, "image_embeds")
         embeds = image_embeds_of(image_embeds, space, "image_embeds")
         to, away = (
@@ -186,7 +179,7 @@ class TextDifference(io.ComfyNode):
         return _made(moved, space, "Add Text Difference")
 
 
-class CompareEmbeddings(io.ComfyNode):
+class CompareEmbeddings(Node):
     """How alike embeddings are."""
 
     @classmethod
@@ -217,7 +210,7 @@ class CompareEmbeddings(io.ComfyNode):
         return io.NodeOutput(said, host.offload(picture))
 
 
-class SaveEmbeddings(io.ComfyNode):
+class SaveEmbeddings(Node):
     """Image embeddings into a file."""
 
     @classmethod
@@ -273,13 +266,12 @@ class SaveEmbeddings(io.ComfyNode):
             write_embedding(file, Embedding(embeds, space.name, made_by, note), normalise)
         except OSError as error:
             raise EdgeError(
-                f"'{file}' cannot be written: {error.strerror or error}. Change 'name', or make the"
-                " output folder writable"
+                f"'{file}' cannot be written: {cure_of(error)}. 'name' names the file"
             ) from error
         return io.NodeOutput(image_embeds)
 
 
-class LoadEmbeddings(io.ComfyNode):
+class LoadEmbeddings(Node):
     """Image embeddings out of a file."""
 
     @classmethod

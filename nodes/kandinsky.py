@@ -48,6 +48,7 @@ from ..samplers.parts.noise import Noise
 from ..samplers.parts.resize import resized
 from ..samplers.parts.sampling import Sampling, Start
 from ..samplers.prior import sample_prior
+from .node import Node
 from .pictures import from_image, latent_preview, rgb_factors
 from .widgets import (
     LOAD,
@@ -58,6 +59,7 @@ from .widgets import (
     noise_offset_input,
     noise_offset_output,
     sampling_inputs,
+    seeded,
     source_inputs,
 )
 
@@ -136,7 +138,7 @@ def _schema(
     )
 
 
-class KandinskyDecoder(io.ComfyNode):
+class KandinskyDecoder(Node):
     """Kandinsky's decoder with its published sampler."""
 
     @classmethod
@@ -159,7 +161,7 @@ class KandinskyDecoder(io.ComfyNode):
         return _sample(model, (height, width), DecoderInputs(**sampling), canvas)
 
 
-class KandinskyImage(io.ComfyNode):
+class KandinskyImage(Node):
     """Kandinsky's image to image."""
 
     @classmethod
@@ -205,7 +207,7 @@ class KandinskyImage(io.ComfyNode):
         return _sample(model, asked, DecoderInputs(**sampling), canvas)
 
 
-class KandinskyInpaint(io.ComfyNode):
+class KandinskyInpaint(Node):
     """Kandinsky's inpainting decoder."""
 
     @classmethod
@@ -256,7 +258,7 @@ class KandinskyInpaint(io.ComfyNode):
         return _sample(model, asked, DecoderInputs(**sampling), Canvas(size, known=known))
 
 
-class KandinskyDepth(io.ComfyNode):
+class KandinskyDepth(Node):
     """Kandinsky 2.2's depth ControlNet."""
 
     @classmethod
@@ -284,7 +286,7 @@ class KandinskyDepth(io.ComfyNode):
         return _sample(model, asked, DecoderInputs(**sampling), canvas, hint)
 
 
-class KandinskyConditioning(io.ComfyNode):
+class KandinskyConditioning(Node):
     """Image embeddings as CONDITIONING, for native samplers."""
 
     @classmethod
@@ -335,7 +337,7 @@ class KandinskyConditioning(io.ComfyNode):
         return io.NodeOutput(*host.offload(sides))
 
 
-class KandinskySampler(io.ComfyNode):
+class KandinskySampler(Node):
     """The published sampler as SAMPLER."""
 
     @classmethod
@@ -355,7 +357,7 @@ class KandinskySampler(io.ComfyNode):
         return io.NodeOutput(host.wrap("latent_sampler", sample_from_sigmas))
 
 
-class KandinskySchedule(io.ComfyNode):
+class KandinskySchedule(Node):
     """The published timesteps as SIGMAS."""
 
     @classmethod
@@ -432,8 +434,6 @@ def _sample(
 ) -> io.NodeOutput:
     """The LATENT of a decoder, for a picture of the height and width that were ``asked`` for, and
     the stream's position after it. ``hint`` is depth ``[R, 3, H, W]`` in 0..1."""
-    if inputs.batch_size < 1:
-        raise EdgeError(f"'batch_size' is {inputs.batch_size}; ask for at least one picture")
     managed, loaded = host.open("latent_decoder", model)
     sides = _conditions(loaded, inputs, hint)
     _check_decoder(loaded, mode_for(canvas.known is not None, hint is not None))
@@ -446,7 +446,7 @@ def _sample(
     network, device, dtype = host.use(managed, activations=places * LATENT_PLACE)
     bar = Bar(lambda x0: latent_preview(x0, loaded.latent_rgb_factors))
     with named(**DECODER):
-        noise = Noise.seeded(inputs.seed, count, inputs.noise_offset)
+        noise = seeded(inputs.seed, count, inputs.noise_offset)
         sampling = Sampling(noise, device, dtype, inputs.steps, bar)
         latents = sample_latents(network, loaded.schedule, *sides, canvas, sampling, inputs.cfg)
     latents = host.offload(latents)
@@ -521,13 +521,7 @@ def _check_decoder(loaded: LatentDecoder, wanted: str) -> None:
 
 
 def _asked(image: torch.Tensor, width: int, height: int) -> tuple[int, int]:
-    """Height and width, the picture's own where they are 0.
-
-    Raises:
-        EdgeError: a negative one.
-    """
-    if width < 0 or height < 0:
-        raise EdgeError(f"'width' and 'height' are {width} and {height}; 0 is the picture's own")
+    """Height and width, the picture's own where they are 0."""
     return height or image.shape[1], width or image.shape[2]
 
 
@@ -594,10 +588,14 @@ def _encode(vae: Any, pixels: torch.Tensor) -> torch.Tensor:
     managed, _ = host.open("movq", vae)
     held = ENCODED_PIXEL * pixels[0, 0].numel()
     network, device, dtype = host.use(managed, activations=held)
-    return torch.cat([encode(network, row[None].to(device, dtype)).float() for row in pixels])
+    rows = []
+    for row in pixels:
+        host.stop_if_asked()
+        rows.append(encode(network, row[None].to(device, dtype)).float())
+    return torch.cat(rows)
 
 
-class LoadLatentDecoder(io.ComfyNode):
+class LoadLatentDecoder(Node):
     """Kandinsky's decoder as a native MODEL over MoVQ's latents."""
 
     @classmethod
@@ -646,7 +644,7 @@ class LoadLatentDecoder(io.ComfyNode):
         return io.NodeOutput(host.wrap("latent_decoder", loaded))
 
 
-class LoadMCLIP(io.ComfyNode):
+class LoadMCLIP(Node):
     """Kandinsky 2.1's text model as the host's CLIP."""
 
     @classmethod
@@ -674,7 +672,7 @@ class LoadMCLIP(io.ComfyNode):
         )
 
 
-class LoadMoVQ(io.ComfyNode):
+class LoadMoVQ(Node):
     """Kandinsky's MoVQ as the host's VAE."""
 
     @classmethod
@@ -760,7 +758,7 @@ def _kandinsky_outputs() -> list:
     ]
 
 
-class KandinskyPrior(io.ComfyNode):
+class KandinskyPrior(Node):
     """Kandinsky's prior: the embedding of a picture, and of what it shall not be."""
 
     @classmethod
@@ -781,7 +779,7 @@ class KandinskyPrior(io.ComfyNode):
         return _sample_prior(prior, PriorInputs(**sampling))
 
 
-class KandinskyPriorImage(io.ComfyNode):
+class KandinskyPriorImage(Node):
     """Kandinsky's image-to-image prior: a picture's embedding, led towards a prompt."""
 
     @classmethod
@@ -863,7 +861,7 @@ def _sample_prior(prior: Prior, inputs: PriorInputs, start: Start | None = None)
 
     with named():
         wide = 2 * count if both or prompt is not None else count
-        noise = Noise.seeded(inputs.seed, wide, inputs.noise_offset)
+        noise = seeded(inputs.seed, wide, inputs.noise_offset)
     if both:
         embeds, found = sample(text, noise, start=start, with_negative=True).split(count)
     elif prompt is not None:
@@ -884,16 +882,12 @@ def _sample_prior(prior: Prior, inputs: PriorInputs, start: Start | None = None)
 
 
 def _check_negatives(prior: Prior, inputs: PriorInputs) -> None:
-    """Refuse what does not say which negative embeddings are wanted, or how many.
+    """Refuse what does not say which negative embeddings are wanted.
 
     Raises:
         EdgeError: names the widget.
     """
     wanted, wired = inputs.negative_embeds, inputs.negative_decoder_prompt is not None
-    if inputs.batch_size < 1:
-        raise EdgeError(
-            f"'batch_size' is {inputs.batch_size}; ask for at least one image embedding"
-        )
     if wanted not in (ZERO, NEGATIVE):
         raise EdgeError(f"'negative_embeds' is '{wanted}'; choose '{ZERO}' or '{NEGATIVE}'")
     if wanted == NEGATIVE and wired:

@@ -9,8 +9,8 @@ from ..host import host, io
 from ..loaders import karlo
 from ..networks.memory import DECODER_PIXEL, UPSCALER_PIXEL
 from ..samplers.karlo import sample_decoder, upscale
-from ..samplers.parts.noise import Noise
 from ..samplers.parts.sampling import Sampling
+from .node import Node
 from .pictures import from_image, preview, to_image
 from .widgets import (
     LOAD,
@@ -21,11 +21,12 @@ from .widgets import (
     noise_offset_input,
     noise_offset_output,
     sampling_inputs,
+    seeded,
     source_inputs,
 )
 
 
-class KarloDecoder(io.ComfyNode):
+class KarloDecoder(Node):
     """Karlo's unCLIP decoder with its published sampler (learned variance, own betas)."""
 
     @classmethod
@@ -81,8 +82,6 @@ class KarloDecoder(io.ComfyNode):
         batch_size: int,
         noise_offset: int = 0,
     ) -> io.NodeOutput:
-        if batch_size < 1:
-            raise EdgeError(f"'batch_size' is {batch_size}; ask for at least one picture")
         managed, loaded = host.open("decoder", model)
         space = loaded.space
         embeds = image_embeds_of(image_embeds, space, "image_embeds")
@@ -92,7 +91,7 @@ class KarloDecoder(io.ComfyNode):
         activations = count * loaded.network.unet.config.sample_size**2 * DECODER_PIXEL
         network, device, dtype = host.use(managed, activations=activations)
         with named(text="positive"):
-            noise = Noise.seeded(seed, count, noise_offset)
+            noise = seeded(seed, count, noise_offset)
             sampling = Sampling(noise, device, dtype, steps, Bar(preview))
             pixels = sample_decoder(
                 network, loaded.schedule, embeds, text, unconditional, sampling, cfg
@@ -100,7 +99,7 @@ class KarloDecoder(io.ComfyNode):
         return io.NodeOutput(host.offload(to_image(pixels)), noise_offset + noise.drawn)
 
 
-class LoadDecoder(io.ComfyNode):
+class LoadDecoder(Node):
     """Karlo's decoder as a native MODEL in pixel space."""
 
     SAMPLED_BY = ("Karlo's decoder", "Karlo Decoder")
@@ -132,7 +131,7 @@ class LoadDecoder(io.ComfyNode):
         )
 
 
-class LoadUpscaler(io.ComfyNode):
+class LoadUpscaler(Node):
     """Karlo's two super-resolution networks: the steps, and the last step's own."""
 
     @classmethod
@@ -162,7 +161,7 @@ class LoadUpscaler(io.ComfyNode):
         return io.NodeOutput(Upscaler(managed, loaded.schedule, loaded.low_size, loaded.high_size))
 
 
-class KarloUpscale(io.ComfyNode):
+class KarloUpscale(Node):
     """Karlo's improved super-resolution, the last step by its own network."""
 
     @classmethod
@@ -201,7 +200,7 @@ class KarloUpscale(io.ComfyNode):
             upscaler.managed, activations=count * upscaler.high_size**2 * UPSCALER_PIXEL
         )
         with named():
-            noise = Noise.seeded(seed, count, noise_offset)
+            noise = seeded(seed, count, noise_offset)
             sampling = Sampling(noise, device, dtype, steps, Bar(preview))
             pixels = upscale(network, upscaler.schedule, from_image(image), sampling)
         return io.NodeOutput(host.offload(to_image(pixels)))

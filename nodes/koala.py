@@ -15,17 +15,26 @@ from ..loaders.files.catalogue import find_source, list_sources
 from ..loaders.files.checkpoint import CheckpointError
 from ..networks.memory import SDXL_PLACE
 from ..samplers.koala import FACTOR, LATENT_SCALE, SPACINGS, sample_koala
-from ..samplers.parts.noise import Noise
 from ..samplers.parts.sampling import Sampling
+from .node import Node
 from .pictures import latent_preview, rgb_factors
-from .widgets import LOAD, Bar, fingerprint, load_stage, named, sampling_inputs, source_inputs
+from .widgets import (
+    LOAD,
+    Bar,
+    fingerprint,
+    load_stage,
+    named,
+    sampling_inputs,
+    seeded,
+    source_inputs,
+)
 
 LARGEST = 4096
 NEGATIVE = "worst quality, low quality, illustration, low resolution"
 AS_PUBLISHED = "as published"
 
 
-class KoalaTextEncode(io.ComfyNode):
+class KoalaTextEncode(Node):
     """A prompt for SDXL's U-Nets: both encoders' hidden states, pooled embedding, sizes."""
 
     @classmethod
@@ -88,7 +97,7 @@ class KoalaTextEncode(io.ComfyNode):
         return io.NodeOutput(host.offload(conditioning))
 
 
-class KoalaSample(io.ComfyNode):
+class KoalaSample(Node):
     """KOALA's published sampler."""
 
     @classmethod
@@ -149,14 +158,11 @@ class KoalaSample(io.ComfyNode):
         timestep_spacing: str,
         negative: list | None = None,
     ) -> io.NodeOutput:
-        if width % FACTOR or height % FACTOR or min(width, height) < FACTOR:
+        if width % FACTOR or height % FACTOR:
             raise EdgeError(
                 f"{width}×{height} is no size for KOALA: 'width' and 'height' must be multiples of"
-                f" {FACTOR}; take {max(1, width // FACTOR) * FACTOR}×"
-                f"{max(1, height // FACTOR) * FACTOR}"
+                f" {FACTOR}; take {width // FACTOR * FACTOR}×{height // FACTOR * FACTOR}"
             )
-        if batch_size < 1:
-            raise EdgeError(f"'batch_size' is {batch_size}; ask for at least one picture")
         managed, facts = host.open("koala_unet", model)
         schedule = facts.schedule
         if timestep_spacing != AS_PUBLISHED:
@@ -171,13 +177,13 @@ class KoalaSample(io.ComfyNode):
         network, device, dtype = host.use(managed, activations)
         bar = Bar(lambda x0: latent_preview(x0, facts.latent_rgb_factors))
         with named(text="positive"):
-            sampling = Sampling(Noise.seeded(seed, count), device, dtype, steps, bar)
+            sampling = Sampling(seeded(seed, count), device, dtype, steps, bar)
             predict = partial(facts.prepare, network)
             latents = sample_koala(predict, schedule, text, away, size, sampling, cfg)
         return io.NodeOutput({"samples": host.offload(latents)})
 
 
-class KoalaInfo(io.ComfyNode):
+class KoalaInfo(Node):
     """Which U-Net a MODEL holds."""
 
     @classmethod
@@ -218,7 +224,7 @@ def describe(variant: Any) -> str:
 OWN = "from the source"
 
 
-class LoadKoala(io.ComfyNode):
+class LoadKoala(Node):
     """KOALA's three parts from one folder, or a U-Net file beside SDXL's encoders and VAE."""
 
     @classmethod

@@ -26,10 +26,19 @@ from ..samplers.mindalle import (
     sample_tokens,
 )
 from ..samplers.parts.chunks import in_chunks
-from ..samplers.parts.noise import Noise
 from ..samplers.rerank import order
+from .node import Node
 from .pictures import fit, from_image, preview, to_image
-from .widgets import LOAD, fingerprint, load_stage, named, seed_input, source_inputs, unpacking
+from .widgets import (
+    LOAD,
+    fingerprint,
+    load_stage,
+    named,
+    seed_input,
+    seeded,
+    source_inputs,
+    unpacking,
+)
 
 CATEGORY = "PriorArt/sample"
 
@@ -97,7 +106,7 @@ def _draw_inputs(candidates: str) -> list[Any]:
     ]
 
 
-class ARSample(io.ComfyNode):
+class ARSample(Node):
     """Candidates for a prompt, each from a random stream of its own."""
 
     @classmethod
@@ -144,7 +153,7 @@ class ARSample(io.ComfyNode):
         return io.NodeOutput(to_latent(pair.coder, pair.codes(tokens)))
 
 
-class ARVariations(io.ComfyNode):
+class ARVariations(Node):
     """Other endings of a picture: exact, the kept rows' codes stay."""
 
     @classmethod
@@ -209,7 +218,7 @@ class ARVariations(io.ComfyNode):
         return io.NodeOutput(to_latent(pair.coder, pair.codes(tokens)))
 
 
-class ARComplete(io.ComfyNode):
+class ARComplete(Node):
     """A picture with a region drawn anew."""
 
     @classmethod
@@ -281,8 +290,6 @@ class ARComplete(io.ComfyNode):
         class_id: int = 0,
         image: Any = None,
     ) -> io.NodeOutput:
-        if keep < 0:
-            raise EdgeError(f"'keep' is {keep}; give out 1 or more candidates, or 0 for all")
         mask = _mask_of(latent_image, "latent_image")
         if image is not None:
             check_image(image, "image")
@@ -311,7 +318,7 @@ class ARComplete(io.ComfyNode):
         return io.NodeOutput(latent, pictures, weights[best].tolist())
 
 
-class ARScore(io.ComfyNode):
+class ARScore(Node):
     """How likely a model finds a picture for a prompt."""
 
     @classmethod
@@ -350,10 +357,13 @@ class ARScore(io.ComfyNode):
         pair = _load(ar_transformer, vae, count)
         context = _context(ar_transformer, text, class_id)
         tokens = pair.codes_of(samples, "samples").flatten(1)
+
+        def score(rows: slice) -> torch.Tensor:
+            host.stop_if_asked()
+            return log_likelihood(pair.network, context, tokens[rows], pair.device, pair.dtype)
+
         with named(tokens="samples"):
-            scores = log_likelihood(
-                pair.network, context, tokens, pair.device, pair.dtype, pair.chunk
-            )
+            scores = torch.cat(in_chunks(score, count, min(pair.chunk, AT_LEAST)))
         lines = [f"picture {i + 1}: {scores[i]:.2f}" for i in order(scores).tolist()]
         return io.NodeOutput(scores.tolist(), "\n".join(lines))
 
@@ -388,7 +398,7 @@ class Pair:
             EdgeError: options out of range.
         """
         return Draw(
-            Noise.seeded(seed, candidates),
+            seeded(seed, candidates),
             self.device,
             self.dtype,
             callback=Watch(self, candidates),
@@ -423,10 +433,8 @@ def _load(model: Transformer, vae: Any, count: int) -> Pair:
     """Both networks on the device, and how many of ``count`` candidates fit beside them.
 
     Raises:
-        EdgeError: no candidates, another kind of VAE, or two that do not belong together.
+        EdgeError: another kind of VAE, or two that do not belong together.
     """
-    if count < 1:
-        raise EdgeError(f"'candidates' is {count}; ask for at least one")
     tokenizer, vqgan = host.open("vqgan", vae)
     config = model.config
     if vqgan.codes != config.image_vocab or vqgan.grid**2 != config.image_tokens:
@@ -580,7 +588,7 @@ def _put_back(pictures: torch.Tensor, image: torch.Tensor, mask: torch.Tensor) -
     return pictures * soft + image.to(pictures) * (1 - soft)
 
 
-class LoadVQGAN(io.ComfyNode):
+class LoadVQGAN(Node):
     """minDALL-E's VQGAN as the host's VAE."""
 
     @classmethod
@@ -609,7 +617,7 @@ class LoadVQGAN(io.ComfyNode):
         return io.NodeOutput(host.wrap("vqgan", loaded))
 
 
-class LoadARTransformer(io.ComfyNode):
+class LoadARTransformer(Node):
     """minDALL-E's transformer, with its tokenizer where it reads text."""
 
     @classmethod
@@ -659,7 +667,7 @@ class LoadARTransformer(io.ComfyNode):
 CODES = "A picture's codes as text, a line for each row of the grid, for Preview as Text."
 
 
-class VQGANEncode(io.ComfyNode):
+class VQGANEncode(Node):
     """A picture's codes."""
 
     @classmethod
@@ -693,7 +701,7 @@ class VQGANEncode(io.ComfyNode):
         return io.NodeOutput(to_latent(network, codes), as_text(codes))
 
 
-class VQGANDecode(io.ComfyNode):
+class VQGANDecode(Node):
     """The picture of codes."""
 
     @classmethod
@@ -729,11 +737,12 @@ def encode_image(vae: Any, image: torch.Tensor, name: str) -> tuple[torch.Tensor
     managed, vqgan = host.open("vqgan", vae)
     pixels = from_image(fit(image, vqgan.image_size, name))
     network, device, dtype = host.use(managed, activations=DECODED_PIXEL * pixels[0, 0].numel())
-    codes = in_chunks(
-        lambda rows: encode(network, pixels[rows].to(device, dtype)),
-        len(pixels),
-        _at_once(pixels[0, 0].numel(), dtype),
-    )
+
+    def work(rows: slice) -> torch.Tensor:
+        host.stop_if_asked()
+        return encode(network, pixels[rows].to(device, dtype))
+
+    codes = in_chunks(work, len(pixels), _at_once(pixels[0, 0].numel(), dtype))
     return torch.cat(codes), network
 
 

@@ -14,11 +14,13 @@ from ..loaders.clip import tokenize
 from ..loaders.rerank import load_reranker
 from ..samplers.clip import encode_image, encode_text
 from ..samplers.rerank import order, preprocess, rerank_scores
+from .node import Node
 from .pictures import grid
+from .unclip import AT_ONCE
 from .widgets import LOAD, fingerprint, load_stage, source_inputs
 
 
-class CLIPRerank(io.ComfyNode):
+class CLIPRerank(Node):
     """Pictures in the order in which CLIP finds that they fit a prompt."""
 
     @classmethod
@@ -72,15 +74,13 @@ class CLIPRerank(io.ComfyNode):
         cls, clip: Any, clip_vision: Any, image: Any, text: str, keep: int
     ) -> io.NodeOutput:
         check_image(image, "image")
-        if keep < 0:
-            raise EdgeError(f"'keep' is {keep}; keep 1 or more pictures, or 0 for all")
         scores = _scores(clip, clip_vision, image[..., :3], text)
         best = order(scores)[: keep or None]
         pictures = host.offload(image[best.to(image.device)])
         return io.NodeOutput(pictures, scores[best].tolist(), best.tolist())
 
 
-class ImageGrid(io.ComfyNode):
+class ImageGrid(Node):
     """A batch as one picture."""
 
     @classmethod
@@ -107,8 +107,6 @@ class ImageGrid(io.ComfyNode):
     @classmethod
     def execute(cls, image: Any, columns: int) -> io.NodeOutput:
         check_image(image, "image")
-        if columns < 1:
-            raise EdgeError(f"'columns' is {columns}; lay out at least one picture in a row")
         return io.NodeOutput(host.offload(grid(image, columns)))
 
 
@@ -143,11 +141,7 @@ def _scores(clip: Any, clip_vision: Any, image: torch.Tensor, text: str) -> torc
     return rerank_scores(prompt, torch.cat(features))
 
 
-AT_ONCE = 32
-"""Pictures that are embedded together."""
-
-
-class LoadReranker(io.ComfyNode):
+class LoadReranker(Node):
     """The text and the vision model of one CLIP, to rank pictures by a prompt."""
 
     @classmethod

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 
 from ..edges import (
-    EdgeError,
     Prior,
     batch_conditioning,
     check_image,
@@ -20,9 +19,9 @@ from ..loaders.clip import tokenize
 from ..loaders.files.cache import cached
 from ..loaders.files.catalogue import SYSTEMS, Source, find_source, list_sources, titles
 from ..samplers.clip import encode_image, encode_text, encode_zero_image
-from ..samplers.parts.noise import Noise
 from ..samplers.parts.sampling import Sampling
 from ..samplers.prior import sample_prior
+from .node import Node
 from .widgets import (
     LOAD,
     Bar,
@@ -32,6 +31,7 @@ from .widgets import (
     noise_offset_input,
     noise_offset_output,
     sampling_inputs,
+    seeded,
     source_inputs,
 )
 
@@ -40,7 +40,7 @@ LATENT = titles("latent_decoder")
 """Whose decoders work on latents: they read image embeddings, and a negative one."""
 
 
-class PriorSample(io.ComfyNode):
+class PriorSample(Node):
     """The unCLIP prior's diffusion over image embeddings."""
 
     @classmethod
@@ -90,13 +90,11 @@ class PriorSample(io.ComfyNode):
         batch_size: int,
         noise_offset: int = 0,
     ) -> io.NodeOutput:
-        if batch_size < 1:
-            raise EdgeError(f"'batch_size' is {batch_size}; ask for at least one image embedding")
         text = conditioning_to_text(positive, prior.space, "positive", prior.space.dim)
         unconditional = conditioning_to_text(negative, prior.space, "negative", prior.space.dim)
         network, device, dtype = host.use(prior.managed)
         with named(text="positive"):
-            noise = Noise.seeded(seed, len(text.pooled) * batch_size, noise_offset)
+            noise = seeded(seed, len(text.pooled) * batch_size, noise_offset)
             sampling = Sampling(noise, device, dtype, steps, Bar())
             embeds = sample_prior(network, prior.schedule, text, unconditional, sampling, cfg)
         output = host.clip_vision_output(
@@ -107,7 +105,7 @@ class PriorSample(io.ComfyNode):
         return io.NodeOutput(output, noise_offset + noise.drawn)
 
 
-class LoadTextEncoder(io.ComfyNode):
+class LoadTextEncoder(Node):
     """The text model of an unCLIP system as the host's CLIP."""
 
     @classmethod
@@ -132,7 +130,7 @@ class LoadTextEncoder(io.ComfyNode):
         return io.NodeOutput(host.wrap("text_encoder", loaded))
 
 
-class LoadImageEncoder(io.ComfyNode):
+class LoadImageEncoder(Node):
     """The vision model of an unCLIP system as the host's CLIP_VISION."""
 
     @classmethod
@@ -161,7 +159,7 @@ class LoadImageEncoder(io.ComfyNode):
         return io.NodeOutput(host.wrap("image_encoder", loaded))
 
 
-class LoadPrior(io.ComfyNode):
+class LoadPrior(Node):
     """The diffusion prior: text embedding in, image embedding out."""
 
     @classmethod
@@ -209,7 +207,7 @@ def _zero_image(source: Source) -> torch.Tensor | None:
     return cached(host.cache_folder(), unclip.ZERO_IMAGE, folder, encode)
 
 
-class LoadImageNormalizer(io.ComfyNode):
+class LoadImageNormalizer(Node):
     """Stable unCLIP's statistics of image embeddings, put into its MODEL."""
 
     @classmethod
@@ -247,7 +245,7 @@ class LoadImageNormalizer(io.ComfyNode):
         )
 
 
-class TextEncode(io.ComfyNode):
+class TextEncode(Node):
     """A prompt as the prior and the decoder want it: hidden states, pooled embedding, mask."""
 
     @classmethod
@@ -291,7 +289,7 @@ class TextEncode(io.ComfyNode):
         return io.NodeOutput(host.offload(text_to_conditioning(encoding)))
 
 
-class BatchPrompts(io.ComfyNode):
+class BatchPrompts(Node):
     """Two prompts, or batches of them, as one batch: a row for each."""
 
     @classmethod
@@ -319,7 +317,11 @@ class BatchPrompts(io.ComfyNode):
         return io.NodeOutput(host.offload(batch_conditioning(conditioning_a, conditioning_b)))
 
 
-class ImageEncode(io.ComfyNode):
+AT_ONCE = 32
+"""Pictures that are embedded together."""
+
+
+class ImageEncode(Node):
     """A picture as an image embedding, preprocessed as published."""
 
     @classmethod
@@ -349,7 +351,11 @@ class ImageEncode(io.ComfyNode):
         space = loaded.space
         pixels = loaded.preprocess(image[..., :3])
         network, device, dtype = host.use(managed)
-        embeds = host.offload(encode_image(network, pixels, device, dtype))
+        rows = []
+        for part in pixels.split(AT_ONCE):
+            host.stop_if_asked()
+            rows.append(encode_image(network, part, device, dtype))
+        embeds = host.offload(torch.cat(rows))
         return io.NodeOutput(
             host.clip_vision_output(
                 embeds, embedding_space=space.name, made_by="Image Encode (unCLIP)"
@@ -357,7 +363,7 @@ class ImageEncode(io.ComfyNode):
         )
 
 
-class ZeroImage(io.ComfyNode):
+class ZeroImage(Node):
     """The embedding that some decoders take for nothing, out of the vision model itself."""
 
     @classmethod

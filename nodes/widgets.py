@@ -11,8 +11,13 @@ from ..edges import EdgeError
 from ..host import host, io
 from ..loaders.files.cache import Stamps, stamps
 from ..loaders.files.catalogue import find_source, list_sources, stage_of
+from ..samplers.parts.noise import Noise
 
 LARGEST_SEED = 0xFFFFFFFFFFFFFFFF
+
+LARGEST_OFFSET = 2**32
+"""Three decoders of 4096x4096 pixels and 1000 steps one after another draw less; a CPU takes some
+ten seconds to pass over so many."""
 
 
 def seed_input() -> Any:
@@ -105,13 +110,18 @@ def noise_offset_input() -> Any:
         "noise_offset",
         default=0,
         min=0,
-        max=LARGEST_SEED,
+        max=LARGEST_OFFSET,
         optional=True,
         force_input=True,
         tooltip="Wire the earlier stage's noise_offset here and use one seed for all stages: the"
         " picture is then the one that the published pipeline makes from that seed. Leave it"
         " unwired for a stage with noise of its own.",
     )
+
+
+def seeded(seed: int, count: int, offset: int = 0) -> Noise:
+    """The noise of ``count`` images behind ``offset`` numbers; to get there can be stopped."""
+    return Noise.seeded(seed, count, offset, host.stop_if_asked)
 
 
 def noise_offset_output() -> Any:

@@ -22,6 +22,21 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder / "prior_art"
 
 
+@pytest.hookimpl(tryfirst=True, optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """`pytest -n 2 --dist loadgroup`: one of the processes has all that needs a host, which is
+    started once. By folder, as xdist 3.8 cannot write a mark's group into pytest 9.2's ids."""
+    if config.getvalue("dist") != "loadgroup":
+        return None
+    from xdist.scheduler import LoadGroupScheduling
+
+    class OneHost(LoadGroupScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "host" if nodeid.startswith("tests/host/") else super()._split_scope(nodeid)
+
+    return OneHost(config, log)
+
+
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """Says which real ComfyUI was tested, and which was not."""
     reports = [r for of in terminalreporter.stats.values() for r in of if hasattr(r, "nodeid")]

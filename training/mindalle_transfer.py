@@ -30,10 +30,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ..edges import UserError
+from ..edges import UserError, reason_of
 from ..loaders.files.catalogue import Source, find_source
 from ..loaders.files.checkpoint import CheckpointError
-from ..loaders.files.safe import Busy, locked, remove_left
+from ..loaders.files.safe import Busy, cure_of, locked, remove_left
 from ..loaders.mindalle import (
     CONFIG,
     TRANSFORMER_FILES,
@@ -276,10 +276,9 @@ def _device(name: str) -> torch.device:
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
-        reason = str(error).strip().splitlines()[0][:160]
         raise UserError(
-            f"--device {name} cannot be used ({reason}). Give cpu, or the name of a device that"
-            " torch has here"
+            f"--device {name} cannot be used ({reason_of(error)}). Give cpu, or the name of a"
+            " device that torch has here"
         ) from error
 
 
@@ -502,7 +501,7 @@ def _resume(
         known, weights = state["identity"], state["weights"]
     except Exception as error:  # torch.load raises many kinds
         raise UserError(
-            f"'{path}' cannot be read ({str(error).strip()[:160]}). Remove it to start anew"
+            f"'{path}' cannot be read ({reason_of(error)}). Remove it to start anew"
         ) from error
     other = [name for name in identity if known.get(name) != identity[name]]
     if other:
@@ -557,9 +556,6 @@ def _scratch(folder: Path) -> Iterator[Path]:
         folder.mkdir(parents=True)
         yield folder
     except OSError as error:
-        raise CheckpointError(
-            f"'{folder}' cannot be written ({error.strerror or error}). Free some space or make its"
-            " folder writable; the same command goes on"
-        ) from error
+        raise CheckpointError(f"'{folder}' cannot be written: {cure_of(error)}") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ..edges import reason_of
 from ..loaders.files.safe import written
 
 
@@ -25,10 +26,9 @@ def save_atomically(state: dict[str, Any], path: Path) -> None:
         with written(path) as scratch:
             torch.save(state, scratch)
     except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeErrors
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
         raise OSError(
-            f"'{path}' cannot be written ({reason}). Free some space or make its folder writable,"
-            " and run it again"
+            f"'{path}' cannot be written ({reason_of(error)}). Free some space or make its"
+            " folder writable, and run it again"
         ) from error
 
 

@@ -15,6 +15,8 @@ from typing import Any
 
 from comfy_api.latest import io as host_io
 
+from ...edges import plain
+
 logger = logging.getLogger("prior_art")
 
 
@@ -66,6 +68,7 @@ io = FittedIO()
 
 def warn(message: str) -> None:
     """Tell the user, in the log and, where the host can, on the running node. Never fails."""
+    message = plain(message)
     logger.warning("%s", message)
     try:
         from comfy_execution.utils import get_executing_context

@@ -97,9 +97,14 @@ def progress(total: int) -> Callable[..., None]:
     def update(step: int, preview: Image | None = None) -> None:
         picture = None if preview is None else ("JPEG", preview, PREVIEW_SIZE)
         bar.update_absolute(step, total, picture)
-        memory.throw_exception_if_processing_interrupted()
+        stop_if_asked()
 
     return update
+
+
+def stop_if_asked() -> None:
+    """Raise the host's interrupt exception when the user stopped the run."""
+    memory.throw_exception_if_processing_interrupted()
 
 
 def free_memory() -> int:
@@ -164,6 +169,7 @@ __all__ = [
     "open",
     "pick_dtype",
     "progress",
+    "stop_if_asked",
     "use",
     "warn",
     "wrap",

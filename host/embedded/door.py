@@ -17,7 +17,7 @@ from ..api import adapters, named_dtype
 from . import io as io
 from .io import ComfyExtension
 from .memory import Managed, free_memory, manage, offload, use
-from .session import Interrupted, progress, session, warn
+from .session import Interrupted, progress, session, stop_if_asked, warn
 from .unclip import clip_vision_output
 
 NAME = "the embedded host"
@@ -110,6 +110,7 @@ __all__ = [
     "pick_dtype",
     "progress",
     "session",
+    "stop_if_asked",
     "use",
     "warn",
     "wrap",

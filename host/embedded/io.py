@@ -57,6 +57,10 @@ class _Socket:
         """Whether the editor saves a value for it by position."""
         return self.takes_value and not self.force_input
 
+    def as_dict(self) -> dict[str, Any]:
+        """The other keywords, as in the host's API."""
+        return self.options
+
     def default(self) -> Any:
         """What the editor fills in: the default, or the first choice of a list."""
         default = self.options.get("default")

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...edges import plain
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
@@ -48,8 +50,15 @@ def progress(total: int) -> Callable[..., None]:
     return update
 
 
+def stop_if_asked() -> None:
+    """Raise :class:`Interrupted` when the user stopped the run."""
+    if session.stop.is_set():
+        raise Interrupted("stopped")
+
+
 def warn(message: str) -> None:
     """Tell the user."""
+    message = plain(message)
     if session.on_warning is not None:
         session.on_warning(message)
     else:

@@ -10,6 +10,7 @@ import torch
 from ...edges import EdgeError, cut_to_asked
 from .memory import Managed, offload, use
 from .rows import tiled
+from .session import stop_if_asked
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,11 @@ class Vae:
         """One row after another, so that memory suffices for any batch."""
         _, device, dtype = use(self.managed)
         run = getattr(self.coder, method)
-        return torch.cat([offload(run(row[None].to(device, dtype)).float()) for row in rows])
+        made = []
+        for row in rows:
+            stop_if_asked()
+            made.append(offload(run(row[None].to(device, dtype)).float()))
+        return torch.cat(made)
 
 
 def open_vae(vae: Any, coder: type, loader: str) -> tuple[Managed, Any]:

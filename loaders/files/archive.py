@@ -21,8 +21,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
+from ...edges import reason_of
 from .checkpoint import AGAIN, CheckpointError, read_json
-from .safe import Busy, locked
+from .safe import Busy, cure_of, locked
 
 SUFFIXES = (".tar.gz", ".tgz", ".tar", ".zip")
 MAKING = ".prior-art-making"
@@ -101,10 +102,7 @@ def made(target: Path) -> Iterator[Path]:
     except Busy as error:
         raise CheckpointError(str(error)) from error
     except OSError as error:
-        raise CheckpointError(
-            f"'{target}' cannot be written ({error.strerror or error}). Free some space or make its"
-            " folder writable, and run it again"
-        ) from error
+        raise CheckpointError(f"'{target}' cannot be written: {cure_of(error)}") from error
 
 
 def _clear(partial: Path) -> None:
@@ -175,7 +173,7 @@ def unpack(
         *(EOFError, NotImplementedError, RuntimeError),
     ) as error:
         raise CheckpointError(
-            f"'{path}' is truncated, damaged or no archive ({str(error)[:160]}). {AGAIN}"
+            f"'{path}' is truncated, damaged or no archive ({reason_of(error)}). {AGAIN}"
         ) from error
     if not taken:
         raise CheckpointError(

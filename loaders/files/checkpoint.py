@@ -28,7 +28,7 @@ from typing import IO, Any
 import torch
 from torch import nn
 
-from ...edges import UserError
+from ...edges import UserError, reason_of
 from .safe import CONFIG_BYTES, Unreadable, open_regular, read_bytes
 
 AGAIN = "Download or copy it again"
@@ -143,7 +143,7 @@ def read_object(path: Path) -> Any:
         _check_sizes(value, path.stat().st_size)
         return value
     except _Bomb as error:
-        raise CheckpointError(f"'{path}' is damaged ({_reason(error)}). {AGAIN}") from error
+        raise CheckpointError(f"'{path}' is damaged ({reason_of(error)}). {AGAIN}") from error
     except pickle.UnpicklingError as error:
         if guise := _guise(path):
             raise CheckpointError(f"'{path}' is no checkpoint{guise}. {AGAIN}") from error
@@ -151,13 +151,13 @@ def read_object(path: Path) -> Any:
             raise CheckpointError(f"'{path}' is no checkpoint. {AGAIN}") from error
         raise CheckpointError(
             f"'{path}' holds Python objects beside tensors; loading them could run code, so it is"
-            f" refused ({_reason(error)}). Use the safetensors of the same model, e.g. from"
+            f" refused ({reason_of(error)}). Use the safetensors of the same model, e.g. from"
             " `prior-art download`, or convert the file to safetensors on a machine where"
             " you trust it"
         ) from error
     except Exception as error:  # a hostile file may fail in any way, none of them runs code
         raise CheckpointError(
-            f"'{path}' is truncated or damaged{_guise(path)} ({_reason(error)}). {AGAIN}"
+            f"'{path}' is truncated or damaged{_guise(path)} ({reason_of(error)}). {AGAIN}"
         ) from error
 
 
@@ -268,7 +268,7 @@ def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
     except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
         guise = _guise(path)
         what = f"is no safetensors file{guise}" if guise else "is truncated or no safetensors file"
-        raise CheckpointError(f"'{path}' {what} ({_reason(error)}). {AGAIN}") from error
+        raise CheckpointError(f"'{path}' {what} ({reason_of(error)}). {AGAIN}") from error
 
 
 def _read_shards(index: Path, folders: Sequence[Path]) -> dict[str, torch.Tensor]:
@@ -307,11 +307,6 @@ def _refuse_nan(state: Mapping[str, torch.Tensor], path: Path) -> None:
 def _some(items: Sequence[str], most: int = 4) -> str:
     shown = ", ".join(items[:most])
     return f"{shown} and {len(items) - most} more" if len(items) > most else shown
-
-
-def _reason(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:160] if lines else type(error).__name__
 
 
 def _head(path: Path) -> bytes:
@@ -591,7 +586,7 @@ def _mapped(
 
 
 def _damaged(path: Path, what: str, error: Exception) -> CheckpointError:
-    return CheckpointError(f"'{path}' is a damaged {what} ({_reason(error)}). {AGAIN}")
+    return CheckpointError(f"'{path}' is a damaged {what} ({reason_of(error)}). {AGAIN}")
 
 
 def _tensor(view: _View, data: mmap.mmap, records: Mapping[str, zipfile.ZipInfo]) -> torch.Tensor:

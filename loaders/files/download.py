@@ -31,7 +31,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from ...edges import UserError
+from ...edges import UserError, reason_of
 from .catalogue import SYSTEMS, Published
 from .checkpoint import inside
 from .libraries import LibraryError, require
@@ -235,7 +235,7 @@ def _published_files(published: Published, revision: str | None, api: Any) -> li
         except Exception as error:
             raise UserError(
                 f"the hub did not answer for '{repository}'"
-                f"{f' at {asked}' if asked else ''} ({_first_line(error)})."
+                f"{f' at {asked}' if asked else ''} ({reason_of(error)})."
                 " Check the connection and run the command again"
             ) from error
         entries = {entry.rfilename: entry for entry in info.siblings or []}
@@ -371,7 +371,7 @@ def _refuse_links(path: Path, partial: Path) -> None:
 
 def _broken_off(file: File, partial: Path, error: BaseException) -> UserError:
     return UserError(
-        f"'{file.path}' of '{file.repository}' could not be downloaded ({_first_line(error)})."
+        f"'{file.path}' of '{file.repository}' could not be downloaded ({reason_of(error)})."
         f" Check the connection and run the command again; it resumes from '{partial}'"
     )
 
@@ -537,8 +537,3 @@ def _is_disk_full(error: BaseException | None) -> bool:
             return True
         error, seen = error.__cause__ or error.__context__, seen + 1
     return False
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ...edges import reason_of
 from .catalogue import SYSTEMS, Source
 from .checkpoint import (
     AGAIN,
@@ -73,7 +74,7 @@ def build(make: Callable[[], nn.Module], name: str) -> nn.Module:
     except Exception as error:
         raise CheckpointError(
             f"the config.json of '{name}' describes no network that can be built"
-            f" ({' '.join(str(error).split())[:200]}). {AGAIN}"
+            f" ({reason_of(error)}). {AGAIN}"
         ) from error
 
 

@@ -11,6 +11,7 @@ Sources: PIL's ``Image.open`` (``formats``); ``flock(2)``, whose locks end with 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import stat
@@ -46,6 +47,20 @@ class Unreadable(OSError):
 
 class NoPicture(Unreadable):
     """A file that is no picture of a kind that is read."""
+
+
+def cure_of(error: OSError) -> str:
+    """What an error of the operating system says, and what a user can do about it."""
+    said = error.strerror or str(error)
+    if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
+        return f"{said}; free some space and run it again"
+    if error.errno == errno.ENAMETOOLONG:
+        return f"{said}; give a shorter one"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"{said}; give yourself the right to it, or name another place"
+    if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP):
+        return f"{said}; look at each folder on the way, or name another place"
+    return f"{said}; mend that or name another place, and run it again"
 
 
 def open_regular(path: Path, most: int) -> IO[bytes]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -22,7 +23,9 @@ _BURN = 2**20
 _THREADS = 16
 
 
-def generators(seed: int, count: int, offset: int = 0) -> list[torch.Generator]:
+def generators(
+    seed: int, count: int, offset: int = 0, between: Callable[[], None] | None = None
+) -> list[torch.Generator]:
     """``count`` CPU generators, image i seeded ``seed + i``.
 
     Args:
@@ -32,6 +35,7 @@ def generators(seed: int, count: int, offset: int = 0) -> list[torch.Generator]:
             wound past them, so that stages with equal seeds continue one stream as the published
             pipeline does. Exact where every earlier draw was a multiple of 16 numbers, which is
             how PyTorch consumes its stream; all published shapes are.
+        between: called at every million numbers that are passed over; may raise.
 
     Raises:
         EdgeError: no images, or a negative offset.
@@ -46,6 +50,8 @@ def generators(seed: int, count: int, offset: int = 0) -> list[torch.Generator]:
         while left > 0:
             torch.randn(min(left, _BURN), generator=stream)
             left -= _BURN
+            if between is not None:
+                between()
     return streams
 
 
@@ -62,9 +68,11 @@ class Noise:
     drawn: int = 0
 
     @classmethod
-    def seeded(cls, seed: int, count: int, offset: int = 0) -> Noise:
+    def seeded(
+        cls, seed: int, count: int, offset: int = 0, between: Callable[[], None] | None = None
+    ) -> Noise:
         """Of :func:`generators`."""
-        return cls(generators(seed, count, offset))
+        return cls(generators(seed, count, offset, between))
 
     def __len__(self) -> int:
         """How many images."""

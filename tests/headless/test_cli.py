@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import errno
 import json
+import os
+import signal
 
 import pytest
 from PIL import Image
@@ -13,6 +16,7 @@ from prior_art import cli
 from prior_art.edges import EdgeError
 from prior_art.headless.runner import NodeError, Runner, node_classes
 from prior_art.headless.workflow import WorkflowError, assign, read_workflow, to_api
+from prior_art.host.embedded.session import session
 from prior_art.loaders.files.checkpoint import CheckpointError
 
 from .graphs import FLAT, save
@@ -227,3 +231,50 @@ def test_download_alone_says_what_there_is(capsys):
 def test_nodes_are_listed(capsys):
     assert cli.main(["nodes"]) == 0
     assert "PriorArtKarloDecoder" in capsys.readouterr().out
+
+
+def test_the_first_ctrl_c_asks_and_the_second_ends_the_process(tmp_path, capsys):
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        cli._runner({}, tmp_path, tmp_path)
+        signal.raise_signal(signal.SIGINT)
+        assert session.stop.is_set()
+        # Whatever is being computed: Python itself would wait for its end.
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
+        assert "a second Ctrl-C ends it at once" in capsys.readouterr().err
+    finally:
+        signal.signal(signal.SIGINT, before)
+        session.stop.clear()
+
+
+def test_what_a_terminal_would_obey_is_not_printed(tmp_path, capsys):
+    title = "\x1b[2J\x1b]0;mine\x07a\x9bb\u202e"
+    prompt = {"1": {"class_type": "PreviewImage", "inputs": {}, "_meta": {"title": title}}}
+    prompt |= {"\x1b[31m2": {"class_type": "\x1b[1mNo", "inputs": {}}}
+    for changed in (prompt, {"1": prompt["1"]}):
+        file = tmp_path / "a.json"
+        file.write_text(json.dumps(changed))
+        assert cli.main(["run", str(file)]) == 1
+        said = capsys.readouterr().err
+        assert said.isprintable() or set(c for c in said if not c.isprintable()) == {"\n"}
+    assert "'a\\x9bb\\x202e'" in said
+
+
+@pytest.mark.parametrize(
+    ("code", "cure"),
+    [
+        (errno.ENOSPC, "free some space"),
+        (errno.EROFS, "give yourself the right to it"),
+        (errno.ENAMETOOLONG, "give a shorter one"),
+        (errno.EIO, "mend that or name another place"),
+    ],
+)
+def test_errors_of_the_operating_system_say_what_to_do(monkeypatch, capsys, code, cure):
+    def fails(options):
+        raise OSError(code, os.strerror(code), "/a/b")
+
+    monkeypatch.setattr(cli, "_nodes", fails)
+    assert cli.main(["nodes"]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"prior-art: '/a/b': {os.strerror(code)}; {cure}")
+    assert "not foreseen" not in said

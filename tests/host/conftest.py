@@ -6,6 +6,7 @@ import importlib.util
 import io
 import json
 import os
+import shutil
 import socket
 import struct
 import subprocess
@@ -30,6 +31,15 @@ from .serving import OTHER, SOURCE
 PACK = Path(__file__).resolve().parents[2]
 START_SECONDS = 180
 PREVIEW, PREVIEW_WITH_METADATA = 1, 4
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+QUIET = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 
 
 @dataclass(frozen=True)
@@ -79,14 +89,6 @@ def host_paths() -> HostPaths:
             " these tests"
         )
     return HostPaths(folder, python_of(folder), host_environment())
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """One process beside others (`pytest -n 2 --dist loadgroup`) runs everything that needs a
-    host, which is started once."""
-    for item in items:
-        if item.get_closest_marker("host"):
-            item.add_marker(pytest.mark.xdist_group("host"))
 
 
 @dataclass
@@ -303,6 +305,24 @@ def comfy(launch: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Com
     """One ComfyUI for the whole session."""
     with launch(tmp_path_factory.mktemp("comfy")) as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+def page(comfy: Comfy) -> Iterator[Any]:
+    """The editor in headless Chromium, ready for a graph."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if CHROMIUM is None:
+        pytest.skip("no Chromium here; install Debian's package chromium")
+    with playwright.sync_playwright() as engine:
+        browser = engine.chromium.launch(executable_path=CHROMIUM, args=QUIET)
+        page = browser.new_page(viewport={"width": 1720, "height": 900})
+        page.goto(comfy.url)
+        page.wait_for_function("() => window.app && window.app.graph", timeout=120_000)
+        page.wait_for_selector("canvas#graph-canvas", timeout=60_000)
+        page.wait_for_timeout(3000)
+        page.keyboard.press("Escape")
+        yield page
+        browser.close()
 
 
 @pytest.fixture(scope="session")

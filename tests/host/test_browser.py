@@ -5,9 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
-import shutil
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,35 +23,8 @@ PICTURES = {
     "mindalle_completion": 3,
 }
 """Where a template saves more than one."""
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-QUIET = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 
 pytestmark = [pytest.mark.host, pytest.mark.browser]
-
-
-@pytest.fixture(scope="module")
-def page(comfy: Any) -> Iterator[Any]:
-    """The editor in headless Chromium, ready for a graph."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if CHROMIUM is None:
-        pytest.skip("no Chromium here; install Debian's package chromium")
-    with playwright.sync_playwright() as engine:
-        browser = engine.chromium.launch(executable_path=CHROMIUM, args=QUIET)
-        page = browser.new_page(viewport={"width": 1720, "height": 900})
-        page.goto(comfy.url)
-        page.wait_for_function("() => window.app && window.app.graph", timeout=120_000)
-        page.wait_for_selector("canvas#graph-canvas", timeout=60_000)
-        page.wait_for_timeout(3000)
-        page.keyboard.press("Escape")
-        yield page
-        browser.close()
 
 
 def open_template(page: Any, name: str) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,6 @@ EQUALLED = (0, 33)
 have other ranges."""
 EDITED = 60
 """Graphs that the editor itself must queue as the generator says."""
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-QUIET = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
 
 pytestmark = pytest.mark.host
 
@@ -52,34 +49,23 @@ def test_headless_makes_what_comfyui_makes_or_refuses_by_name(
 
 
 @pytest.mark.browser
-def test_the_editor_queues_what_the_generator_says(comfy: Any) -> None:
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if CHROMIUM is None:
-        pytest.skip("no Chromium here; install Debian's package chromium")
+def test_the_editor_queues_what_the_generator_says(comfy: Any, page: Any) -> None:
     _of_the_release(comfy)
     info = comfy.get("/object_info")
     cases = [graphs.draw(SEED, number, info) for number in range(EDITED)]
     wrong = {}
-    with playwright.sync_playwright() as engine:
-        browser = engine.chromium.launch(executable_path=CHROMIUM, args=QUIET)
-        page = browser.new_page(viewport={"width": 1720, "height": 900})
-        page.goto(comfy.url)
-        page.wait_for_function("() => window.app && window.app.graph", timeout=120_000)
-        page.wait_for_selector("canvas#graph-canvas", timeout=60_000)
-        page.wait_for_timeout(3000)
-        for case in cases:
-            if case.saved is None:
-                continue
-            queued = page.evaluate(
-                """async graph => {
-                    await window.app.loadGraphData(graph);
-                    return (await window.app.graphToPrompt()).output;
-                }""",
-                case.saved,
-            )
-            if _bare(queued) != _bare(case.api):
-                wrong[case.name] = (_bare(queued), _bare(case.api))
-        browser.close()
+    for case in cases:
+        if case.saved is None:
+            continue
+        queued = page.evaluate(
+            """async graph => {
+                await window.app.loadGraphData(graph);
+                return (await window.app.graphToPrompt()).output;
+            }""",
+            case.saved,
+        )
+        if _bare(queued) != _bare(case.api):
+            wrong[case.name] = (_bare(queued), _bare(case.api))
     assert not wrong
 
 

@@ -7,8 +7,6 @@ among all instances and numbers the nodes inside anew only where it must.
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -19,8 +17,6 @@ from prior_art.headless.workflow import to_api
 
 from ..headless.graphs import FLAT, SUBGRAPHS
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-QUIET = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
 OWN_VALUES = (1, 49)
 """The oldest of the two editors that gives each instance its own values."""
 
@@ -28,26 +24,15 @@ pytestmark = [pytest.mark.host, pytest.mark.browser]
 NODES = node_classes()
 
 
-@pytest.fixture(scope="module")
-def editor(comfy: Any) -> Iterator[Any]:
-    """The editor in headless Chromium: a graph in, what it would queue out."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if CHROMIUM is None:
-        pytest.skip("no Chromium here; install Debian's package chromium")
+@pytest.fixture(scope="module", autouse=True)
+def picture_to_load(comfy: Any) -> None:
+    """What the graphs load; the editor reads the folder's names when it opens."""
     Image.new("RGB", (8, 8)).save(comfy.base / "input" / "example.png")
-    with playwright.sync_playwright() as engine:
-        browser = engine.chromium.launch(executable_path=CHROMIUM, args=QUIET)
-        page = browser.new_page(viewport={"width": 1720, "height": 900})
-        page.goto(comfy.url)
-        page.wait_for_function("() => window.app && window.app.graph", timeout=120_000)
-        page.wait_for_selector("canvas#graph-canvas", timeout=60_000)
-        yield page
-        browser.close()
 
 
-def queued(editor: Any, graph: dict[str, Any]) -> dict[str, Any]:
+def queued(page: Any, graph: dict[str, Any]) -> dict[str, Any]:
     """The prompt of a graph, and the editor's version."""
-    return editor.evaluate(
+    return page.evaluate(
         """async graph => {
             await app.loadGraphData(graph);
             const { output, workflow } = await app.graphToPrompt();
@@ -68,14 +53,14 @@ def bare(prompt: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("kind", FLAT)
-def test_a_graph_is_queued_as_the_editor_queues_it(editor: Any, kind: str) -> None:
-    assert bare(to_api(FLAT[kind], NODES)) == bare(queued(editor, FLAT[kind])["prompt"])
+def test_a_graph_is_queued_as_the_editor_queues_it(page: Any, kind: str) -> None:
+    assert bare(to_api(FLAT[kind], NODES)) == bare(queued(page, FLAT[kind])["prompt"])
 
 
 @pytest.mark.parametrize("kind", SUBGRAPHS)
-def test_a_subgraph_is_queued_as_the_editor_queues_it(editor: Any, kind: str) -> None:
-    found = queued(editor, FLAT["plain"])
+def test_a_subgraph_is_queued_as_the_editor_queues_it(page: Any, kind: str) -> None:
+    found = queued(page, FLAT["plain"])
     if tuple(map(int, found["version"].split(".")[:2])) < OWN_VALUES:
         pytest.skip(f"editor {found['version']} shares texts among a subgraph's instances")
-    found = queued(editor, SUBGRAPHS[kind])
+    found = queued(page, SUBGRAPHS[kind])
     assert bare(to_api(SUBGRAPHS[kind], NODES)) == bare(found["prompt"])

@@ -146,6 +146,25 @@ def test_normalised_rows_come_back_raw(tmp_path):
     near(LoadEmbeddings.execute("unit.safetensors").args[0].image_embeds, a)
 
 
+@pytest.mark.parametrize(("factor", "older"), [(50, False), (0, False), (-1, True), (0, True)])
+def test_other_lengths_than_those_that_were_saved_are_refused(tmp_path, factor, older):
+    from safetensors import safe_open
+    from safetensors.torch import load_file
+
+    SaveEmbeddings.execute(embeds(7 * rows(3)), "unit", "", True)
+    file = tmp_path / "output" / "image_embeds" / "unit.safetensors"
+    with safe_open(file, framework="pt") as opened:
+        metadata = opened.metadata()
+    kept = {name: tensor.clone() for name, tensor in load_file(file).items()}
+    if older:  # version 0.1 wrote no fingerprint of lengths
+        del metadata["fingerprint_of_lengths"]
+        save_file(kept, file, metadata)
+        near(LoadEmbeddings.execute("unit.safetensors").args[0].image_embeds, 7 * rows(3))
+    save_file(kept | {"lengths": factor * kept["lengths"]}, file, metadata)
+    with pytest.raises(CheckpointError, match="its lengths are not those"):
+        LoadEmbeddings.execute("unit.safetensors")
+
+
 def test_what_a_friend_sent_lies_in_the_input_folder(tmp_path):
     SaveEmbeddings.execute(embeds(rows()), "sent", "")
     (tmp_path / "input").mkdir()

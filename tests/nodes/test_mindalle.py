@@ -305,7 +305,7 @@ def test_variations_keep_rows_and_go_on_exactly(model):
     assert torch.equal(found, expected) and torch.equal(found[:, : 3 * GRID], kept.expand(3, -1))
     assert len(found.unique(dim=0)) == 3
     for rows in (0, GRID):
-        with pytest.raises(EdgeError, match=f"'keep_rows' is {rows}.*keep 1 to 7"):
+        with pytest.raises(EdgeError, match=f"'keep_rows' is {rows}"):
             ARVariations.execute(model.transformer, model.vae, image, "red", rows, **DRAW)
 
 

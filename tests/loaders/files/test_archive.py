@@ -174,7 +174,7 @@ def test_unwritable_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
     path = pack(tmp_path / "1.3B.zip")
     monkeypatch.setattr(Path, "mkdir", refuse)
-    with pytest.raises(CheckpointError, match=r"1\.3B' cannot be written \(Permission denied\)"):
+    with pytest.raises(CheckpointError, match=r"1\.3B' cannot be written: Permission denied; give"):
         unpacked(path, WANTED)
 
 

@@ -73,3 +73,15 @@ def check_exponential_noise() -> None:
         for row, noise_row, stream in zip(p, found, alone, strict=True):
             theirs = torch.multinomial(row, 1, generator=stream)
             assert torch.equal((row / noise_row).argmax(-1, keepdim=True), theirs)
+
+
+def test_winding_a_stream_forward_can_be_stopped() -> None:
+    asked: list[int] = []
+
+    def stop() -> None:
+        asked.append(1)
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Noise.seeded(0, 1, offset=10**13, between=stop)

@@ -9,11 +9,12 @@ from ..loaders import toy
 from ..samplers.parts.noise import Noise
 from ..samplers.parts.sampling import Sampling
 from ..samplers.toy import sample_toy
+from .node import Node
 from .pictures import preview, to_image
 from .widgets import LOAD, Bar, fingerprint, load_stage, named, sampling_inputs, source_inputs
 
 
-class LoadToy(io.ComfyNode):
+class LoadToy(Node):
     """The toy's decoder as MODEL."""
 
     SAMPLED_BY = ("the toy", "Toy Sample")
@@ -39,7 +40,7 @@ class LoadToy(io.ComfyNode):
         return io.NodeOutput(host.wrap("toy_decoder", loaded))
 
 
-class ToySample(io.ComfyNode):
+class ToySample(Node):
     """Pictures of a disc."""
 
     SIZE = 32
