@@ -79,14 +79,13 @@ def _factors(
     time += row * time_row
     biased, timed = (given & 1) * size, (given >> 1 & 1) * size
     scaled, shifted = (given >> 2 & 1) * size, (given >> 3 & 1) * size
-    near = tl.load(moments + group * size)  # what is summed up is small beside it
     places = pixels.to(tl.float32) * size
     total = tl.zeros([BLOCK], tl.float32)
     for start in range(0, chunks * size, BLOCK):
         index = start + tl.arange(0, BLOCK)
         part, own, inside = index // size, index % size, index < chunks * size
         channel = group * size + own
-        mean = tl.load(moments + part * 2 * channels + channel, inside, 0.0) - near
+        mean = tl.load(moments + part * 2 * channels + channel, inside, 0.0)
         mean += _added(bias, time, channel, own, biased, timed)
         count = tl.minimum(chunk, pixels - part * chunk).to(tl.float32)
         total += tl.where(inside, mean * count, 0.0)
@@ -97,7 +96,7 @@ def _factors(
         part, own, inside = index // size, index % size, index < chunks * size
         channel = group * size + own
         at = moments + part * 2 * channels + channel
-        step = tl.load(at, inside, 0.0) - near - centre
+        step = tl.load(at, inside, 0.0) - centre
         step += _added(bias, time, channel, own, biased, timed)
         count = tl.minimum(chunk, pixels - part * chunk).to(tl.float32)
         squares += tl.load(at + channels, inside, 0.0)
@@ -106,7 +105,7 @@ def _factors(
     for start in range(0, size, BLOCK):
         own = start + tl.arange(0, BLOCK)
         channel = group * size + own
-        moved = _added(bias, time, channel, own, biased, timed) - near - centre
+        moved = _added(bias, time, channel, own, biased, timed) - centre
         by = tl.load(scale + row * scale_row + channel, own < scaled, 0.0).to(tl.float32) + 1
         onto = tl.load(shift + row * shift_row + channel, own < shifted, 0.0).to(tl.float32)
         a = inverse * tl.load(weight + channel, own < size, 0.0).to(tl.float32) * by
