@@ -275,7 +275,8 @@ class Run:
         hidden = fused.group_norm(block.norm2, hidden, bias=bias, silu=True, **told)
         hidden, bias = fused.convolve(block.conv2, hidden)
         if block.conv_shortcut is not None:
-            x = block.conv_shortcut(x)
+            x, other = fused.convolve(block.conv_shortcut, x)
+            bias = other if bias is None else bias if other is None else bias + other
         hidden = fused.add(hidden, x, bias)
         return hidden if block.output_scale_factor == 1 else hidden / block.output_scale_factor
 
