@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .fused import layer_norm
 from .leaf import is_bare
 
 logger = logging.getLogger("prior_art")
@@ -37,7 +38,7 @@ def fits(layers: Iterable[nn.Module], device: torch.device, dtype: torch.dtype) 
     On the meta device too: nothing is computed there, and what a GPU would run can be counted.
 
     Args:
-        layers: LayerNorms and Linears, all with weight and bias.
+        layers: LayerNorms and Linears.
         device, dtype: of the rows.
     """
     there = device.type == "meta" or (device.type == "cuda" and _HAS_TRITON and not _failed)
@@ -47,11 +48,11 @@ def fits(layers: Iterable[nn.Module], device: torch.device, dtype: torch.dtype) 
         and dtype in (torch.float16, torch.bfloat16)
         and all(
             is_bare(layer)
-            and layer.bias is not None
+            and layer.weight is not None
             and layer.weight.shape[-1] <= _WIDEST
             and all(
                 part.dtype == dtype and part.device.type == device.type and part.is_contiguous()
-                for part in (layer.weight, layer.bias)
+                for part in layer.parameters(recurse=False)
             )
             for layer in layers
         )
@@ -61,7 +62,9 @@ def fits(layers: Iterable[nn.Module], device: torch.device, dtype: torch.dtype) 
 def norm_linear(
     norm: nn.LayerNorm, layers: Sequence[nn.Linear], x: Tensor, *, gelu: bool = False
 ) -> list[Tensor]:
-    """Each of one to three layers of one size, of the LayerNorm of rows, that :func:`fits`.
+    """Each of one to three layers of one size with a bias, of the LayerNorm of rows.
+
+    They :func:`fits`.
 
     Args:
         x: ``[B, W]``.
@@ -71,7 +74,7 @@ def norm_linear(
         ``[B, N]`` of each layer.
     """
     if len(x) > ROWS:
-        y = F.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+        y = layer_norm(norm, x)[1]
         out = [F.linear(y, layer.weight, layer.bias) for layer in layers]
         return [F.gelu(part) for part in out] if gelu else out
     weights, biases = [layer.weight for layer in layers], [layer.bias for layer in layers]
@@ -93,6 +96,12 @@ def linear_add(layer: nn.Linear, x: Tensor, add: Tensor) -> Tensor:
     if len(x) > ROWS:
         return add + F.linear(x, layer.weight, layer.bias)
     return torch.ops.prior_art.linear_add(x, layer.weight, layer.bias, add)
+
+
+def mask_behind(slot: Tensor, size: int, dtype: torch.dtype) -> Tensor:
+    """``[size]``, what is added to scores so that keys behind ``slot`` ``[1]`` do not count."""
+    ahead = torch.arange(size, device=slot.device) > slot
+    return torch.zeros(size, dtype=dtype, device=slot.device).masked_fill(ahead, -math.inf)
 
 
 def attend_shared(
@@ -155,12 +164,10 @@ def _attend(
     shared_values: Tensor | None,
     slot: Tensor,
 ) -> Tensor:
-    heads, room = keys.shape[1:3]
-    q, k, v = (part.unflatten(-1, (heads, -1))[:, :, None] for part in (q, k, v))
+    q, k, v = (part.unflatten(-1, (keys.shape[1], -1))[:, :, None] for part in (q, k, v))
     keys.index_copy_(2, slot, k)
     values.index_copy_(2, slot, v)
-    ahead = torch.arange(room, device=slot.device) > slot
-    mask = torch.zeros(room, dtype=q.dtype, device=q.device).masked_fill(ahead, -math.inf)
+    mask = mask_behind(slot, keys.shape[2], q.dtype)
     if shared_keys is None or shared_values is None:
         out = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask[None])
     else:
