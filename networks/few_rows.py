@@ -151,7 +151,7 @@ def _norm_linear(
 
 
 def _linear_add(x: Tensor, weight: Tensor, bias: Tensor, add: Tensor) -> Tensor:
-    return add + F.linear(x, weight, bias)
+    return (add + F.linear(x, weight, bias)).contiguous()
 
 
 def _attend(
@@ -230,13 +230,13 @@ _define(
 _define(
     "linear_add(Tensor x, Tensor weight, Tensor bias, Tensor add) -> Tensor",
     _linear_add,
-    lambda x, weight, bias, add: torch.empty_like(add),
+    lambda x, weight, bias, add: add.new_empty(add.shape),
 )
 _define(
     "attend(Tensor q, Tensor k, Tensor v, Tensor(a!) keys, Tensor(b!) values,"
     " Tensor? shared_keys, Tensor? shared_values, Tensor slot) -> Tensor",
     _attend,
-    lambda q, *others: torch.empty_like(q),
+    lambda q, *others: q.new_empty(q.shape),
     mutates=("keys", "values"),
 )
 _define(

@@ -240,7 +240,7 @@ def norm_linear(
 
 def linear_add(x: Tensor, weight: Tensor, bias: Tensor, add: Tensor) -> Tensor:
     """See :mod:`.few_rows`."""
-    out = torch.empty_like(add)
+    out = add.new_empty(add.shape)
     _linear(x, (None, None, 0.0), ([weight], [bias]), add, out, False)
     return out
 
@@ -253,6 +253,7 @@ def _linear(
     out: Tensor,
     gelu: bool,
 ) -> None:
+    x, add = x.contiguous(), None if add is None else add.contiguous()
     (count, width), size = x.shape, out.shape[-1]
     gain, shift, eps = norm
     weights, biases = layers
@@ -288,6 +289,7 @@ def attend(
     slot: Tensor,
 ) -> Tensor:
     """See :mod:`.few_rows`."""
+    q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
     out = torch.empty_like(q)
     rows, heads, room, size = keys.shape
     common = 0 if shared_keys is None else shared_keys.shape[1]

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,87 +16,19 @@ from torch import Tensor, nn
 from prior_art.networks import few_rows
 from prior_art.networks.few_rows import fits
 
+from .offline_triton import passes
+
 CPU, META = torch.device("cpu"), torch.device("meta")
 
 
 @pytest.mark.slow
-def test_kernels_equal_float64() -> None:
-    """In Triton's interpreter, whose switch is read when Triton is first imported."""
-    pytest.importorskip("triton", reason="Triton is not installed")
-    script = Path(__file__).with_name("few_rows_interpreted.py")
-    run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(script)],
-        env={**os.environ, "TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert run.returncode == 0, run.stdout[-4000:]
+def test_kernels_compute_what_float64_does(tmp_path: Path) -> None:
+    passes("few_rows_in_interpreter.py", tmp_path, TRITON_INTERPRET="1")
 
 
-@pytest.fixture
-def compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list]:
-    """Launches compile for a GPU of the capability at the list's head, and what they made follows.
-
-    What a launch passes on decides what is compiled, so it is the launch that is asked.
-    """
-    triton = pytest.importorskip("triton", reason="Triton is not installed")
-    from triton.backends.compiler import GPUTarget
-    from triton.runtime import driver
-    from triton.runtime.jit import JITFunction
-
-    made: list = []
-    gpu = SimpleNamespace(
-        get_current_device=lambda: made[0],
-        get_current_stream=lambda device: 0,
-        get_current_target=lambda: GPUTarget("cuda", made[0], 32),
-    )
-
-    def compile_only(kernel, grid):
-        return lambda *args, **options: made.append(
-            kernel.run(*args, grid=grid, warmup=True, **options)
-        )
-
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(JITFunction, "__getitem__", compile_only)
-    monkeypatch.setattr(driver, "_active", gpu)
-    assert triton.knobs.runtime.interpret is False
-    yield made
-
-
-def rows_of(count: int, width: int) -> Tensor:
-    return torch.zeros(count, width, dtype=torch.bfloat16)
-
-
-@pytest.mark.parametrize("capability", [80, 90])
-@pytest.mark.parametrize("count", [1, 7])
-def test_kernels_compile_at_the_published_size(compiler: list, capability: int, count: int) -> None:
-    """Down to machine code; all reads of weights, keys and values are as wide as they can be."""
-    from prior_art.networks import few_rows_kernels as kernels
-
-    compiler.append(capability)
-    width, heads, room = 1536, 24, 320
-    x, wide = rows_of(count, width), rows_of(count, 4 * width)
-    weight, up, down = rows_of(width, width), rows_of(4 * width, width), rows_of(width, 4 * width)
-    row, tall = rows_of(1, width)[0], rows_of(1, 4 * width)[0]
-    kernels.norm_linear(x, row, row, 1e-5, [weight] * 3, [row] * 3, False)
-    cache = torch.zeros(count, heads, room, 64, dtype=torch.bfloat16)
-    shared = cache[0, :, :64].contiguous() if count > 1 else None
-    slot = torch.zeros(1, dtype=torch.long)
-    kernels.attend(x, x, x, cache, cache, shared, shared, slot)
-    kernels.linear_add(x, weight, row, x)
-    kernels.norm_linear(x, row, row, 1e-5, [up], [tall], True)
-    kernels.linear_add(wide, down, row, x)
-    kernels.norm_linear(x, None, None, 0.0, [rows_of(64, width)], [], False)
-    kernels.choose(rows_of(count, 16384), torch.zeros(count, 16384), 256, 1.0)
-    _, *made = compiler
-    assert len(made) == 7 and all(kernel.asm["cubin"] for kernel in made)
-    for kernel in made:
-        reads = kernel.asm["ptx"]
-        assert "ld.global.v4" in reads or "cp.async.cg" in reads
-    # Every product takes the matrix instruction where there are several rows.
-    products = [kernel for kernel in made if "mma" in kernel.asm["ptx"]]
-    assert len(products) == (0 if count == 1 else 5)
-    assert max(kernel.metadata.shared for kernel in made) < 99 * 1024  # what every card has
+@pytest.mark.slow
+def test_kernels_compile_for_cards_that_are_not_here(tmp_path: Path) -> None:
+    passes("few_rows_in_compiler.py", tmp_path)
 
 
 def transformer(width: int = 48, dtype: torch.dtype = torch.float16) -> list[nn.Module]:
@@ -113,8 +43,7 @@ def test_what_the_kernels_take() -> None:
     assert not fits(transformer(), META, torch.bfloat16)
     assert not fits(transformer(dtype=torch.float32), META, torch.float32)
     assert not fits(transformer(width=few_rows._WIDEST // 2), META, half)
-    without = nn.Linear(8, 8, bias=False, device=META, dtype=half)
-    assert not fits([without], META, half)
+    assert fits([nn.Linear(8, 8, bias=False, device=META, dtype=half)], META, half)
     patched = transformer()
     patched[1].weight_function = [lambda weight: weight]
     assert not fits(patched, META, half)
