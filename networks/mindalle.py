@@ -11,8 +11,7 @@ Source: minDALL-E (Kim et al. 2021), after Ramesh et al. 2021 and minGPT.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -20,6 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import few_rows
+from .few_rows import attend_shared
+from .fused import layer_norm
 from .leaf import is_plain
 
 # For so few rows (and more than one) this product of a large matrix is faster on a CPU from the
@@ -177,9 +179,14 @@ class ARTransformer(nn.Module):
         x = self.tok_emb_img(tokens)
         return x + self.pos_emb_img.weight[start : start + tokens.shape[1]].to(x)
 
+    @property
+    def image_head(self) -> nn.Linear:
+        """The layer that makes logits of image tokens, without a bias."""
+        return self.head if self.config.text_vocab is None else self.head_img
+
     def logits(self, hidden: Tensor) -> Tensor:
         """``[..., image_vocab]`` of what the token after each ``hidden`` ``[..., W]`` may be."""
-        return (self.head if self.config.text_vocab is None else self.head_img)(hidden)
+        return self.image_head(hidden)
 
 
 @dataclass(frozen=True)
@@ -254,25 +261,46 @@ class Cache:
         rows, dtype, device: of the candidates, of keys and values.
     """
 
-    def __init__(self, network: ARTransformer, prefix: Prefix, rows: int, room: int) -> None:
-        """Room for ``room`` more tokens of each of ``rows`` candidates."""
-        self.images, self.rows = prefix.images, rows
-        self.dtype, self.device = prefix.keys[0].dtype, prefix.keys[0].device
+    @staticmethod
+    def holds(network: ARTransformer, prefix: Prefix, rows: int, room: int) -> list[Tensor]:
+        """What a cache is made of, in no memory of its own: one number stands for what is empty."""
+        # What a step looks at may reach beyond what is filled: it must be numbers, in whole eights.
+        used = 0 if rows > 1 else prefix.keys[0].shape[2]
+        slots = -(-(used + room) // 8) * 8
+        size = (rows, network.config.heads, slots, prefix.keys[0].shape[3])
+        empty = prefix.keys[0].new_zeros(()).expand(2, len(prefix.keys), *size)
         # One candidate shares with no one: its own room starts with the prefix, and attention is
         # one call.
-        self._shared = prefix if rows > 1 else None
-        self._used = 0 if self._shared else prefix.keys[0].shape[2]
+        return [empty] if rows == 1 else [empty, *prefix.keys, *prefix.values]
+
+    def __init__(
+        self,
+        network: ARTransformer,
+        prefix: Prefix,
+        rows: int,
+        room: int,
+        held: Sequence[Tensor] | None = None,
+    ) -> None:
+        """Room for ``room`` more tokens of each of ``rows`` candidates.
+
+        Args:
+            held: the memory to use, like :meth:`holds`; its own, if not given.
+        """
+        self.images, self.rows = prefix.images, rows
+        self.dtype, self.device = prefix.keys[0].dtype, prefix.keys[0].device
+        self._used = 0 if rows > 1 else prefix.keys[0].shape[2]
         self._ahead = self._used - prefix.images  # of an image token's place: its slot in the room
-        # What a step looks at may reach beyond what is filled: it must be numbers, in whole eights.
-        slots = -(-(self._used + room) // 8) * 8
-        size = (rows, network.config.heads, slots, prefix.keys[0].shape[3])
-        self._keys = [key.new_zeros(size) for key in prefix.keys]
-        self._values = [value.new_zeros(size) for value in prefix.values]
-        if self._shared is None:
-            for own, given in zip(
+        own, *shared = held or self.holds(network, prefix, rows, room)
+        self._keys, self._values = (list(part) for part in own.contiguous())
+        self._shared = None
+        if shared:
+            keys, values = shared[: len(self._keys)], shared[len(self._keys) :]
+            self._shared = Prefix(keys, values, prefix.hidden, prefix.images)
+        else:
+            for part, given in zip(
                 [*self._keys, *self._values], [*prefix.keys, *prefix.values], strict=True
             ):
-                own[:, :, : self._used] = given
+                part[:, :, : self._used] = given
         few = 1 < rows <= _FEW_ROWS and all(
             is_plain(layer, nn.Linear)
             for layer in network.blocks.modules()
@@ -316,7 +344,7 @@ class Cache:
             token: ``[B, 1]``.
             place: ``[1]``, int64, on the device: the token's place among the image tokens.
             reach: from :meth:`reach`.
-            run: :func:`run_block`, or that compiled.
+            run: :func:`run_block`, that compiled, or :func:`run_rows`.
 
         Returns:
             ``[B, 1, W]``.
@@ -325,14 +353,15 @@ class Cache:
         x = F.embedding(token, embeddings.to(token.device))
         x = (x + positions.to(x).index_select(0, place)).to(self.dtype)
         slot = place + self._ahead
-        ahead = torch.arange(reach, device=slot.device) > slot
-        mask = torch.zeros(reach, dtype=x.dtype, device=slot.device).masked_fill(ahead, -math.inf)
+        mask = None if run is run_rows else few_rows.mask_behind(slot, reach, x.dtype)
         for index, block in enumerate(network.blocks):
             own = self._keys[index][:, :, :reach], self._values[index][:, :, :reach]
             shared = None
             if self._shared is not None:
                 shared = self._shared.keys[index][0], self._shared.values[index][0]
             x = run(block, x, own, shared, slot, mask)
+        if run is run_rows:
+            return layer_norm(network.ln_f, x)[1]
         return _norm(network.ln_f, x)
 
     def advance(self) -> None:
@@ -355,7 +384,7 @@ class Cache:
             return F.scaled_dot_product_attention(q, keys, values, attn_mask=mask)
         shared_keys, shared_values = self._shared.keys[index], self._shared.values[index]
         if mask is None:
-            return _attend_shared(q, shared_keys[0], shared_values[0], keys, values)
+            return attend_shared(q, shared_keys[0], shared_values[0], keys, values)
         rows = len(q)
         keys = torch.cat([shared_keys.expand(rows, -1, -1, -1), keys], dim=2)
         values = torch.cat([shared_values.expand(rows, -1, -1, -1), values], dim=2)
@@ -385,9 +414,29 @@ def run_block(
         keys, values = own[0].index_copy_(2, slot, k), own[1].index_copy_(2, slot, v)
         if shared is None:
             return F.scaled_dot_product_attention(q, keys, values, attn_mask=mask[None])
-        return _attend_shared(q, *shared, keys, values, mask)
+        return attend_shared(q, *shared, keys, values, mask)
 
     return block(x, attend, _linear, _norm)
+
+
+def run_rows(
+    block: Block,
+    x: Tensor,
+    own: tuple[Tensor, Tensor],
+    shared: tuple[Tensor, Tensor] | None,
+    slot: Tensor,
+    mask: None = None,
+) -> Tensor:
+    """What :func:`run_block` does, by the kernels of :mod:`.few_rows`, whose ``fits`` must hold.
+
+    What stands behind ``slot`` is not read, and needs no mask.
+    """
+    attn, mlp, rows = block.attn, block.mlp, x[:, 0]
+    qkv = few_rows.norm_linear(block.ln1, [attn.query, attn.key, attn.value], rows)
+    y = torch.ops.prior_art.attend(*qkv, *own, *(shared or (None, None)), slot)
+    rows = few_rows.linear_add(attn.proj, y, rows)
+    (y,) = few_rows.norm_linear(block.ln2, [mlp[0]], rows, gelu=True)
+    return few_rows.linear_add(mlp[2], y, rows)[:, None]
 
 
 def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
@@ -400,36 +449,6 @@ def _norm(layer: nn.LayerNorm, x: Tensor) -> Tensor:
 
 def _attend_causally(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v, is_causal=True)
-
-
-def _attend_shared(
-    q: Tensor,
-    shared_keys: Tensor,
-    shared_values: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    mask: Tensor | None = None,
-) -> Tensor:
-    """One query of each row over keys that all rows share and keys of its own.
-
-    The shared part is one product for all rows, so it is read once instead of once a row.
-
-    Args:
-        q: ``[B, heads, 1, head_dim]``; shared: ``[heads, P, head_dim]``; own:
-            ``[B, heads, n, head_dim]``.
-        mask: ``[n]``, added to the own keys' scores.
-    """
-    q = q * q.shape[-1] ** -0.5
-    by_head = q[:, :, 0].transpose(0, 1)  # [heads, B, head_dim]
-    shared = (by_head @ shared_keys.transpose(1, 2)).transpose(0, 1)  # [B, heads, P]
-    own = (q @ keys.transpose(2, 3))[:, :, 0]
-    if mask is not None:
-        own = own + mask
-    weights = torch.cat([shared, own], dim=-1).softmax(dim=-1)
-    count = shared_keys.shape[1]
-    out = (weights[..., :count].transpose(0, 1) @ shared_values).transpose(0, 1)[:, :, None]
-    # This one first: the sum takes its layout, in which a row's heads lie side by side.
-    return weights[:, :, None, count:] @ values + out
 
 
 def _call(layer: nn.Module, x: Tensor) -> Tensor:

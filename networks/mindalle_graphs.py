@@ -1,24 +1,25 @@
 """minDALL-E's steps without Python between them: recorded as CUDA graphs, or compiled.
 
-A step of the published size is some 600 small operations, and starting them one by one from Python
-takes longer than a GPU needs to do them. A CUDA graph starts them all at once, on the same memory
-each time, so what changes from token to token has to lie in tensors: :meth:`Cache.step`. A graph
-looks at a fixed part of the cache; a longer part needs another graph.
+What changes from token to token has to lie in tensors: :meth:`Cache.step`. Choosing a token is part
+of the step that feeds it, so that a token is one replay. With the kernels of :mod:`.few_rows` one
+recording serves every token; plain operations look at a fixed part of the cache, and a longer part
+needs another recording.
 """
 
 from __future__ import annotations
 
 import functools
 import logging
-import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 
 import torch
 from torch import Tensor, nn
 
 from ..edges import EdgeError
+from .few_rows import ROWS, fits, linear
+from .graphs import forget, recording
 from .leaf import is_bare
-from .mindalle import ARTransformer, Cache, RunBlock, run_block
+from .mindalle import ARTransformer, Cache, Prefix, RunBlock, run_block, run_rows
 
 # A graph costs some 20 ms to record, looking at keys and values that do not count yet costs
 # bandwidth: for so few rows one graph over the whole cache is cheaper, for more one for each
@@ -28,61 +29,95 @@ _BUCKET = 64
 
 logger = logging.getLogger("prior_art")
 
+Choose = Callable[..., tuple[Tensor, ...]]
+
 
 class Steps:
-    """One token after another of the candidates of one cache.
+    """One token after another of candidates that continue one prefix.
 
-    On NVIDIA a graph is recorded for each part of the cache that is looked at, and replayed for
-    each token. Where that cannot be done, every operation is started by itself, to the same result.
+    On NVIDIA a step is recorded and replayed for each token. Where that cannot be done, every
+    operation is started by itself, to the same result.
+
+    Attributes:
+        cache: of the candidates.
+        fused: whether the network's layers are read by kernels, and only there.
     """
 
-    def __init__(self, network: ARTransformer, cache: Cache, *, compiled: bool = False) -> None:
-        """Steps of the cache's candidates, their blocks by torch.compile where ``compiled``."""
+    def __init__(
+        self,
+        network: ARTransformer,
+        prefix: Prefix,
+        rows: int,
+        *,
+        compiled: bool = False,
+    ) -> None:
+        """Steps of ``rows`` candidates, their blocks by torch.compile where ``compiled``."""
         if compiled and not _all_bare(network):
             logger.warning("the host patches the transformer's weights; it runs uncompiled")
             compiled = False
-        self._network, self._cache, self._compiled = network, cache, compiled
-        self._run: RunBlock = compiled_block() if compiled else run_block
-        self._recorded = can_record(network, cache.device)
-        self._bucket = _BUCKET if cache.rows > _FEW_ROWS else None
-        self._token = torch.zeros(cache.rows, 1, dtype=torch.long, device=cache.device)
-        self._place = torch.zeros(1, dtype=torch.long, device=cache.device)
-        size = (cache.rows, 1, network.config.width)
-        self._out = torch.empty(size, dtype=cache.dtype, device=cache.device)
-        self._reach = 0
-        self._replay: Callable[[], None] | None = None
+        size = network, prefix, rows, network.config.image_tokens - prefix.images
+        self._recording = recording(network, Cache.holds(*size), prefix.hidden.device)
+        self.cache = cache = Cache(*size, self._recording.held)
+        self._network, self._compiled = network, compiled
+        layers = [m for m in network.modules() if isinstance(m, (nn.Linear, nn.LayerNorm))]
+        there = self._recording.records or cache.device.type == "meta"
+        self.fused = there and not compiled and fits(layers, cache.device, cache.dtype)
+        self._run: RunBlock = run_rows if self.fused else run_block
+        if compiled:
+            self._run = compiled_block()
+        self._places = torch.arange(network.config.image_tokens, device=cache.device)
+        self._bucket = None if self.fused or rows <= _FEW_ROWS else _BUCKET
 
-    def __call__(self, token: Tensor) -> Tensor:
-        """Feed the next token ``[B, 1]`` of each row.
+    def logits(self, hidden: Tensor) -> Tensor:
+        """``[B, image_vocab]`` of what the token after each ``hidden`` ``[B, W]`` may be."""
+        if self.fused:
+            return linear(self._network.image_head.weight, hidden)
+        return self._network.logits(hidden)
+
+    def feed(self, token: Tensor) -> Tensor:
+        """Feed the next token ``[B]`` of each row.
 
         Returns:
-            ``[B, 1, W]``: predicts the token after it.
+            ``[B, W]``: predicts the token after it.
 
         Raises:
             EdgeError: the blocks cannot be compiled.
             torch.cuda.OutOfMemoryError: too many rows.
         """
-        if not (self._recorded or self._compiled):
-            return self._cache.extend(self._network, token)
-        self._token.copy_(token)
-        self._place.fill_(self._cache.images)
-        reach = self._cache.reach(self._bucket)
-        if reach != self._reach:
-            self._reach, self._replay = reach, None
-        if self._replay is not None:
-            self._replay()
-        elif not self._recorded:
-            self._step()
-        elif not self._record():
-            return self(token)
-        self._cache.advance()
-        return self._out.clone()  # the next step writes over it
+        return self.choose_and_feed(None, lambda token: (token,), token)[1]
 
-    def _step(self) -> None:
+    def choose_and_feed(self, key: Hashable, choose: Choose, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Choose the next token of each row and feed it.
+
+        Args:
+            key: everything that ``choose`` knows beside its inputs and the network.
+            choose: makes tokens ``[B]`` of ``inputs``, and what else it wants to give back.
+
+        Returns:
+            The tokens ``[B]``; ``[B, W]``, which predicts the tokens after them; what else
+            ``choose`` gave.
+
+        Raises:
+            As :meth:`feed`.
+        """
+        cache = self.cache
+        if not (self._recording.records or self._compiled or self.fused):
+            token, *rest = choose(*inputs)
+            return token, cache.extend(self._network, token[:, None])[:, -1], *rest
+        reach = cache.reach(self._bucket)
+
+        def work(place: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+            token, *rest = choose(*inputs)
+            return token, self._step(token, place, reach), *rest
+
+        place = self._places[cache.images : cache.images + 1]
+        made = self._recording((key, reach, self._run), work, place, *inputs)
+        cache.advance()
+        return made
+
+    def _step(self, token: Tensor, place: Tensor, reach: int) -> Tensor:
         try:
-            states = self._cache.step(
-                self._network, self._token, self._place, self._reach, self._run
-            )
+            states = self.cache.step(self._network, token[:, None], place, reach, self._run)
         except torch.cuda.OutOfMemoryError:
             raise
         except RuntimeError as error:
@@ -93,83 +128,22 @@ class Steps:
                 " GPU Triton too. Switch 'compiled' off; the pictures are the"
                 f" same. PyTorch says: {error}"
             ) from error
-        self._out.copy_(states)
-
-    def _record(self) -> bool:
-        """Do this step, and record it for those that follow. False: neither, and never again."""
-        global _failed
-        try:
-            self._replay = record(self._step, self._cache.device)
-        except torch.cuda.OutOfMemoryError:
-            raise
-        except RuntimeError as error:
-            self._recorded, _failed = False, True
-            logger.warning(
-                "the transformer's steps could not be recorded as a CUDA graph (%s); until a"
-                " restart they run one operation at a time, which is slower and gives the same"
-                " pictures",
-                error,
-            )
-        return self._recorded
+        return states[:, 0]
 
 
-# Some releases of PyTorch do not come out of a failed recording whole: it is not tried twice.
-_failed = False
+def release(network: ARTransformer, prefix: Prefix, rows: int) -> None:
+    """Drop the recordings of ``rows`` candidates of a prefix, unless they are worth their memory.
 
-
-def can_record(network: ARTransformer, device: torch.device) -> bool:
-    """Whether ``network``'s steps may become CUDA graphs: on NVIDIA, all its weights there.
-
-    Weights that a host leaves elsewhere would be moved anew in each replay. Deterministic
-    algorithms are not recorded: what they do instead of writing into the cache is slow.
+    Kept are those of few candidates of nothing but a prompt: what the next run is likely to want.
+    Keys and values of 96 are 6 GB.
     """
-    return (
-        device.type == "cuda"
-        and torch.version.hip is None
-        and not _failed
-        and not torch.are_deterministic_algorithms_enabled()
-        and all(parameter.device.type == "cuda" for parameter in network.parameters())
-        and _all_bare(network)
-    )
+    if rows > ROWS or prefix.images:
+        forget(network)
 
 
 def _all_bare(network: nn.Module) -> bool:
     """Whether :meth:`Cache.step`, which calls no layer, passes over nothing of a host's."""
     return all(map(is_bare, network.modules()))
-
-
-def record(work: Callable[[], None], device: torch.device) -> Callable[[], None]:
-    """Do ``work``, which loads what it needs, and record it as a CUDA graph; the result repeats it.
-
-    Raises:
-        RuntimeError: it does something that cannot be recorded.
-    """
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.device(device):
-        main, side = torch.cuda.current_stream(), _side_stream(device)
-        side.wait_stream(main)
-        try:
-            with torch.cuda.stream(side):
-                work()
-                # What other threads of the host do to the device meanwhile is no part of it.
-                graph.capture_begin(capture_error_mode="thread_local")
-                try:
-                    work()
-                except BaseException as error:
-                    # Memory of a recording must be given back before it ends.
-                    traceback.clear_frames(error.__traceback__)
-                    raise
-                finally:
-                    graph.capture_end()
-        finally:
-            main.wait_stream(side)
-    return graph.replay
-
-
-@functools.cache
-def _side_stream(device: torch.device) -> torch.cuda.Stream:
-    """What recordings are made on, always the same: libraries keep a workspace for each stream."""
-    return torch.cuda.Stream(device)
 
 
 @functools.cache

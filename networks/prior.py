@@ -10,12 +10,14 @@ own, up to the order of additions.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .few_rows import fits, linear_add, norm_linear
 from .graphs import Recording, can_record, recording
 from .leaf import is_plain
 
@@ -127,6 +129,14 @@ def step_mask(prefix: Prefix, images: int) -> torch.Tensor:
     return torch.cat([prompt, own.expand(rows, -1, -1)], dim=2)[:, None]
 
 
+def _added(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """What is added to scores for a mask, with room behind each row up to a whole eight: so it need
+    not be made and laid out again in every block."""
+    length = mask.shape[-1]
+    added = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
+    return F.pad(added.masked_fill(~mask, -math.inf), (0, -length % 8))
+
+
 class Run:
     """The prior over one schedule, for n images of each of R prompts.
 
@@ -141,9 +151,16 @@ class Run:
         self, network: nn.Module, prefix: Prefix, times: torch.Tensor, images: int
     ) -> None:
         self._network, self._times = network, times
-        held = [step_mask(prefix, images), *prefix.keys, *prefix.values]
+        there = times.is_meta or can_record(network, times.device)
+        self._fused = there and _fits(network, times.device, times.dtype)
+        mask = step_mask(prefix, images)
+        length = mask.shape[-1]
+        if self._fused:
+            mask = _added(mask, times.dtype)
+        held = [mask, *prefix.keys, *prefix.values]
         self.recording: Recording = recording(network, held, times.device)
-        self._mask, *past = self.recording.held
+        mask, *past = self.recording.held
+        self._mask = mask[..., :length]
         self._past = past[: len(past) // 2], past[len(past) // 2 :]
 
     def at(self, index: int) -> torch.Tensor:
@@ -166,10 +183,11 @@ class Run:
         for block, past_k, past_v, time_k, time_v in zip(
             network.transformer_blocks, *self._past, *time, strict=True
         ):
-            q, k, v = _project(block, h)
+            q, k, v = _project(block, h, self._fused)
             k = torch.cat([past_k, time_k, k], dim=2)
             v = torch.cat([past_v, time_v, v], dim=2)
-            h = _finish(block, h, F.scaled_dot_product_attention(q, k, v, attn_mask=self._mask))
+            attended = F.scaled_dot_product_attention(q, k, v, attn_mask=self._mask)
+            h = _finish(block, h, attended, self._fused)
         h = network.norm_out(h.reshape(rows, images, _TAIL, -1)[:, :, -1])
         return network.proj_to_clip_embeddings(h)
 
@@ -179,27 +197,46 @@ def denormalise(network: nn.Module, x: torch.Tensor) -> torch.Tensor:
     return x * network.clip_std.to(x) + network.clip_mean.to(x)
 
 
-def _project(block: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _project(
+    block: nn.Module, x: torch.Tensor, fused: bool = False
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     attention = block.attn1
-    y = block.norm1(x)
-
-    def heads(z: torch.Tensor) -> torch.Tensor:
-        return z.unflatten(-1, (attention.heads, -1)).transpose(1, 2)
-
-    return (
-        heads(_linear(attention.to_q, y)),
-        heads(_linear(attention.to_k, y)),
-        heads(_linear(attention.to_v, y)),
-    )
+    layers = [attention.to_q, attention.to_k, attention.to_v]
+    if fused:
+        parts = [part.view_as(x) for part in norm_linear(block.norm1, layers, x.flatten(0, 1))]
+    else:
+        y = block.norm1(x)
+        parts = [_linear(layer, y) for layer in layers]
+    q, k, v = (part.unflatten(-1, (attention.heads, -1)).transpose(1, 2) for part in parts)
+    return q, k, v
 
 
-def _finish(block: nn.Module, x: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
-    x = x + _linear(block.attn1.to_out[0], attended.transpose(1, 2).flatten(2))
+def _finish(
+    block: nn.Module, x: torch.Tensor, attended: torch.Tensor, fused: bool = False
+) -> torch.Tensor:
+    y, out = attended.transpose(1, 2).flatten(2), block.attn1.to_out[0]
     up, *dropout, down = block.ff.net
+    if fused:
+        rows = linear_add(out, y.flatten(0, 1), x.flatten(0, 1))
+        (y,) = norm_linear(block.norm3, [up.proj], rows, gelu=True)
+        return linear_add(down, y, rows).view_as(x)
+    x = x + _linear(out, y)
     y = up.gelu(_linear(up.proj, block.norm3(x)))
     for layer in dropout:
         y = layer(y)
     return x + _linear(down, y)
+
+
+def _fits(network: nn.Module, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether few_rows' operations are what the blocks do."""
+    layers = []
+    for block in network.transformer_blocks:
+        attention, (up, *_, down) = block.attn1, block.ff.net
+        if network.training or getattr(up, "approximate", None) != "none":
+            return False
+        layers += [block.norm1, attention.to_q, attention.to_k, attention.to_v]
+        layers += [attention.to_out[0], block.norm3, up.proj, down]
+    return all(layer.bias is not None for layer in layers) and fits(layers, device, dtype)
 
 
 def _linear(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:

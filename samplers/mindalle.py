@@ -8,15 +8,16 @@ draws one sample on the CPU.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..edges import EdgeError
+from ..networks.graphs import forget
 from ..networks.mindalle import ARConfig, ARTransformer, Cache, Prefix, lay_out, prefill
-from ..networks.mindalle_graphs import Steps
+from ..networks.mindalle_graphs import Steps, release
 from .parts.chunks import in_chunks
 from .parts.guidance import refuse_nan
 from .parts.noise import ExponentialNoise
@@ -107,11 +108,7 @@ def sample_tokens(
         return given.expand(count, -1).cpu()
     prefix = prefill(network, context, shared, draw.dtype)
 
-    def work(rows: slice) -> Tensor:
-        part = given.expand(count, -1)[rows]
-        return _sample_rows(network, prefix, part, known, draw, rows)[0]
-
-    return torch.cat(in_chunks(work, count, draw.chunk, draw.noise.generators)).cpu()
+    return _sample(network, prefix, given.expand(count, -1), known, draw)[0]
 
 
 @torch.no_grad()
@@ -161,13 +158,7 @@ def complete_by_likelihood(
         return given.expand(count, -1).cpu(), torch.zeros(count)
     lead = mask.index(False)
     prefix = prefill(network, context, given[:, :lead] if lead else None, draw.dtype)
-
-    def work(rows: slice) -> tuple[Tensor, Tensor]:
-        return _sample_rows(network, prefix, given.expand(count, -1)[rows], mask, draw, rows)
-
-    parts = in_chunks(work, count, draw.chunk, draw.noise.generators)
-    found, weights = zip(*parts, strict=True)
-    return torch.cat(found).cpu(), torch.cat(weights).cpu()
+    return _sample(network, prefix, given.expand(count, -1), mask, draw)
 
 
 @torch.no_grad()
@@ -222,30 +213,54 @@ def bytes_per_candidate(config: ARConfig, dtype: torch.dtype) -> int:
     return cached + widest + 8 * 4 * config.image_vocab
 
 
+def _sample(
+    network: ARTransformer, prefix: Prefix, given: Tensor, known: list[bool], draw: Draw
+) -> tuple[Tensor, Tensor]:
+    """Tokens ``[B, T]`` and log weights ``[B]`` of known tokens, on the CPU.
+
+    ``given`` ``[B, T]`` counts where ``known``; the leading known tokens that are not in the prefix
+    are fed first and do not weigh.
+    """
+    draws = known.count(False) if draw.temperature else 0
+
+    def work(rows: slice) -> tuple[Tensor, Tensor]:
+        streams = draw.noise.generators[rows]
+        try:
+            with ExponentialNoise(
+                streams, network.config.image_vocab, given.device, draws
+            ) as noise:
+                return _sample_rows(network, prefix, given[rows], known, draw, noise)
+        except torch.cuda.OutOfMemoryError:
+            forget(network)
+            raise
+
+    try:
+        parts = in_chunks(work, len(given), draw.chunk, draw.noise.generators)
+    finally:
+        release(network, prefix, draw.chunk or len(given))
+    found, weights = zip(*parts, strict=True)
+    return torch.cat(found).cpu(), torch.cat(weights).cpu()
+
+
 def _sample_rows(
     network: ARTransformer,
     prefix: Prefix,
     given: Tensor,
     known: list[bool],
     draw: Draw,
-    which: slice,
+    noise: ExponentialNoise,
 ) -> tuple[Tensor, Tensor]:
-    """``which`` candidates at once: tokens ``[b, T]`` and log weights ``[b]`` of known tokens.
-
-    ``given`` ``[b, T]`` counts where ``known``; the leading known tokens that are not in the prefix
-    are fed first and do not weigh.
-    """
+    """:func:`_sample` for some candidates at once, on the device."""
     rows, total = given.shape
     tokens = given.clone()
     lay_out(network, rows, known.count(False))
-    cache = Cache(network, prefix, rows, total - prefix.images)
-    step = Steps(network, cache, compiled=draw.compiled)
-    streams = draw.noise.generators[which]
-    noise = ExponentialNoise(streams, network.config.image_vocab, given.device)
+    steps = Steps(network, prefix, rows, compiled=draw.compiled)
+    key, choose = _chooser(steps, draw)
     hidden = prefix.hidden.expand(rows, -1)
     start = known.index(False)
     if start > prefix.images:
-        hidden = cache.extend(network, tokens[:, prefix.images : start])[:, -1]
+        hidden = steps.cache.extend(network, tokens[:, prefix.images : start])[:, -1]
+    hidden = hidden.clone(memory_format=torch.contiguous_format)
     weights = torch.zeros(rows, device=given.device)
     # Looked at here, where damaged weights show, and then only at the end: looking at a number
     # makes the processor wait for the device.
@@ -256,28 +271,62 @@ def _sample_rows(
         if known[start]:
             while stop < total and known[stop]:
                 stop += 1
+            hidden, weight = _feed(network, steps, hidden, tokens[:, start:stop], stop == total)
+            weights += weight
         else:
-            logits = network.logits(hidden).float()
-            largest = torch.maximum(largest, logits.abs().amax())  # NaN stays NaN
-            tokens[:, start] = _choose(logits, noise, draw)
-        run = tokens[:, start:stop]
-        # Nothing reads what the very last token predicts.
-        fed = run if stop < total else run[:, :-1]
-        if fed.shape[1] == 1:
-            states = step(fed)
-        else:
-            states = cache.extend(network, fed) if fed.shape[1] else hidden[:, None]
-        if known[start]:
-            before = torch.cat([hidden[:, None], states], dim=1)[:, : stop - start]
-            weights += _log_prob(network, before, run)
-        hidden = states[:, -1]
+            inputs = (hidden, largest, noise()) if draw.temperature else (hidden, largest)
+            if stop == total:  # nothing reads what the very last token predicts
+                tokens[:, start], largest = choose(*inputs)
+            elif draw.top_p < 1:  # which sorts, and not every sort can be recorded
+                tokens[:, start], largest = choose(*inputs)
+                hidden = steps.feed(tokens[:, start])
+            else:
+                tokens[:, start], hidden, largest = steps.choose_and_feed(key, choose, *inputs)
         draw.tell(stop, total, tokens[:, :stop])
         start = stop
     refuse_nan(largest + weights.sum(), _STAGE, draw.dtype)
     return tokens, weights
 
 
-def _choose(logits: Tensor, noise: Callable[[], Tensor], draw: Draw) -> Tensor:
+def _feed(
+    network: ARTransformer, steps: Steps, hidden: Tensor, run: Tensor, last: bool
+) -> tuple[Tensor, Tensor]:
+    """Feed known tokens ``[b, n]``, of which ``hidden`` ``[b, W]`` predicts the first.
+
+    Returns:
+        What predicts the token after them ``[b, W]``, and log p of them all ``[b]``.
+    """
+    fed = run[:, :-1] if last else run
+    if fed.shape[1] == 1:
+        states = steps.feed(fed[:, 0])[:, None]
+    else:
+        states = steps.cache.extend(network, fed) if fed.shape[1] else hidden[:, None]
+    before = torch.cat([hidden[:, None], states], dim=1)[:, : run.shape[1]]
+    hidden = states[:, -1].clone(memory_format=torch.contiguous_format)
+    return hidden, _log_prob(network, before, run)
+
+
+def _chooser(steps: Steps, draw: Draw) -> tuple[Hashable, Callable[..., tuple[Tensor, Tensor]]]:
+    """What draws a token, and what tells it from others.
+
+    It makes tokens ``[b]`` and the largest logit so far of ``hidden`` ``[b, W]``, the largest
+    before, and noise, if anything is drawn.
+    """
+    fused = steps.fused and draw.top_p == 1 and draw.temperature > 0
+
+    def choose(hidden: Tensor, largest: Tensor, *noise: Tensor) -> tuple[Tensor, Tensor]:
+        logits = steps.logits(hidden).float()
+        largest = torch.maximum(largest, logits.abs().amax())  # NaN stays NaN
+        if fused:
+            token = torch.ops.prior_art.choose(logits, *noise, draw.top_k, draw.temperature)
+        else:
+            token = _choose(logits, draw, *noise)
+        return token, largest
+
+    return ("choose", draw.top_k, draw.temperature, fused), choose
+
+
+def _choose(logits: Tensor, draw: Draw, *noise: Tensor) -> Tensor:
     """A token ``[B]`` for each row of fp32 ``logits`` ``[B, V]``; ``noise`` is Exponential(1)."""
     if draw.temperature == 0:
         return logits.argmax(dim=-1)
@@ -294,7 +343,7 @@ def _choose(logits: Tensor, noise: Callable[[], Tensor], draw: Draw) -> Tensor:
         )
         p = p.masked_fill(out.scatter(-1, order, out), 0.0)
         p = p / p.sum(dim=-1, keepdim=True)
-    return (p / noise()).argmax(dim=-1)
+    return (p / noise[0]).argmax(dim=-1)
 
 
 def _log_prob(network: ARTransformer, hidden: Tensor, tokens: Tensor) -> Tensor:

@@ -29,6 +29,10 @@ OTHERS_SIGNATURES = {
     "networks/fused_kernels.py:_factors": KERNEL,
     "networks/fused_kernels.py:_layer_norm": KERNEL,
     "networks/fused_kernels.py:_scale_cells": KERNEL,
+    "networks/few_rows_kernels.py:_one_row": KERNEL,
+    "networks/few_rows_kernels.py:_some_rows": KERNEL,
+    "networks/few_rows_kernels.py:_attend": KERNEL,
+    "networks/few_rows_kernels.py:_look": KERNEL,
 }
 """Functions whose parameters somebody else has laid down. A node's ``execute`` is one too: its
 parameters are the node's inputs, whose names and order saved workflows hold."""

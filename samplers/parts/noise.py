@@ -6,11 +6,11 @@ the device.
 
 from __future__ import annotations
 
-import itertools
 import math
 import os
+from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +21,8 @@ from ...edges import EdgeError
 _BURN = 2**20
 # Threads that draw for a GPU at most; each must find enough to do. Not measured.
 _THREADS = 16
+# Calls that they draw ahead.
+_AHEAD = 3
 
 
 def generators(
@@ -101,46 +103,100 @@ class ExponentialNoise:
     The numbers that ``torch.multinomial`` divides by on a CPU, drawn as -log(1 - u) from uniform
     doubles, which every release of PyTorch draws alike (some draw ``exponential_`` itself with MKL,
     from another stream). Only u is drawn on the CPU, which is what takes long: 0.2 ms for a row of
-    16384. For a CUDA device rows are drawn by several threads, and up to two calls ahead of it.
+    16384. For a CUDA device threads draw some calls ahead of need, and what they have drawn is
+    copied beside the device's other work. The streams end where so many calls leave them, or
+    anywhere before, if it is closed early.
     """
 
-    def __init__(self, streams: list[torch.Generator], size: int, device: torch.device) -> None:
-        cuda = device.type == "cuda"
-        self._streams, self._device = streams, device
-        shape = (len(streams), size)
-        # What u is drawn into, and when it was last copied from there, if another device reads it.
-        self._buffers = itertools.cycle(
-            [
-                (
-                    torch.empty(shape, dtype=torch.float64, pin_memory=cuda),
-                    torch.cuda.Event() if cuda else None,
-                )
-                for _ in range(2 if cuda else 1)
-            ]
-        )
-        self._threads = min(len(streams), os.cpu_count() or 1, _THREADS) if cuda else 1
-        self._pool = ThreadPoolExecutor(self._threads) if self._threads > 1 else None
+    def __init__(
+        self, streams: list[torch.Generator], size: int, device: torch.device, calls: int
+    ) -> None:
+        """For at most ``calls`` calls; to be closed, as a context is."""
+        self._streams, self._device, self._left = streams, device, calls
+        # Each with rows of its own, which it draws in order.
+        count = _threads(device, len(streams))
+        self._threads = [ThreadPoolExecutor(1) for _ in range(count)]
+        shape, ahead = (len(streams), size), min(calls, _AHEAD) if count else 1
+        self._drawn = deque[tuple[_Buffer, list[Future[None]]]]()
+        self._buffers = [_Buffer(shape, device) for _ in range(ahead)]
+        self._side = torch.cuda.Stream(device) if device.type == "cuda" else None
+        for buffer in self._buffers if count else ():
+            self._draw_ahead(buffer)
+
+    def __enter__(self) -> ExponentialNoise:
+        """Itself."""
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Stop drawing: no thread touches the streams any more."""
+        for thread in self._threads:
+            thread.shutdown(wait=True, cancel_futures=True)
 
     def __call__(self) -> torch.Tensor:
         """``[B, size]`` on the device."""
-        uniform, copied = next(self._buffers)
-        if copied is not None:
-            copied.synchronize()
-        rows = uniform.unbind()
+        if not self._threads:
+            (buffer,) = self._buffers
+            self._draw(buffer, slice(None))
+            noise = buffer.drawn.to(self._device)
+            return noise.neg().log1p_().neg_().float()
+        buffer, drawing = self._drawn.popleft()
+        for part in drawing:
+            part.result()
+        uniform = buffer.drawn if self._side is None else buffer.send(self._side)
+        noise = uniform.neg().log1p_().neg_().float()
+        buffer.release()
+        self._draw_ahead(buffer)
+        return noise
 
-        def draw(first: int) -> None:
-            # A host's inference mode holds for its own thread only, and so for this buffer's.
-            with torch.inference_mode():
-                for row, stream in zip(
-                    rows[first :: self._threads], self._streams[first :: self._threads], strict=True
-                ):
-                    row.uniform_(generator=stream)
+    def _draw_ahead(self, buffer: _Buffer) -> None:
+        if self._left:
+            self._left -= 1
+            count = len(self._threads)
+            drawing = [
+                thread.submit(self._draw, buffer, slice(first, None, count))
+                for first, thread in enumerate(self._threads)
+            ]
+            self._drawn.append((buffer, drawing))
 
-        if self._pool is None:
-            draw(0)
-        else:
-            list(self._pool.map(draw, range(self._threads)))
-        noise = uniform.to(self._device, non_blocking=True)
-        if copied is not None:
-            copied.record(torch.cuda.current_stream(noise.device))
-        return noise.neg().log1p_().neg_().float()
+    def _draw(self, buffer: _Buffer, rows: slice) -> None:
+        buffer.wait()
+        # A host's inference mode holds for its own thread only, and so for this buffer's.
+        with torch.inference_mode():
+            for row, stream in zip(buffer.drawn[rows], self._streams[rows], strict=True):
+                row.uniform_(generator=stream)
+
+
+class _Buffer:
+    """Room for the uniform doubles of one call, where they are drawn and, on CUDA, where they are
+    read."""
+
+    def __init__(self, shape: tuple[int, int], device: torch.device) -> None:
+        self._device, self._cuda = device, device.type == "cuda"
+        self.drawn = torch.empty(shape, dtype=torch.float64, pin_memory=self._cuda)
+        if self._cuda:
+            self._there = torch.empty_like(self.drawn, device=device)
+            self._copied, self._read = torch.cuda.Event(), torch.cuda.Event()
+
+    def wait(self) -> None:
+        """Until what was drawn before has been copied."""
+        if self._cuda:
+            self._copied.synchronize()
+
+    def send(self, side: torch.cuda.Stream) -> torch.Tensor:
+        """What was drawn on the device, copied while it does other things."""
+        with torch.cuda.stream(side):
+            side.wait_event(self._read)
+            self._there.copy_(self.drawn, non_blocking=True)
+            self._copied.record(side)
+        torch.cuda.current_stream(self._device).wait_event(self._copied)
+        return self._there
+
+    def release(self) -> None:
+        """The device has been told all that it reads of this."""
+        if self._cuda:
+            self._read.record(torch.cuda.current_stream(self._device))
+
+
+def _threads(device: torch.device, rows: int) -> int:
+    """How many threads draw ahead; none for a CPU, which computes with its cores meanwhile."""
+    return min(rows, os.cpu_count() or 1, _THREADS) if device.type == "cuda" else 0

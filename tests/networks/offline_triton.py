@@ -39,7 +39,12 @@ def passes(file: str, cache: Path, **environment: str) -> None:
 
 
 class Compiled:
-    """What launches have compiled for a card, instead of running: name, binary, seconds."""
+    """What launches have compiled for a card, instead of running.
+
+    Attributes:
+        kernels: name and seconds of each, by its hash.
+        made: what Triton made.
+    """
 
     def __init__(self, capability: int) -> None:
         """Makes every kernel be compiled for cards of this compute capability, 90 for 9.0."""
@@ -58,12 +63,14 @@ class Compiled:
                 return 0
 
         self.kernels: dict[Any, tuple[str, float]] = {}
+        self.made: list[Any] = []
         run = getattr(JITFunction.run, "of", JITFunction.run)
 
         def compile_alone(kernel: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> Any:
             start = time.perf_counter()
             compiled = run(kernel, *args, grid=grid, warmup=True, **options)
             assert compiled.asm["cubin"]
+            self.made.append(compiled)
             self.kernels.setdefault(
                 compiled.hash, (kernel.fn.__name__, time.perf_counter() - start)
             )

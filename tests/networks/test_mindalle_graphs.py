@@ -1,76 +1,27 @@
 """minDALL-E's steps as recordings, with a recorder for the CPU in CUDA's place.
 
-The recorder keeps what a CUDA graph keeps: the operations that reached the device, on which memory,
-with every number of Python's as it was then. Nothing here runs on a GPU.
+Nothing here runs on a GPU; the operations that kernels do there are plain torch's.
 """
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable
-from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from prior_art.edges import EdgeError
+from prior_art.networks import graphs
 from prior_art.networks import mindalle_graphs as steps
 from prior_art.networks.leaf import is_bare
-from prior_art.networks.mindalle import ARTransformer, Cache, prefill
-from prior_art.networks.mindalle_graphs import Steps, can_record
+from prior_art.networks.mindalle import ARTransformer, prefill
+from prior_art.networks.mindalle_graphs import Steps, release
 
+from .recorder import Recorder, record_on_cpu
 from .test_mindalle import KINDS, context_of, make, plain, tokens_of
-
-CPU = torch.device("cpu")
-
-
-class Recorder(TorchDispatchMode):
-    """Keeps operations as they run; :meth:`replay` runs them again, on the same tensors."""
-
-    # What makes Python wait for the device, or reads the host's memory.
-    FORBIDDEN = ("_local_scalar_dense", "nonzero", "lift_fresh", "_pin_memory", "is_pinned")
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.tape: list[tuple] = []
-        self.replays = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = func.overloadpacket.__name__
-        if name in self.FORBIDDEN:
-            raise RuntimeError(f"operation not permitted when stream is capturing: {name}")
-        result = func(*args, **(kwargs or {}))
-        self.tape.append((func, args, kwargs or {}, result))
-        return result
-
-    def replay(self) -> None:
-        self.replays += 1
-        for func, args, kwargs, recorded in self.tape:
-            again = func(*args, **kwargs)
-            if not isinstance(recorded, tuple):
-                again, recorded = (again,), (recorded,)
-            for new, old in zip(again, recorded, strict=True):
-                if isinstance(old, Tensor) and new.data_ptr() != old.data_ptr():
-                    old.copy_(new)
-
-
-def record_on_cpu(monkeypatch: pytest.MonkeyPatch) -> list[Recorder]:
-    """Let every network be recorded; the list fills with what is."""
-    made: list[Recorder] = []
-
-    def record(work: Callable[[], None], device: torch.device) -> Callable[[], None]:
-        assert device == CPU
-        work()
-        with Recorder() as recorder:
-            work()
-        made.append(recorder)
-        return recorder.replay
-
-    monkeypatch.setattr(steps, "can_record", lambda *_: True)
-    monkeypatch.setattr(steps, "record", record)
-    return made
 
 
 @pytest.fixture
@@ -78,16 +29,27 @@ def recorders(monkeypatch: pytest.MonkeyPatch) -> list[Recorder]:
     return record_on_cpu(monkeypatch)
 
 
+@pytest.fixture
+def kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU: every network is computed by the operations of few_rows."""
+    monkeypatch.setattr(steps, "fits", lambda *_: True)
+
+
+def begin(network: ARTransformer, rows: int, tokens: Tensor | None = None, **options) -> Steps:
+    """Steps of so many candidates of a prompt, and of ``tokens`` ``[1, n]`` that all keep."""
+    prefix = prefill(network, context_of(network.config), tokens, torch.float32)
+    return Steps(network, prefix, rows, **options)
+
+
 def logits_of(network: ARTransformer, tokens: Tensor, kept: int, *, fed: int, **options) -> Tensor:
     """Logits after each of ``tokens`` ``[B, T]`` from the one at ``kept`` on, ``fed`` by steps."""
-    context = context_of(network.config)
-    prefix = prefill(network, context, tokens[:1, :kept] if kept else None, torch.float32)
-    cache = Cache(network, prefix, len(tokens), network.config.image_tokens - kept)
-    step = Steps(network, cache, **options)
-    hidden = [prefix.hidden.expand(len(tokens), 1, -1)]
-    hidden += [step(tokens[:, i, None]) for i in range(kept, kept + fed)]
-    assert cache.images == kept + fed
-    return network.logits(torch.cat(hidden, dim=1))
+    common = tokens[:1, :kept] if kept else None
+    prefix = prefill(network, context_of(network.config), common, torch.float32)
+    step = Steps(network, prefix, len(tokens), **options)
+    hidden = [prefix.hidden.expand(len(tokens), -1)]
+    hidden += [step.feed(tokens[:, i]) for i in range(kept, kept + fed)]
+    assert step.cache.images == kept + fed
+    return step.logits(torch.cat(hidden)).unflatten(0, (-1, len(tokens))).transpose(0, 1)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -109,89 +71,106 @@ def test_replays(
     assert sum(recorder.replays for recorder in recorders) == fed - len(recorders)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("rows", [1, 2, 17])
+@pytest.mark.parametrize("kept", [0, 5])
+@torch.no_grad()
+def test_kernels(recorders: list[Recorder], kernels: None, kind: str, rows: int, kept: int) -> None:
+    """One recording serves however many rows and tokens, and a block takes five operations."""
+    network = make(KINDS[kind])
+    tokens, fed = tokens_of(network.config, rows), 18
+    tokens[:, :kept] = tokens[:1, :kept]
+    ours = logits_of(network, tokens, kept, fed=fed)
+    expected = plain(network, context_of(network.config), tokens[:, : kept + fed])[:, kept:]
+    torch.testing.assert_close(ours, expected, atol=1e-4, rtol=0)
+    assert [recorder.replays for recorder in recorders] == [fed - 1]
+    launched = [step[0] for step in recorders[0].tape if not step[0].is_view]
+    blocks = network.config.layers
+    ours = [operation for operation in launched if operation.namespace == "prior_art"]
+    assert len(ours) == (5 if rows <= steps.ROWS else 1) * blocks
+    assert rows > steps.ROWS or len(launched) < 5 * blocks + 10
+
+
+@pytest.mark.parametrize("many", [False, True])
+@torch.no_grad()
+def test_the_next_run_replays_the_last_one_s(
+    recorders: list[Recorder], kernels: None, many: bool
+) -> None:
+    """Of other tokens of another prompt; what many rows hold is given back."""
+    network, rows = make(KINDS["text"]), 17 if many else 3
+    tokens = tokens_of(network.config, rows)
+    logits_of(network, tokens, 0, fed=10)
+    release(network, prefill(network, context_of(network.config), None, torch.float32), rows)
+    other = tokens.flip(1)
+    ours = logits_of(network, other, 0, fed=10)
+    expected = plain(network, context_of(network.config), other[:, :10])
+    torch.testing.assert_close(ours, expected, atol=1e-4, rtol=0)
+    assert len(recorders) == (2 if many else 1)
+
+
+@torch.no_grad()
+def test_a_picture_s_own_beginning_is_not_kept(recorders: list[Recorder]) -> None:
+    network = make(KINDS["text"])
+    tokens = tokens_of(network.config, 2)
+    tokens[1, :5] = tokens[0, :5]
+    logits_of(network, tokens, 5, fed=2)
+    assert network in graphs._kept
+    prefix = prefill(network, context_of(network.config), tokens[:1, :5], torch.float32)
+    release(network, prefix, 2)
+    assert network not in graphs._kept
+
+
+@torch.no_grad()
+def test_a_choice_and_its_feeding_are_one_recording(
+    recorders: list[Recorder], kernels: None
+) -> None:
+    network = make(KINDS["text"])
+    step, twin = begin(network, 2), begin(copy.deepcopy(network), 2)
+    hidden = step.cache._shared.hidden.expand(2, -1).contiguous()
+    expected = hidden
+
+    def choose(hidden: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+        logits = step.logits(hidden)
+        return (logits.argmax(-1) + shift) % 50, logits.amax()
+
+    for _ in range(6):
+        token, hidden, largest = step.choose_and_feed("choose", choose, hidden, torch.tensor(3))
+        wanted, top = choose(expected, torch.tensor(3))
+        assert torch.equal(token, wanted) and torch.equal(largest, top)
+        expected = twin.feed(wanted)
+        torch.testing.assert_close(hidden, expected, atol=1e-4, rtol=0)
+    assert [recorder.replays for recorder in recorders] == [5, 5]
+
+
 @torch.no_grad()
 def test_a_known_token_between_steps(recorders: list[Recorder]) -> None:
     """Runs of several tokens go past the recording, and the recording goes on after them."""
     network = make(KINDS["text"])
     tokens = tokens_of(network.config, 2)
-    prefix = prefill(network, context_of(network.config), None, torch.float32)
-    cache = Cache(network, prefix, 2, network.config.image_tokens)
-    step = Steps(network, cache)
-    hidden = [step(tokens[:, :1]), step(tokens[:, 1:2]), cache.extend(network, tokens[:, 2:6])]
-    hidden += [step(tokens[:, 6:7]), step(tokens[:, 7:8])]
+    step = begin(network, 2)
+    hidden = [step.feed(tokens[:, 0])[:, None], step.feed(tokens[:, 1])[:, None]]
+    hidden += [step.cache.extend(network, tokens[:, 2:6])]
+    hidden += [step.feed(tokens[:, 6])[:, None], step.feed(tokens[:, 7])[:, None]]
     expected = plain(network, context_of(network.config), tokens[:, :8])[:, 1:]
     ours = network.logits(torch.cat(hidden, dim=1))
     torch.testing.assert_close(ours, expected, atol=1e-4, rtol=0)
     assert [recorder.replays for recorder in recorders] == [3]
 
 
-@torch.no_grad()
-def test_what_a_replay_writes_over_is_not_given_out(recorders: list[Recorder]) -> None:
-    network = make(KINDS["text"])
-    tokens = tokens_of(network.config, 2)
-    prefix = prefill(network, context_of(network.config), None, torch.float32)
-    step = Steps(network, Cache(network, prefix, 2, 10))
-    first = step(tokens[:, :1])
-    before = first.clone()
-    step(tokens[:, 1:2])
-    assert torch.equal(first, before)
-
-
-@torch.no_grad()
-def test_where_nothing_can_be_recorded(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """One warning, the same logits operation by operation, and no second try."""
-
-    def record(work: Callable[[], None], device: torch.device) -> Callable[[], None]:
-        raise RuntimeError("operation not permitted when stream is capturing")
-
-    monkeypatch.setattr(steps, "_failed", False)
-    monkeypatch.setattr(steps, "can_record", lambda *_: not steps._failed)
-    monkeypatch.setattr(steps, "record", record)
-    network = make(KINDS["text"])
-    tokens = tokens_of(network.config, 2)
-    with caplog.at_level(logging.WARNING):
-        ours = logits_of(network, tokens, 0, fed=10)
-        logits_of(network, tokens, 0, fed=2)
-    expected = plain(network, context_of(network.config), tokens[:, :10])
-    torch.testing.assert_close(ours, expected, atol=1e-4, rtol=0)
-    assert [record.message.count("not permitted") for record in caplog.records] == [1]
-
-
-def test_memory_that_runs_out_is_left_to_who_chose_the_rows(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def record(work: Callable[[], None], device: torch.device) -> Callable[[], None]:
-        raise torch.cuda.OutOfMemoryError
-
-    monkeypatch.setattr(steps, "can_record", lambda *_: True)
-    monkeypatch.setattr(steps, "record", record)
-    network = make(KINDS["text"])
-    with pytest.raises(torch.cuda.OutOfMemoryError), torch.no_grad():
-        logits_of(network, tokens_of(network.config, 2), 0, fed=2)
-
-
-def test_what_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only what lies on an NVIDIA device, and nothing after a failure."""
-    network, cuda = make(KINDS["free"]), torch.device("cuda")
-    assert not can_record(network, cuda)  # its weights are elsewhere
-    there = SimpleNamespace(
-        parameters=lambda: [SimpleNamespace(device=cuda)], modules=network.modules
-    )
-    assert can_record(there, cuda)
-    assert not can_record(there, CPU)
-    with monkeypatch.context() as patch:
-        patch.setattr(torch.version, "hip", "6.4")
-        assert not can_record(there, cuda)
-    with monkeypatch.context() as patch:
-        patch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
-        assert not can_record(there, cuda)
-    with monkeypatch.context() as patch:
-        patch.setattr(steps, "_failed", True)
-        assert not can_record(there, cuda)
-    network.blocks[2].mlp[0].weight_function = [lambda weight: weight]
-    assert not can_record(there, cuda)
+def test_on_a_gpu_kernels_read_the_layers() -> None:
+    """The meta device stands for one; a host's layers and fp32 are plain torch's."""
+    with torch.device("meta"):
+        network = ARTransformer(KINDS["text"]).half().requires_grad_(False)
+    prompt = torch.zeros(1, network.config.context, dtype=torch.long, device="meta")
+    with torch.no_grad():
+        prefix = prefill(network, prompt, None, torch.float16)
+        step = Steps(network, prefix, 3)
+        assert step.fused and step._run is steps.run_rows
+        assert step.feed(torch.zeros(3, dtype=torch.long, device="meta")).shape == (3, 32)
+        network.blocks[2].mlp[0].weight_function = [lambda weight: weight]
+        assert not Steps(network, prefix, 3).fused
+        network = make(KINDS["text"])
+        assert not begin(network, 3).fused
 
 
 def test_a_host_s_patches_are_not_passed_over(caplog: pytest.LogCaptureFixture) -> None:

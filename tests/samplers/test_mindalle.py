@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from prior_art.edges import EdgeError
+from prior_art.networks import graphs, mindalle_graphs
 from prior_art.networks.mindalle import ARConfig, ARTransformer, Cache
 from prior_art.samplers import mindalle as autoregressive
 from prior_art.samplers.mindalle import (
@@ -20,8 +21,8 @@ from prior_art.samplers.mindalle import (
 )
 from prior_art.samplers.parts.noise import ExponentialNoise, Noise, generators
 
+from ..networks.recorder import record_on_cpu
 from ..networks.test_mindalle import KINDS, context_of, make, plain, tokens_of
-from ..networks.test_mindalle_graphs import record_on_cpu
 
 PLACE = {"device": torch.device("cpu"), "dtype": torch.float32}
 LENGTH = KINDS["text"].image_tokens
@@ -102,8 +103,11 @@ def test_tokens_equal_the_published_loop(kind: str, count: int) -> None:
     assert count == 1 or len(found.unique(dim=0)) == count
 
 
-@pytest.mark.parametrize("count", [1, 3, 9])
-def test_recorded_steps_draw_the_same_tokens(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+@pytest.mark.parametrize("kernels", [False, True], ids=["", "by few_rows' operations"])
+@pytest.mark.parametrize("count", [1, 3, 17])
+def test_recorded_steps_draw_the_same_tokens(
+    monkeypatch: pytest.MonkeyPatch, count: int, kernels: bool
+) -> None:
     """As on NVIDIA; with kept tokens, and with known ones between those that are drawn."""
     network = make(KINDS["text"])
     expected = torch.cat([reference(network, 7 + i) for i in range(count)])
@@ -111,11 +115,46 @@ def test_recorded_steps_draw_the_same_tokens(monkeypatch: pytest.MonkeyPatch, co
     known[[0, 1, 6, 9, 10, 11, 20]] = True
     completed, weights = complete(network, given, known, count, top_k=20)
     recorders = record_on_cpu(monkeypatch)
-    assert torch.equal(sample(network, 7, count), expected)
-    assert recorders[0].replays == LENGTH - 2  # but the first, recorded, and the last, never fed
+    monkeypatch.setattr(mindalle_graphs, "fits", lambda *_: kernels)
+    for _ in range(2):
+        assert torch.equal(sample(network, 7, count), expected)
+    # But the first, recorded, and the last, never fed; few candidates' recording is kept.
+    once = 17 if count > 16 else 0
+    replays = [recorder.replays for recorder in recorders]
+    assert replays == ([LENGTH - 2] * 2 if once else [2 * (LENGTH - 1) - 1])
     again = complete(network, given, known, count, top_k=20)
     assert torch.equal(again[0], completed)
     torch.testing.assert_close(again[1], weights, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("options", [{"top_p": 0.7}, {"temperature": 0}, {"temperature": 0.5}])
+def test_recorded_options(monkeypatch: pytest.MonkeyPatch, options: dict) -> None:
+    """On one recording's keys and values, each with steps of its own."""
+    network = make(KINDS["text"])
+    expected = [sample(network, 7, 2), sample(network, 7, 2, **options)]
+    record_on_cpu(monkeypatch)
+    monkeypatch.setattr(mindalle_graphs, "fits", lambda *_: True)
+    for _ in range(2):
+        assert torch.equal(sample(network, 7, 2), expected[0])
+        assert torch.equal(sample(network, 7, 2, **options), expected[1])
+
+
+def test_recordings_do_not_outlive_memory_that_ran_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that half as many have room."""
+    network, seen = make(KINDS["text"]), []
+    expected = sample(network, 7, 3)
+    record_on_cpu(monkeypatch)
+
+    def run_out(done: int, total: int, tokens: Tensor) -> None:
+        seen.append((len(tokens), network in graphs._kept))
+        if len(tokens) > 1 and done == 3:
+            raise torch.cuda.OutOfMemoryError
+
+    assert torch.equal(sample(network, 7, 3, callback=run_out), expected)
+    forgotten: list[bool] = []
+    monkeypatch.setattr(autoregressive, "forget", lambda network: forgotten.append(True))
+    sample(network, 7, 3, callback=run_out)
+    assert seen[0] == (3, True) and forgotten == [True]
 
 
 @pytest.mark.parametrize(
@@ -142,9 +181,9 @@ def test_options(options: dict) -> None:
 
 def chosen(logits: Tensor, **options: object) -> set[int]:
     """The codes that 200 candidates draw."""
-    noise = ExponentialNoise(generators(0, 200), logits.shape[1], PLACE["device"])
+    noise = ExponentialNoise(generators(0, 200), logits.shape[1], PLACE["device"], 1)
     how = draw(count=200, **{"top_k": 0, **options})
-    drawn = autoregressive._choose(logits.expand(200, -1), noise, how)
+    drawn = autoregressive._choose(logits.expand(200, -1), how, noise())
     return set(drawn.flatten().tolist())
 
 
@@ -167,8 +206,8 @@ def test_the_token_after_exactly_p_is_not(top_p: float, count: int) -> None:
 
 def test_draws_equal_multinomial_on_the_same_stream() -> None:
     p = torch.rand(64, 16384, generator=torch.Generator().manual_seed(1)).softmax(-1)
-    noise = ExponentialNoise(generators(3, 64), 16384, PLACE["device"])
-    ours = autoregressive._choose(p.log(), noise, draw(count=64, top_k=0))
+    noise = ExponentialNoise(generators(3, 64), 16384, PLACE["device"], 1)
+    ours = autoregressive._choose(p.log(), draw(count=64, top_k=0), noise())
     p = p.log().softmax(-1)
     streams = generators(3, 64)
     theirs = [torch.multinomial(row, 1, generator=g) for row, g in zip(p, streams, strict=True)]

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+import threading
 
 import pytest
 import torch
@@ -52,23 +52,29 @@ def test_refuses_a_negative_offset() -> None:
         generators(0, 1, -1)
 
 
+@pytest.fixture
+def ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three threads draw ahead, as for a GPU."""
+    monkeypatch.setattr(noise, "_threads", lambda device, rows: min(rows, 3))
+
+
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-def test_exponential_noise_is_what_multinomial_draws_one_row_a_stream(mode: type) -> None:
+@pytest.mark.parametrize("threads", [0, 1, 3])
+def test_exponential_noise_is_what_multinomial_draws_one_row_a_stream(
+    monkeypatch: pytest.MonkeyPatch, mode: type, threads: int
+) -> None:
     """Over several calls, however many threads draw the rows, in a host's inference mode too."""
-    with mode():
-        check_exponential_noise()
+    monkeypatch.setattr(noise, "_threads", lambda device, rows: threads)
+    with mode(), ExponentialNoise(generators(3, 5), 1000, torch.device("cpu"), 20) as drawing:
+        check_exponential_noise(drawing)
 
 
-def check_exponential_noise() -> None:
-    drawing = ExponentialNoise(generators(3, 5), 1000, torch.device("cpu"))
-    threaded = ExponentialNoise(generators(3, 5), 1000, torch.device("cpu"))
-    threaded._threads, threaded._pool = 3, ThreadPoolExecutor(3)
+def check_exponential_noise(drawing: ExponentialNoise) -> None:
     alone = generators(3, 5)
     (source,) = generators(1, 1)
     for _ in range(20):
         found = drawing()
         assert found.dtype == torch.float32 and found.shape == (5, 1000)
-        assert torch.equal(threaded(), found)
         p = torch.rand(5, 1000, generator=source)
         for row, noise_row, stream in zip(p, found, alone, strict=True):
             theirs = torch.multinomial(row, 1, generator=stream)
@@ -85,3 +91,47 @@ def test_winding_a_stream_forward_can_be_stopped() -> None:
 
     with pytest.raises(KeyboardInterrupt):
         Noise.seeded(0, 1, offset=10**13, between=stop)
+
+
+def test_streams_end_where_the_last_call_leaves_them(ahead: None) -> None:
+    streams, plain = generators(3, 4), generators(3, 4)
+    with ExponentialNoise(streams, 100, torch.device("cpu"), 7) as drawing:
+        for _ in range(7):
+            drawing()
+    for stream, other in zip(streams, plain, strict=True):
+        torch.empty(7, 100, dtype=torch.float64).uniform_(generator=other)
+        assert torch.equal(stream.get_state(), other.get_state())
+
+
+def test_who_stops_early_leaves_no_thread_drawing(ahead: None) -> None:
+    """Streams may be wound back at once, and are drawn from anew."""
+    streams, before = generators(3, 4), threading.active_count()
+    states = [stream.get_state() for stream in streams]
+    with (
+        pytest.raises(KeyboardInterrupt),
+        ExponentialNoise(streams, 2**18, torch.device("cpu"), 50) as drawing,
+    ):
+        first = drawing()
+        raise KeyboardInterrupt
+    assert threading.active_count() == before
+    for stream, state in zip(streams, states, strict=True):
+        stream.set_state(state)
+    with ExponentialNoise(streams, 2**18, torch.device("cpu"), 1) as drawing:
+        assert torch.equal(drawing(), first)
+
+
+def test_what_fails_in_a_thread_fails_in_the_call(ahead: None) -> None:
+    streams = [*generators(3, 2), "no stream"]
+    with (
+        pytest.raises(TypeError),
+        ExponentialNoise(streams, 10, torch.device("cpu"), 5) as drawing,
+    ):
+        drawing()
+
+
+def test_nothing_is_drawn_for_no_calls(ahead: None) -> None:
+    streams = generators(3, 2)
+    with ExponentialNoise(streams, 10, torch.device("cpu"), 0):
+        pass
+    for stream, other in zip(streams, generators(3, 2), strict=True):
+        assert torch.equal(stream.get_state(), other.get_state())

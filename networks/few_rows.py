@@ -1,0 +1,246 @@
+"""A transformer's step of few rows, on a GPU: five launches a block, bound by reading the weights.
+
+The operations are ``torch.ops.prior_art.<name>``; their kernels are in ``few_rows_kernels.py``.
+Each has the same in plain torch, which is what runs on a CPU, and from the first kernel that fails
+onwards.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .fused import layer_norm
+from .leaf import is_bare
+
+logger = logging.getLogger("prior_art")
+
+ROWS = 16
+"""So many rows are few: as many as a matrix instruction takes, whose time is the weight's."""
+
+_WIDEST = 8192  # what one program holds of a row
+
+_failed = False
+_HAS_TRITON = importlib.util.find_spec("triton") is not None
+_HAS_OPERATIONS = hasattr(torch.library, "custom_op")
+
+
+def fits(layers: Iterable[nn.Module], device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the kernels compute with these layers as they are: on a GPU, in half precision.
+
+    On the meta device too: nothing is computed there, and what a GPU would run can be counted.
+
+    Args:
+        layers: LayerNorms and Linears.
+        device, dtype: of the rows.
+    """
+    there = device.type == "meta" or (device.type == "cuda" and _HAS_TRITON and not _failed)
+    return (
+        _HAS_OPERATIONS
+        and there
+        and dtype in (torch.float16, torch.bfloat16)
+        and all(
+            is_bare(layer)
+            and layer.weight is not None
+            and layer.weight.shape[-1] <= _WIDEST
+            and all(
+                part.dtype == dtype and part.device.type == device.type and part.is_contiguous()
+                for part in layer.parameters(recurse=False)
+            )
+            for layer in layers
+        )
+    )
+
+
+def norm_linear(
+    norm: nn.LayerNorm, layers: Sequence[nn.Linear], x: Tensor, *, gelu: bool = False
+) -> list[Tensor]:
+    """Each of one to three layers of one size with a bias, of the LayerNorm of rows.
+
+    They :func:`fits`.
+
+    Args:
+        x: ``[B, W]``.
+        gelu: the exact GELU of the result.
+
+    Returns:
+        ``[B, N]`` of each layer.
+    """
+    if len(x) > ROWS:
+        y = layer_norm(norm, x)[1]
+        out = [F.linear(y, layer.weight, layer.bias) for layer in layers]
+        return [F.gelu(part) for part in out] if gelu else out
+    weights, biases = [layer.weight for layer in layers], [layer.bias for layer in layers]
+    made = torch.ops.prior_art.norm_linear(
+        x, norm.weight, norm.bias, norm.eps, weights, biases, gelu
+    )
+    return list(made.unbind())
+
+
+def linear(weight: Tensor, x: Tensor) -> Tensor:
+    """``[B, N]``: rows ``[B, W]`` times ``weight`` ``[N, W]``, of a layer that :func:`fits`."""
+    if len(x) > ROWS:
+        return F.linear(x, weight)
+    return torch.ops.prior_art.norm_linear(x, None, None, 0.0, [weight], [], False)[0]
+
+
+def linear_add(layer: nn.Linear, x: Tensor, add: Tensor) -> Tensor:
+    """``layer(x) + add``: ``[B, N]`` of rows ``[B, W]`` and ``[B, N]``, of a layer that fits."""
+    if len(x) > ROWS:
+        return add + F.linear(x, layer.weight, layer.bias)
+    return torch.ops.prior_art.linear_add(x, layer.weight, layer.bias, add)
+
+
+def mask_behind(slot: Tensor, size: int, dtype: torch.dtype) -> Tensor:
+    """``[size]``, what is added to scores so that keys behind ``slot`` ``[1]`` do not count."""
+    ahead = torch.arange(size, device=slot.device) > slot
+    return torch.zeros(size, dtype=dtype, device=slot.device).masked_fill(ahead, -math.inf)
+
+
+def attend_shared(
+    q: Tensor,
+    shared_keys: Tensor,
+    shared_values: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """One query of each row over keys that all rows share and keys of its own.
+
+    The shared part is one product for all rows, so it is read once instead of once a row.
+
+    Args:
+        q: ``[B, heads, 1, head_dim]``; shared: ``[heads, P, head_dim]``; own:
+            ``[B, heads, n, head_dim]``.
+        mask: ``[n]``, added to the own keys' scores.
+    """
+    q = q * q.shape[-1] ** -0.5
+    by_head = q[:, :, 0].transpose(0, 1)  # [heads, B, head_dim]
+    shared = (by_head @ shared_keys.transpose(1, 2)).transpose(0, 1)  # [B, heads, P]
+    own = (q @ keys.transpose(2, 3))[:, :, 0]
+    if mask is not None:
+        own = own + mask
+    weights = torch.cat([shared, own], dim=-1).softmax(dim=-1)
+    count = shared_keys.shape[1]
+    out = (weights[..., :count].transpose(0, 1) @ shared_values).transpose(0, 1)[:, :, None]
+    # This one first: the sum takes its layout, in which a row's heads lie side by side.
+    return weights[:, :, None, count:] @ values + out
+
+
+def _norm_linear(
+    x: Tensor,
+    gain: Tensor | None,
+    shift: Tensor | None,
+    eps: float,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    gelu: bool,
+) -> Tensor:
+    y = x if gain is None else F.layer_norm(x, x.shape[-1:], gain, shift, eps)
+    out = torch.stack(
+        [F.linear(y, w, biases[i] if biases else None) for i, w in enumerate(weights)]
+    )
+    return F.gelu(out) if gelu else out
+
+
+def _linear_add(x: Tensor, weight: Tensor, bias: Tensor, add: Tensor) -> Tensor:
+    return (add + F.linear(x, weight, bias)).contiguous()
+
+
+def _attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    shared_keys: Tensor | None,
+    shared_values: Tensor | None,
+    slot: Tensor,
+) -> Tensor:
+    q, k, v = (part.unflatten(-1, (keys.shape[1], -1))[:, :, None] for part in (q, k, v))
+    keys.index_copy_(2, slot, k)
+    values.index_copy_(2, slot, v)
+    mask = mask_behind(slot, keys.shape[2], q.dtype)
+    if shared_keys is None or shared_values is None:
+        out = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask[None])
+    else:
+        out = attend_shared(q, shared_keys, shared_values, keys, values, mask)
+    return out[:, :, 0].flatten(1).contiguous()
+
+
+def _choose(logits: Tensor, noise: Tensor, top_k: int, temperature: float) -> Tensor:
+    x = logits.float() / temperature
+    if 0 < top_k < x.shape[-1]:
+        least = x.topk(top_k, sorted=False).values.amin(dim=-1, keepdim=True)
+        x = x.masked_fill(x < least, -math.inf)
+    return (x.softmax(dim=-1) / noise).argmax(dim=-1)
+
+
+def _launch(name: str, plain: Callable[..., Any], x: Tensor, *others: Any) -> Any:
+    """The kernel's result, or that of plain torch from the first kernel that fails onwards."""
+    global _failed
+    if not _failed:
+        try:
+            from . import few_rows_kernels
+
+            with torch.cuda.device(x.device):
+                return getattr(few_rows_kernels, name)(x, *others)
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except Exception as error:
+            _failed = True
+            logger.warning(
+                "fused kernels do not run on this GPU, it goes on without them: %s: %s",
+                type(error).__name__,
+                str(error).strip().split("\n")[0],
+            )
+    return plain(x, *others)
+
+
+def _define(
+    signature: str,
+    plain: Callable[..., Any],
+    like: Callable[..., Tensor],
+    mutates: Sequence[str] = (),
+) -> None:
+    name, given = signature.split("(", 1)
+    if _HAS_OPERATIONS:
+        operation = torch.library.custom_op(
+            f"prior_art::{name}", plain, mutates_args=mutates, schema=f"({given}"
+        )
+        operation.register_kernel("cuda", lambda *args: _launch(name, plain, *args))
+        operation.register_fake(like)
+
+
+_define(
+    "norm_linear(Tensor x, Tensor? gain, Tensor? shift, float eps, Tensor[] weights,"
+    " Tensor[] biases, bool gelu) -> Tensor",
+    _norm_linear,
+    lambda x, gain, shift, eps, weights, biases, gelu: x.new_empty(
+        len(weights), len(x), len(weights[0])
+    ),
+)
+_define(
+    "linear_add(Tensor x, Tensor weight, Tensor bias, Tensor add) -> Tensor",
+    _linear_add,
+    lambda x, weight, bias, add: add.new_empty(add.shape),
+)
+_define(
+    "attend(Tensor q, Tensor k, Tensor v, Tensor(a!) keys, Tensor(b!) values,"
+    " Tensor? shared_keys, Tensor? shared_values, Tensor slot) -> Tensor",
+    _attend,
+    lambda q, *others: q.new_empty(q.shape),
+    mutates=("keys", "values"),
+)
+_define(
+    "choose(Tensor logits, Tensor noise, int top_k, float temperature) -> Tensor",
+    _choose,
+    lambda logits, *others: logits.new_empty(len(logits), dtype=torch.long),
+)
