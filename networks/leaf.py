@@ -32,3 +32,18 @@ def is_plain(leaf: nn.Module, kind: type[nn.Module]) -> bool:
         and is_bare(leaf)
         and all(p.dtype == torch.float32 and p.device.type == "cpu" for p in leaf.parameters())
     )
+
+
+def channels_last(network: nn.Module) -> None:
+    """Lay convolutions' weights on an NVIDIA device out as its kernels read them.
+
+    Their channels come last there. Weights that lie so already or elsewhere are not touched, and
+    moves between devices keep it.
+    """
+    for parameter in network.parameters():
+        if parameter.dim() == 4 and _reads_channels_last(parameter.device):
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+
+
+def _reads_channels_last(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.version.hip is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,8 @@ import torch
 from torch import nn
 
 from ...edges import placed
+from ...networks.graphs import forget
+from ...networks.leaf import channels_last
 
 
 @dataclass
@@ -20,7 +23,8 @@ class Managed:
     network: nn.Module
 
 
-_on_device: list[Managed] = []
+# A network whose owner is gone is not kept.
+_on_device: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
 def manage(network: nn.Module) -> Managed:
@@ -36,14 +40,15 @@ def use(
     ``beside`` are networks that the same stage uses too.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    wanted = [managed, *beside]
-    for other in [other for other in _on_device if other not in wanted]:
-        other.network.to("cpu")
+    wanted = [one.network for one in (managed, *beside)]
+    for other in set(_on_device) - set(wanted):
+        forget(other)
+        other.to("cpu")
         _on_device.remove(other)
-    for one in wanted if device.type != "cpu" else ():
-        if one not in _on_device:
-            one.network.to(device)
-            _on_device.append(one)
+    for network in wanted if device.type != "cpu" else ():
+        if network not in _on_device:
+            channels_last(network.to(device))
+            _on_device.add(network)
     return managed.network, device, next(managed.network.parameters()).dtype
 
 
