@@ -4,6 +4,10 @@ The host moves weights between devices leaf by leaf and, when memory is short, l
 and brings them over at each use. That only works for its own leaf classes, so every leaf of a
 network becomes one of them (:func:`swap_leaves`), and the network goes into a ModelPatcher, which
 is what the host counts, loads, evicts and patches with LoRAs.
+
+Newer hosts bring weights over at each use even where all would fit. A network of ours that fits
+goes into the patcher that loads it whole before it runs (:class:`Resident`): then nothing of the
+host's stands between a sampler and the weights, and its steps can be recorded.
 """
 
 from __future__ import annotations
@@ -20,6 +24,9 @@ import comfy.patcher_extension
 import torch
 from torch import nn
 
+from ...networks.graphs import forget
+from ...networks.leaf import channels_last
+
 LEAVES = (
     "Linear",
     "Conv1d",
@@ -31,6 +38,9 @@ LEAVES = (
     "LayerNorm",
     "Embedding",
 )
+
+VIEW = "prior_art_view"
+"""Where a ModelPatcher, and every clone of it, keeps another network made of the same weights."""
 
 
 class CastEmbedding(comfy.ops.manual_cast.Embedding):
@@ -50,6 +60,9 @@ class CastEmbedding(comfy.ops.manual_cast.Embedding):
 def swap_leaves(network: nn.Module, compute_dtype: torch.dtype | None = None) -> list[str]:
     """Turn every leaf of ``network`` into the host's class of that name, in place.
 
+    Such a leaf casts its weights at each call; one whose weights are stored as they are computed
+    with is told not to, until the host leaves it behind.
+
     Args:
         network: any network made of torch's own leaves.
         compute_dtype: what embeddings answer in; the weights' dtype where not given.
@@ -63,16 +76,16 @@ def swap_leaves(network: nn.Module, compute_dtype: torch.dtype | None = None) ->
         for name in LEAVES
         if hasattr(comfy.ops.manual_cast, name)
     }
+    swaps[nn.Embedding] = CastEmbedding
     rest = []
     for name, module in network.named_modules():
-        if isinstance(module, CastEmbedding):
-            module.compute_dtype = compute_dtype or module.weight.dtype
-        elif type(module) is nn.Embedding:
-            module.__class__ = CastEmbedding
-            module.compute_dtype = compute_dtype or module.weight.dtype
-        elif type(module) in swaps:
-            module.__class__ = swaps[type(module)]
-        elif type(module) not in swaps.values() and any(True for _ in module.parameters(False)):
+        module.__class__ = swaps.get(type(module), type(module))
+        stored = {parameter.dtype for parameter in module.parameters(recurse=False)}
+        if type(module) in swaps.values():
+            module.comfy_cast_weights = compute_dtype is not None and not stored <= {compute_dtype}
+            if isinstance(module, CastEmbedding):
+                module.compute_dtype = compute_dtype or module.weight.dtype
+        elif stored:
             rest.append(name)
     return rest
 
@@ -129,9 +142,54 @@ def bring_rest(patcher: Any, device: torch.device, *_: Any) -> None:
             module._buffers[name] = buffer.to(device)
 
 
+class Resident(comfy.model_patcher.ModelPatcher):
+    """The host's patcher that loads weights before they are used, all of them where there is room.
+
+    What was made of the weights where they lie goes before they do.
+    """
+
+    def load(self, device_to: Any = None, *args: Any, **kwargs: Any) -> None:
+        """Put weights on the device, in the format that its convolutions read."""
+        super().load(device_to, *args, **kwargs)
+        channels_last(self.model)
+
+    def partially_unload(self, *args: Any, **kwargs: Any) -> Any:
+        """Give some memory back: the recordings', and that of weights."""
+        self._let_go()
+        return super().partially_unload(*args, **kwargs)
+
+    def unpatch_model(self, device_to: Any = None, unpatch_weights: bool = True) -> Any:
+        """Take patches off and, with ``unpatch_weights``, weights off the device."""
+        if unpatch_weights:
+            self._let_go()
+        return super().unpatch_model(device_to, unpatch_weights)
+
+    def _let_go(self) -> None:
+        forget(self.model)
+        view = self.get_attachment(VIEW)
+        if view is not None:
+            view.release()
+
+
+def stays(size: int, device: torch.device) -> bool:
+    """Whether ``size`` bytes of weights lie on ``device`` as a whole while they are used.
+
+    They do where the host may use the memory as it sees fit and has enough of it for them, with
+    what it holds back for computing. Whether it is free at the moment is not asked: the host makes
+    room by putting others out, and reckons with what a stage says it will hold.
+    """
+    if memory.vram_state not in (memory.VRAMState.NORMAL_VRAM, memory.VRAMState.HIGH_VRAM):
+        return False
+    return size <= memory.maximum_vram_for_weights(device)
+
+
 def patcher_of(module: nn.Module, load: torch.device, offload: torch.device) -> Any:
-    """A ModelPatcher of the kind that this host uses for its own models."""
-    kind = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
+    """A ModelPatcher around a network of ours: one that loads it whole before it runs or, where it
+    does not fit, of the kind that this host uses for its own models."""
+    kind: Any = Resident
+    core = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
+    if core is not comfy.model_patcher.ModelPatcher and not stays(memory.module_size(module), load):
+        kind = core
     patcher = kind(module, load_device=load, offload_device=offload)
     patcher.add_callback(comfy.patcher_extension.CallbacksMP.ON_LOAD, bring_rest)
     return patcher

@@ -30,6 +30,10 @@ class CuttingVAE(comfy.sd.VAE):
         """Latent → IMAGE, tile by tile."""
         return cut_to_asked(super().decode_tiled(samples, *args, **kwargs), samples)
 
+    def get_sd(self) -> dict[str, torch.Tensor]:
+        """The network's tensors, as a file holds them: in the order of their places."""
+        return {name: tensor.contiguous() for name, tensor in super().get_sd().items()}
+
 
 def native_vae(coder: nn.Module, factor: int, channels: int) -> Any:
     """An autoencoder as the host's VAE.
