@@ -34,11 +34,13 @@ from ...edges import EdgeError, SDXLText, check_pooled, sizes_beside
 from ...loaders import koala
 from ...loaders.clip import tokenize
 from ...loaders.files.checkpoint import CheckpointError, check_inside, read_state_dict
+from ...networks.koala import prepare_sdxl
 from ...networks.koala_vae import LatentKL
 from ...samplers.koala import EulerSchedule
 from ..api import Adapter
-from .compat import warn
-from .memory import Adopted, Managed, kind_of, patcher_of, prepare
+from .compat import fitted, warn
+from .koala_view import View, view_of
+from .memory import VIEW, Adopted, Managed, kind_of, patcher_of, prepare, stays
 from .vae import native_vae
 
 if TYPE_CHECKING:
@@ -73,18 +75,29 @@ def wrap_koala(loaded: koala.KoalaUNet, latent_rgb_factors: torch.Tensor | None)
         CheckpointError: the host does not know this network.
     """
     if tuple(loaded.network.config.block_out_channels) == koala.WIDTHS:
-        with _without_missing_mid_block():
-            patcher = comfy.sd.load_diffusion_model_state_dict(
-                dict(loaded.network.state_dict()), model_options={"dtype": loaded.variant.dtype}
-            )
-        if patcher is None:
-            raise CheckpointError(
-                f"'{loaded.name}' is {loaded.variant.name}, which this ComfyUI does not know;"
-                " update ComfyUI"
-            )
+        patcher = _native(loaded)
     else:
         patcher = _adopted(loaded, latent_rgb_factors)
     patcher.set_attachments(FACTS, koala.facts_of(loaded, latent_rgb_factors))
+    return patcher
+
+
+def _native(loaded: koala.KoalaUNet) -> Any:
+    """A U-Net of published widths in the host's own class."""
+    with _without_missing_mid_block():
+        patcher = fitted(comfy.sd.load_diffusion_model_state_dict)(
+            dict(loaded.network.state_dict()),
+            model_options={"dtype": loaded.variant.dtype},
+            disable_dynamic=stays(loaded.variant.size, memory.get_torch_device()),
+        )
+    if patcher is None:
+        raise CheckpointError(
+            f"'{loaded.name}' is {loaded.variant.name}, which this ComfyUI does not know;"
+            " update ComfyUI"
+        )
+    if type(patcher) is comfy.model_patcher.ModelPatcher:
+        patcher = patcher_of(patcher.model, patcher.load_device, patcher.offload_device)
+    patcher.set_attachments(VIEW, View())
     return patcher
 
 
@@ -207,7 +220,11 @@ def _prepare(
     time_ids: torch.Tensor,
     timesteps: list[float],
 ) -> Callable[[torch.Tensor, int], torch.Tensor]:
-    """The host's own network, called as the host calls it, with its conditioning held fixed."""
+    """The host's own network with its conditioning held fixed: as diffusers' where that is all it
+    is, else called as the host calls it."""
+    view = view_of(model, hidden.dtype)
+    if view is not None:
+        return prepare_sdxl(view, hidden, pooled, time_ids, timesteps)
     sizes = time_ids
     if not isinstance(network, AdoptedSDXL):
         sizes = network.embedder(time_ids.flatten().float()).reshape(len(pooled), -1)

@@ -6,14 +6,17 @@ Started like in_process.py, whose start of the host and helpers it uses.
 from __future__ import annotations
 
 import logging
+import weakref
 from functools import partial
 from pathlib import Path
+from unittest import mock
 
 from in_process import (
     COMFY,
     FOLDER,
     close,
     comfy,
+    comfy_memory,
     core,
     find_source,
     host,
@@ -25,6 +28,7 @@ from in_process import (
 
 from prior_art.edges import EdgeError
 from prior_art.host.comfyui import koala as comfy_koala
+from prior_art.host.comfyui import koala_view
 from prior_art.loaders import koala
 from prior_art.loaders.clip import tokenize
 from prior_art.loaders.files.checkpoint import CheckpointError
@@ -56,8 +60,9 @@ def load(name: str = "koala-1b"):
     model = config.get_model(converted, "")
     model.load_model_weights(converted, "")
     device = comfy.model_management.get_torch_device()
-    patcher = comfy.model_patcher.ModelPatcher(model, device, torch.device("cpu"))
+    patcher = comfy_memory.patcher_of(model, device, torch.device("cpu"))
     patcher.set_attachments(comfy_koala.FACTS, koala.facts_of(loaded, None))
+    patcher.set_attachments(comfy_memory.VIEW, koala_view.View())
     return patcher, clip, vae
 
 
@@ -272,10 +277,8 @@ def native_samplers_run_it() -> None:
         assert ksampler(model, positive, negative, sampler=sampler).isfinite().all(), sampler
 
 
-def lora_changes_both_samplers() -> None:
-    model, clip, _ = load()
-    positive, negative = said(clip), said(clip, NEGATIVE)
-    plain, published = ksampler(model, positive, negative), koala_sample(model, clip)
+def with_lora(model):
+    """The MODEL with a LoRA of one attention's queries."""
     keys = comfy.lora.model_lora_keys_unet(model.model, {})
     name = next(k for k in keys if k.startswith("lora_unet_down_blocks_1") and "attn1_to_q" in k)
     weight = model.model.state_dict()[keys[name]]
@@ -284,10 +287,59 @@ def lora_changes_both_samplers() -> None:
         f"{name}.lora_up.weight": torch.randn(weight.shape[0], 2, generator=noise),
         f"{name}.lora_down.weight": torch.randn(2, weight.shape[1], generator=noise),
     }
-    patched, _ = comfy.sd.load_lora_for_models(model, None, lora, 1.0, 0.0)
+    return comfy.sd.load_lora_for_models(model, None, lora, 1.0, 0.0)[0]
+
+
+def lora_changes_both_samplers() -> None:
+    model, clip, _ = load()
+    positive, negative = said(clip), said(clip, NEGATIVE)
+    plain, published = ksampler(model, positive, negative), koala_sample(model, clip)
+    patched = with_lora(model)
     assert (ksampler(patched, positive, negative) - plain).abs().max() > 1e-3
     assert (koala_sample(patched, clip) - published).abs().max() > 1e-3
     close(ksampler(model, positive, negative), plain, 1e-5)
+
+
+def it_runs_as_the_librarys_network_where_nothing_hangs_on_it() -> None:
+    """On a card KOALA Sample runs diffusers' network of the host's weights: the same latents, and
+    what native nodes hang on the host's network still counts."""
+    ran: list[torch.nn.Module] = []
+
+    def counted(network, *rest):
+        ran.append(network)
+        return prepare_sdxl(network, *rest)
+
+    def sample(model) -> torch.Tensor:
+        return koala_sample(model, clip, steps=2, batch_size=1) * LATENT_SCALE
+
+    for name in KINDS[1:]:
+        model, clip, _ = load(name)
+        (freed,) = core("FreeU_V2", model=model, b1=1.3, b2=1.4, s1=0.9, s2=0.2)
+        patched = with_lora(model)
+        plain, free, lora = (sample(kind) for kind in (model, freed, patched))
+        ran.clear()
+        with (
+            mock.patch.object(koala_view, "DEVICES", ("cpu",)),
+            mock.patch.object(comfy_koala, "prepare_sdxl", counted),
+        ):
+            for kind, wanted, runs in (
+                (model, plain, 1),
+                (model, plain, 2),
+                (freed, free, 2),
+                (patched, lora, 3),
+                (model, plain, 4),
+            ):
+                close(sample(kind), wanted, 1e-4)
+                assert len(ran) == runs, f"{name}: {len(ran)} for {runs}"
+            assert ran[0] is ran[1], "made anew for the same weights"
+            last = model.model.diffusion_model.out
+            hook = last.register_forward_hook(lambda *called: called[-1] * 0)
+            assert (sample(model) - plain).abs().max() > 1e-3
+            hook.remove()
+            kept = weakref.ref(ran.pop())
+            ran.clear()
+            model.detach()
+            assert kept() is None, "it outlives the weights that it was made of"
 
 
 def control_of(name: str):
@@ -506,6 +558,7 @@ CHECKS = {
         native_samplers_run_it,
         long_native_prompts_are_sampled,
         lora_changes_both_samplers,
+        it_runs_as_the_librarys_network_where_nothing_hangs_on_it,
         controlnet_of_its_shape_steers_it,
         previews_have_the_vaes_colours,
         embedded_family_runs_in_the_hosts_model,
