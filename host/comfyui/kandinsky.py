@@ -93,11 +93,16 @@ class LatentNetwork(Adopted):
         told = Condition(context[:, 0], text_hidden, text_pooled, hint).added()
         out = self.network(x, timesteps, text_hidden, added_cond_kwargs=told, return_dict=False)[0]
         eps, variance = out.chunk(2, dim=1)
-        options = transformer_options or {}
-        sheet, sides = options.get(VARIANCE), options.get("cond_or_uncond", [])
-        if sheet is not None and 0 in sides:
-            sheet.conditional = variance.chunk(len(sides))[sides.index(0)].float()
+        _note(variance, transformer_options or {})
         return eps
+
+
+@torch.compiler.disable  # the host's TorchCompileModel takes the options of the first call for all
+def _note(variance: torch.Tensor, options: dict) -> None:
+    """Write the conditional rows' variance onto the sampler's sheet, where there is one."""
+    sheet, sides = options.get(VARIANCE), options.get("cond_or_uncond", [])
+    if sheet is not None and 0 in sides:
+        sheet.conditional = variance.chunk(len(sides))[sides.index(0)].float()
 
 
 class KandinskyModel(comfy.model_base.BaseModel):

@@ -14,6 +14,7 @@ pytestmark = [pytest.mark.host, pytest.mark.slow]
 SCRIPTS = (
     *("in_process.py", "kandinsky_in_process.py", "koala_in_process.py"),
     *("unclip_in_process.py", "places_in_process.py", "core_in_process.py"),
+    *("memory_in_process.py", "compile_in_process.py"),
 )
 STAGES = (
     *("text_encoder", "image_encoder", "prior", "decoder", "upscaler"),
