@@ -274,6 +274,12 @@ def both_sides_conditions_lie_on_one_device() -> None:
         model = pack.LoadLatentDecoder.execute(f"{DECODER}{mode}", "auto", "published").args[0]
         cases[f"Kandinsky{mode}"] = model, *pack.KandinskyConditioning.execute(*sides, image).args
 
+    clip = pack.LoadMCLIP.execute(OLD, "auto").args[0]
+    model = pack.LoadLatentDecoder.execute(OLD, "auto", "published").args[0]
+    texts = [pack.TextEncode.execute(clip, text).args[0] for text in (PROMPT, "")]
+    made = pack.KandinskyConditioning.execute(embeds, embeds, None, *texts).args
+    cases["Kandinsky 2.1"] = model, *made
+
     model, clip, _ = pack.LoadKoala.execute(KOALA, "auto", "any KOALA", OWN, OWN, OWN).args
     said = [
         pack.KoalaTextEncode.execute(clip, text, 64, 64, 0, 0, 0, 0).args[0]
