@@ -171,6 +171,11 @@ class TextDifference(Node):
     ) -> io.NodeOutput:
         space = _space_of(image_embeds, "image_embeds")
         embeds = image_embeds_of(image_embeds, space, "image_embeds")
+        if space.name.startswith("unknown"):
+            raise EdgeError(
+                f"'image_embeds' is of an unknown CLIP of {space.dim} dimensions, so that no text"
+                " goes with it; encode the picture with Image Encode (unCLIP)"
+            )
         to, away = (
             conditioning_to_text(part, space, name).pooled
             for part, name in ((text, "text"), (from_text, "from_text"))
