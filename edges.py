@@ -333,7 +333,7 @@ def batch_conditioning(first: list, second: list) -> list:
         # Some prompts, as those of image embeddings, have none.
         _check_prompt(hidden, hidden[:, 0] if pooled is None else pooled, name)
         for value in extra.values():
-            if isinstance(value, torch.Tensor):
+            if isinstance(value, torch.Tensor) and value.is_floating_point():
                 _refuse_nan(value, name)
         sides.append((hidden, extra))
     (hidden, extra), (other, more) = sides

@@ -136,12 +136,11 @@ class Cases:
         seen = Image.open(self.pictures / "circle.png").convert("RGBA")
         seen.putalpha(Image.new("L", (64, 32), 255).crop((0, 0, 64, 64)))
         seen.save(self.pictures / "example.png")
-        tiny.tiny_karlo(self.models / "tiny-karlo")
-        tiny.tiny_kandinsky(self.models / "tiny-kandinsky")
-        tiny.tiny_kandinsky_21(self.models / "tiny-21")
-        tiny.tiny_koala(self.models / "tiny-koala")
-        tiny.tiny_mindalle(self.models / "tiny-mindalle")
-        os.environ["PRIOR_ART_MODELS"] = str(self.models)
+        tiny.tiny_karlo(self.models / "0" / "tiny-karlo")
+        tiny.tiny_kandinsky(self.models / "1" / "tiny-kandinsky")
+        tiny.tiny_kandinsky_21(self.models / "2" / "tiny-21")
+        tiny.tiny_koala(self.models / "3" / "tiny-koala")
+        tiny.tiny_mindalle(self.models / "4" / "tiny-mindalle")
         self.info = object_info(self.nodes)
 
     def draw(self, first: int, count: int, runs: Callable[[Prompt], bool]) -> Iterator[Case]:
@@ -149,12 +148,21 @@ class Cases:
         number = first
         for block in range(first // EACH, (first + count) // EACH + 1):
             rng = random.Random(f"{self.seed}/{block}")
+            self._look_in()
             made = self._configs(rng) if block % 4 == 3 else self._graphs(rng, block, runs)
             for i, case in enumerate(made):
                 at = block * EACH + i
                 if first <= at < first + count:
                     yield Case(f"{self.seed}/{at}", *case)
                     number += 1
+
+    def _look_in(self, *folders: Path) -> None:
+        """Name the model folders; to list those of all systems takes longer than most cases."""
+        os.environ["PRIOR_ART_MODELS"] = os.pathsep.join(map(str, folders or [self.models / "-"]))
+
+    def _root(self, source: str) -> Path:
+        """The model folder of a tiny source."""
+        return next(path for path in self.models.iterdir() if (path / source).is_dir())
 
     # -- graphs ----------------------------------------------------------------------------------
 
@@ -236,7 +244,10 @@ class Cases:
 
         kind = api[key]["class_type"]
         what = f"{kind}.{socket.id} <- {socket.io_type} {value.how}"
-        return ("object", what, api, (f"'{socket.id}'",), bad, key, give)
+        # Of two that differ, either may be named.
+        other = {"a": "b", "b": "a"}.get(socket.id[-1], "")
+        names = (f"'{socket.id}'", f"'{socket.id[:-1]}{other}'")
+        return ("object", what, api, names, bad, key, give)
 
     def _structure(self, rng: random.Random, base: Any) -> tuple | None:
         """One place of a workflow's JSON, in either format, holds something else, or is gone."""
@@ -278,9 +289,11 @@ class Cases:
             }
         )
         source = rng.choice(loaders)
+        root = self._root(source)
+        self._look_in(*sorted({self._root(one) for one in loaders}), self.models / "broken")
         files = [
             path
-            for path in sorted((self.models / source).rglob("*.json"))
+            for path in sorted((root / source).rglob("*.json"))
             if path.name
             not in ("vocab.json", "model_index.json", "tokenizer.json", "bpe-16k-vocab.json")
         ]
@@ -288,24 +301,25 @@ class Cases:
             if node["inputs"].get("source") == source:
                 node["inputs"]["source"] = "broken"
         for _ in range(EACH):
-            file = rng.choice(files).relative_to(self.models / source)
-            said = json.loads((self.models / source / file).read_text())
+            file = rng.choice(files).relative_to(root / source)
+            said = json.loads((root / source / file).read_text())
             table = _table(file, said)
             keys = [*said, *(key for key in table if key not in said)]
             key, value = rng.choice(keys), rng.choice(values.CONFIG_VALUES)
             rule = table.get(key)
             bad = rule is not None and not rule.holds(value.given)
-            prepare = self._breaker(source, file, {**said, key: value.given})
+            prepare = self._breaker(root / source, file, {**said, key: value.given})
             what = f"{source}/{file} {key} = {value.how}"
             # Names of folders within "broken", so that messages name the place.
             names = ("broken", str(file), f" {key} ")
             yield ("config", what, api, names, bad, f"broken/{file}", prepare)
 
-    def _breaker(self, source: str, file: Path, said: Any) -> Callable[[], None]:
+    def _breaker(self, source: Path, file: Path, said: Any) -> Callable[[], None]:
         def lay() -> None:
-            broken = self.models / "broken"
+            broken = self.models / "broken" / "broken"
             shutil.rmtree(broken, ignore_errors=True)
-            shutil.copytree(self.models / source, broken, copy_function=os.link)
+            broken.parent.mkdir(exist_ok=True)
+            shutil.copytree(source, broken, copy_function=os.link)
             (broken / file).unlink()
             (broken / file).write_text(json.dumps(said))
 
