@@ -22,9 +22,15 @@ _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2
 """Control characters but tabs and line ends, and those that turn the order of letters."""
 
 
+_LONG = re.compile(r"(?<=')[^'\n]{200,}(?=')|[^\s']{200,}")
+"""What is quoted, or without a space, and longer than anybody reads."""
+
+
 def plain(text: str) -> str:
-    """A text as it may be shown: names in files, keys and titles may hold what a terminal obeys."""
-    return _CONTROLS.sub(lambda found: f"\\x{ord(found[0]):02x}", _ESCAPES.sub("", text))
+    """A text as it may be shown: names in files, keys and titles may hold what a terminal obeys, or
+    pages of anything, of which both ends are left."""
+    text = _CONTROLS.sub(lambda found: f"\\x{ord(found[0]):02x}", _ESCAPES.sub("", text))
+    return _LONG.sub(lambda found: f"{found[0][:100]}...{found[0][-50:]}", text)
 
 
 def reason_of(error: BaseException, most: int = 160) -> str:
@@ -244,6 +250,11 @@ def conditioning_to_text(
     mask = extra.get("attention_mask")
     if mask is None:
         mask = torch.ones(hidden.shape[:2], dtype=torch.bool)
+    if not isinstance(mask, torch.Tensor):
+        raise EdgeError(
+            f"'{name}' got a prompt whose mask is a {type(mask).__name__}; encode it again with a"
+            " Text Encode node"
+        )
     if mask.ndim != 2 or mask.shape[1] != hidden.shape[1] or len(mask) not in (1, len(hidden)):
         raise EdgeError(
             f"'{name}' got a prompt of {hidden.shape[1]} tokens with a mask of shape"
@@ -292,7 +303,9 @@ def _only_prompt(conditioning: Any, name: str, cure: str) -> tuple[Any, dict[str
 
 def _check_prompt(hidden: Any, pooled: Any, name: str) -> None:
     """Refuse what is no prompt ``[B, L, W]`` with a pooled embedding ``[B, D]``."""
-    shapes = [list(getattr(part, "shape", ())) for part in (hidden, pooled)]
+    shapes = [
+        list(part.shape) if isinstance(part, torch.Tensor) else [] for part in (hidden, pooled)
+    ]
     ranks = tuple(len(shape) for shape in shapes)
     if ranks != (3, 2) or 0 in (*shapes[0], *shapes[1]) or shapes[0][0] != shapes[1][0]:
         raise EdgeError(
@@ -320,7 +333,7 @@ def batch_conditioning(first: list, second: list) -> list:
         # Some prompts, as those of image embeddings, have none.
         _check_prompt(hidden, hidden[:, 0] if pooled is None else pooled, name)
         for value in extra.values():
-            if isinstance(value, torch.Tensor):
+            if isinstance(value, torch.Tensor) and value.is_floating_point():
                 _refuse_nan(value, name)
         sides.append((hidden, extra))
     (hidden, extra), (other, more) = sides
@@ -607,6 +620,8 @@ def check_mask(mask: Any, name: str) -> torch.Tensor:
 
 
 def _check_range(values: torch.Tensor, name: str, whose: str) -> None:
+    if values.is_meta or values.layout != torch.strided:
+        raise EdgeError(f"'{name}' holds no numbers, or not all; look at the node that made it")
     if not values.is_floating_point():
         raise EdgeError(
             f"'{name}' holds {str(values.dtype).removeprefix('torch.')}, but {whose} numbers are"
@@ -672,6 +687,11 @@ def _infer_space(output: Any, embeds: torch.Tensor) -> str:
 
 
 def _refuse_nan(tensor: torch.Tensor, name: str) -> None:
+    if not tensor.is_floating_point() or tensor.is_meta:
+        raise EdgeError(
+            f"'{name}' holds {str(tensor.dtype).removeprefix('torch.')}, but numbers with fractions"
+            " are read here; look at the node that made it"
+        )
     if not bool(torch.isfinite(tensor).all()):
         raise EdgeError(
             f"'{name}' holds NaN or infinite numbers; the network that made it overflowed or its"

@@ -227,6 +227,8 @@ def _widget(where: str, socket: Any, value: Any, bounded: bool) -> Any:
     """A widget's value as its type, inside its bounds unless the node checks these itself."""
     try:
         value = _typed(socket.id, socket.io_type, value)
+        if socket.io_type == "COMBO" and value not in (socket.options.get("options") or ()):
+            check_text(value, socket.id)
         if bounded:
             check_bounds(socket, value)
     except EdgeError as error:

@@ -126,10 +126,15 @@ def _picture_path(name: str) -> Path:
     if marked:
         name = marked[1]
         folder = session.output_folder if marked[2] == "output" else folder
-    path = (folder / name).resolve()
+    try:
+        path = (folder / name).resolve()
+        there = path.is_file()
+    except (OSError, ValueError) as error:  # ValueError: a character that no file's name may have
+        said = cure_of(error) if isinstance(error, OSError) else error
+        raise WorkflowError(f"'image' is '{name}': {said}. Choose a file's name") from error
     if not path.is_relative_to(folder.resolve()):
         raise WorkflowError(f"'image' is '{name}', which lies outside the input folder")
-    if not path.is_file():
+    if not there:
         raise WorkflowError(
             f"'image' is '{name}', but there is no such file in the input folder"
             f" '{folder}'; put it there or name the folder with --input"

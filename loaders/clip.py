@@ -69,6 +69,12 @@ def load_tokenizer(folder: Path, folders: Sequence[Path] = (), **overrides: Any)
         ) from error
 
 
+def length_of(tokenizer: Any) -> int:
+    """Tokens of a prompt: what the tokenizer says, CLIP's 77 where nothing limits it."""
+    length = tokenizer.model_max_length
+    return length if 2 <= length <= 100_000 else CONTEXT
+
+
 def check_tokenizer(tokenizer: Any, network: Any, name: str) -> None:
     """Refuse a tokenizer whose tokens a CLIP's text tower does not have, or longer prompts.
 
@@ -145,9 +151,7 @@ def tokenize(
     for prompt in prompts:
         if not isinstance(prompt, str):
             raise TypeError(f"a prompt must be text, not {type(prompt).__name__}")
-    length = tokenizer.model_max_length
-    if not 2 <= length <= 100_000:
-        length = CONTEXT
+    length = length_of(tokenizer)
     if cleaned and tokenizer.bos_token == START:
         words = [_encode_cleaned(tokenizer, prompt) for prompt in prompts]
     else:
@@ -297,19 +301,22 @@ class Preprocess:
         return array[top : top + self.size, left : left + self.size]
 
 
-def preprocess_from_config(config: Mapping[str, Any], image_size: int) -> Preprocess:
+def preprocess_from_config(
+    config: Mapping[str, Any], image_size: int, name: str = "preprocessor_config.json"
+) -> Preprocess:
     """The picture preparation that a ``preprocessor_config.json`` describes.
 
     Args:
         config: its contents, of old (``size: 224``) or new (``size: {"shortest_edge": 224}``) form;
             ``{}`` where there is none: CLIP's own numbers.
+        name: the file, for messages.
         image_size: edge of the picture that the vision model's own config asks for.
 
     Raises:
         CheckpointError: the vision model sees another size than the preparation makes.
     """
-    check_config("preprocessor", config, "preprocessor_config.json", None)
-    check_sides(config, "preprocessor_config.json")
+    check_config("preprocessor", config, name, None)
+    check_sides(config, name)
     size = config.get("size", image_size)
     crop = config.get("crop_size", image_size)
     squash = False
@@ -322,8 +329,8 @@ def preprocess_from_config(config: Mapping[str, Any], image_size: int) -> Prepro
         crop = size
     if int(crop) != image_size or int(size) < int(crop):
         raise CheckpointError(
-            f"preprocessor_config.json makes pictures of {crop} pixels, but the image encoder"
-            f" sees {image_size}. Download feature_extractor and image_encoder of one model"
+            f"'{name}' makes pictures of {crop} pixels, resized to {size} first, but the image"
+            f" encoder sees {image_size}. Download feature_extractor and image_encoder of one model"
         )
     return Preprocess(
         size=int(crop),

@@ -155,6 +155,20 @@ class TextEncoderPair:
     second_tokenizer: Any
     name: str
 
+    def __post_init__(self) -> None:
+        """Both must read prompts of one length.
+
+        Raises:
+            CheckpointError: they do not.
+        """
+        lengths = {clip.length_of(one) for one in (self.tokenizer, self.second_tokenizer)}
+        if len(lengths) > 1:
+            raise CheckpointError(
+                f"the text encoders of '{self.name}' read prompts of {min(lengths)} and of"
+                f" {max(lengths)} tokens (model_max_length of their tokenizers), but a KOALA reads"
+                f" both together. {AGAIN}"
+            )
+
 
 @dataclass(frozen=True)
 class SDXLVAE:

@@ -140,6 +140,7 @@ def _load_folder(source: Source, dtype: torch.dtype) -> Reranker:
     prepare = clip.preprocess_from_config(
         read_json(preparation) if preparation.is_file() else {},
         network["vision"].config.image_size,
+        str(preparation),
     )
     tokenizer = clip.load_tokenizer(folder, folders)
     clip.check_tokenizer(tokenizer, network["text"], str(folder))

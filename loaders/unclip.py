@@ -136,7 +136,7 @@ def load_image_encoder(
         squash = catalogue.SYSTEMS[source.system].squashes
         preprocess = Preprocess(size, size, squash=squash, openai=not squash)
     else:
-        preprocess = clip.preprocess_from_config(preparation, size)
+        preprocess = clip.preprocess_from_config(preparation, size, str(file))
     return ImageEncoder(network, preprocess, space_of(source, network.config.projection_dim))
 
 

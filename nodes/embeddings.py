@@ -53,6 +53,21 @@ def _space_of(output: Any, name: str) -> EmbeddingSpace:
     return space_named(space_of_output(output), embeds.shape[-1])
 
 
+def _known(output: Any, name: str) -> EmbeddingSpace:
+    """The space of an embedding for what needs to know which it is.
+
+    Raises:
+        EdgeError: it is another CLIP's than the pack knows.
+    """
+    space = _space_of(output, name)
+    if space.name.startswith("unknown"):
+        raise EdgeError(
+            f"'{name}' is of an unknown CLIP of {space.dim} dimensions; encode the picture with"
+            " Image Encode (unCLIP)"
+        )
+    return space
+
+
 class MixEmbeddings(Node):
     """Two image embeddings as one; chains mix any number."""
 
@@ -169,7 +184,7 @@ class TextDifference(Node):
     def execute(
         cls, image_embeds: Any, text: list, from_text: list, strength: float
     ) -> io.NodeOutput:
-        space = _space_of(image_embeds, "image_embeds")
+        space = _known(image_embeds, "image_embeds")
         embeds = image_embeds_of(image_embeds, space, "image_embeds")
         to, away = (
             conditioning_to_text(part, space, name).pooled
@@ -252,7 +267,7 @@ class SaveEmbeddings(Node):
                 f"'name' is '{name}'; use letters, digits, spaces, dots, brackets and dashes, up to"
                 " 120 of them, and no folder"
             )
-        space = _space_of(image_embeds, "image_embeds")
+        space = _known(image_embeds, "image_embeds")
         embeds = image_embeds_of(image_embeds, space, "image_embeds")
         made_by = getattr(image_embeds, "made_by", None) or "native CLIP Vision Encode"
         folder = host.embedding_folders()[0]

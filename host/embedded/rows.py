@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from ...edges import EdgeError
+
 
 def fitted(rows: torch.Tensor, count: int) -> torch.Tensor:
     """``count`` rows of ``rows`` ``[B, ...]``: cut, or repeated in turn."""
@@ -25,6 +27,9 @@ def resized(
         method: "nearest-exact", "bilinear", "area", "bicubic" (none of which smooths where it
             shrinks), "lanczos" (by 8 bits), or "bislerp".
         crop: "center" cuts to the new proportions before; "disabled" squeezes.
+
+    Raises:
+        EdgeError: nothing is left to be resized.
     """
     if crop == "center":
         high, wide = rows.shape[2:]
@@ -32,6 +37,11 @@ def resized(
         left = round((wide - wide * (new / old)) / 2) if old > new else 0
         top = round((high - high * (old / new)) / 2) if old < new else 0
         rows = rows[:, :, top : high - top, left : wide - left]
+        if 0 in rows.shape[2:]:
+            raise EdgeError(
+                f"'width' and 'height' are {width} and {height}: to crop {wide}×{high} to such"
+                " proportions leaves nothing. Set 'crop' to disabled, or take other sizes"
+            )
     if method == "lanczos":
         return _lanczos(rows, height, width)
     if method == "bislerp":

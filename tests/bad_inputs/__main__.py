@@ -1,0 +1,186 @@
+"""Counts what comes of bad inputs.
+
+    python -m tests.bad_inputs --cases 20000 --seed 1
+    python -m tests.bad_inputs --only 1/132            # one, with its traceback
+    python -m tests.bad_inputs --cases 500 --host http://127.0.0.1:8188
+
+Each case runs in a process of its own kind: one that hangs or takes too much memory is ended, and
+the next goes on behind it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from . import judging
+from .cases import Case, Cases
+
+PAGE = os.sysconf("SC_PAGE_SIZE")
+HUNG, ATE = 71, 72
+"""Exit codes of a worker that ended itself."""
+
+
+def main() -> int:
+    """The command; 1 where something is unclear, silent, hangs or takes all memory."""
+    parser = argparse.ArgumentParser(prog="python -m tests.bad_inputs", description=__doc__)
+    add = parser.add_argument
+    add("--cases", type=int, default=1000, help="how many (1000)")
+    add("--seed", type=int, default=1, help="which (1)")
+    add("--first", type=int, default=0, help="the number of the first (0)")
+    add("--only", metavar="SEED/NUMBER", help="one case, as a report names it")
+    add("--host", metavar="URL", help="a running ComfyUI with the pack: the same cases there too")
+    add("--worker", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.only:
+        options.seed, options.first = map(int, options.only.split("/"))
+        options.cases = 1
+    if options.worker or options.only:
+        return work(options)
+    counts: Counter[str] = Counter()
+    for line in results(options.seed, options.first, options.cases, options.host):
+        counts[line["word"]] += 1
+        if line["word"] not in (judging.RIGHT, judging.CLEAR):
+            print(f"{line['name']} {line['word']}: {line['what']}: {line['said']}", flush=True)
+    print(f"{sum(counts.values())} cases: {', '.join(f'{counts[w]} {w}' for w in judging.WORDS)}")
+    return any(counts[word] for word in judging.WORDS[2:])
+
+
+def results(seed: int, first: int, count: int, host: str | None = None) -> Iterator[dict[str, Any]]:
+    """What came of each case: ``name``, ``what``, ``word``, ``said``."""
+    end = first + count
+    while first < end:
+        command = [sys.executable, "-W", "ignore", "-m", "tests.bad_inputs", "--worker"]
+        command += ["--seed", str(seed), "--first", str(first), "--cases", str(end - first)]
+        command += ["--host", host] if host else []
+        root = Path(__file__).resolve().parents[2]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PRIOR_ART_HOST": "embedded"}
+        done, begun = 0, {}
+        with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=root, env=environment) as worker:
+            for line in worker.stdout:
+                if not line.startswith(b"{"):
+                    continue
+                said = json.loads(line)
+                begun = said
+                if "word" in said:
+                    done, begun = done + 1, {}
+                    yield said
+        if worker.returncode in (HUNG, ATE) and begun:
+            word = judging.HANG if worker.returncode == HUNG else judging.MEMORY
+            yield {**begun, "word": word, "said": ""}
+            done += 1
+        elif worker.returncode:
+            raise RuntimeError(f"a worker ended with {worker.returncode} at {begun}")
+        first += done if done else end
+
+
+def work(options: argparse.Namespace) -> int:
+    """Run cases one after another and say what came of each, a line of JSON each."""
+    os.environ["PRIOR_ART_HOST"] = "embedded"
+    import torch
+
+    from prior_art.headless.runner import Runner
+    from prior_art.host.embedded.session import session
+
+    torch.set_num_threads(1)
+    sys.addaudithook(_opened)
+    session.on_warning = lambda message: None
+    with tempfile.TemporaryDirectory() as folder:
+        cases = Cases(Path(folder), options.seed)
+        os.chdir(folder)
+        runner = Runner(cases.nodes, Path(folder) / "out", cases.pictures)
+        watch = Watch()
+
+        def runs(prompt: Any) -> bool:
+            try:
+                return not runner.run(json.loads(json.dumps(prompt))).left_out
+            except Exception:
+                return False
+
+        for case in cases.draw(options.first, options.cases, runs):
+            print(json.dumps({"name": case.name, "what": case.what}), flush=True)
+            with watch:
+                verdict = one(runner, case, bool(options.only))
+            print(
+                json.dumps(
+                    {"name": case.name, "what": case.what, "word": verdict.word}
+                    | {"said": verdict.said}
+                ),
+                flush=True,
+            )
+    return 0
+
+
+def one(runner: Any, case: Case, shown: bool = False) -> judging.Verdict:
+    """What comes of a case headless."""
+    if case.prepare is not None:
+        case.prepare()
+    OPENED.clear()
+    try:
+        run = runner.run(json.loads(json.dumps(case.workflow)))
+    except Exception as error:
+        if shown:
+            import traceback
+
+            traceback.print_exc()
+        return judging.of_error(case, error)
+    return judging.of_run(case, run, OPENED)
+
+
+OPENED: set[str] = set()
+"""Files that were opened for the running case."""
+
+
+def _opened(event: str, given: tuple[Any, ...]) -> None:
+    if event != "open" or not str(given[0]).endswith(".json"):
+        return
+    frame: Any = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_filename.endswith("catalogue.py"):
+            return  # to be listed is not to be used
+        frame = frame.f_back
+    OPENED.add(str(given[0]))
+
+
+class Watch:
+    """Ends the process where what is inside takes too long or too much memory."""
+
+    def __init__(self) -> None:
+        self._begun: float | None = None
+        self._base = 0
+        threading.Thread(target=self._look, daemon=True).start()
+
+    def __enter__(self) -> None:
+        self._base, self._begun = _memory(), time.monotonic()
+
+    def __exit__(self, *_: object) -> None:
+        self._begun = None
+
+    def _look(self) -> None:
+        while True:
+            time.sleep(0.02)
+            begun = self._begun
+            if begun is None:
+                continue
+            if time.monotonic() - begun > judging.SECONDS:
+                os._exit(HUNG)
+            if _memory() - self._base > judging.BYTES:
+                os._exit(ATE)
+
+
+def _memory() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * PAGE
+
+
+if __name__ == "__main__":
+    sys.exit(main())
