@@ -14,8 +14,7 @@ mean is r times its deviation, rounding has left the deviation an error of r 2^-
 bf16), and the difference of fp32 sums adds about the square of that.
 """
 
-from __future__ import annotations
-
+# No annotations from the future: the interpreter of Triton 3.0 does not read them.
 import functools
 from collections.abc import Sequence
 from typing import Any
