@@ -63,14 +63,16 @@ def norm_linear(
     Returns:
         ``[B, N]`` of each layer.
     """
+    gain, shift, eps = norm.weight, norm.bias, norm.eps
     if len(x) > ROWS:
-        y = layer_norm(norm, x)[1]
-        out = [F.linear(y, layer.weight, layer.bias) for layer in layers]
-        return [F.gelu(part) for part in out] if gelu else out
+        x, gain, shift = layer_norm(norm, x)[1], None, None
+        if len(layers) == 1:
+            (layer,) = layers
+            y = F.linear(x, layer.weight, layer.bias)
+            return [F.gelu(y) if gelu else y]
+    # Several products are one launch, however many rows: each of them alone leaves a GPU idle.
     weights, biases = [layer.weight for layer in layers], [layer.bias for layer in layers]
-    made = torch.ops.prior_art.norm_linear(
-        x, norm.weight, norm.bias, norm.eps, weights, biases, gelu
-    )
+    made = torch.ops.prior_art.norm_linear(x, gain, shift, eps, weights, biases, gelu)
     return list(made.unbind())
 
 

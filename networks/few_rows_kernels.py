@@ -75,9 +75,12 @@ def _some_rows(
     NORM: tl.constexpr, BIAS: tl.constexpr, GELU: tl.constexpr, ADD: tl.constexpr,
     FOLLOWS: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """The same for count rows x ``[count, width]``, ROWS at most: out ``[parts, count, size]``."""
+    """The same for count rows x ``[count, width]``: out ``[layers, count, size]``.
+
+    Grid: (size / BLOCK_N, layers, count / ROWS).
+    """
     weight, bias = _of_part(w0, w1, w2, b0, b1, b2)
-    r = tl.arange(0, ROWS)
+    r = tl.program_id(2) * ROWS + tl.arange(0, ROWS)
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     k = tl.arange(0, BLOCK_K)
     if FOLLOWS:
@@ -157,7 +160,7 @@ def _gelu(x):
     return 0.5 * x * (1 + tl.erf(x * 0.7071067811865476))
 
 
-@triton.jit(do_not_specialize=["common"])
+@triton.jit(do_not_specialize=["common", "room"])
 def _attend(
     q, k, v, keys, values, shared_keys, shared_values, slot, out, common, room,
     SHARED: tl.constexpr, FOLLOWS: tl.constexpr,
@@ -244,7 +247,7 @@ def _look(
     return best, total, result
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["top_k"])
 def _choose(
     logits, noise, out, size, top_k, temperature,
     CUT: tl.constexpr, WHOLE: tl.constexpr,
@@ -311,7 +314,7 @@ def _following(device: torch.device) -> dict[str, Any]:
         and torch.version.hip is None
         and torch.cuda.get_device_capability(device) >= (9, 0)
         # So that it can be recorded.
-        and torch._C._cuda_getDriverVersion() >= 12030
+        and getattr(torch._C, "_cuda_getDriverVersion", int)() >= 12030
     )
     if follows:
         from triton.backends.nvidia.compiler import CUDAOptions
@@ -347,10 +350,14 @@ def _linear(
         grid = (triton.cdiv(size, block), len(weights))
         _one_row[grid](*given, size, width, eps, **flags, WHOLE=whole, BLOCK=block, num_warps=warps)
     else:
-        grid = (triton.cdiv(size, 16), len(weights))
+        # More rows are read again by every program: so each has more of the weight.
+        few = count <= _ROWS
+        rows = _ROWS if few else min(128, triton.next_power_of_2(count))
+        block, depth = (16, 256) if few else (32, 64)
+        grid = (triton.cdiv(size, block), len(weights), triton.cdiv(count, rows))
         _some_rows[grid](
             *given, count, size, width, eps, **flags,
-            ROWS=_ROWS, BLOCK_N=16, BLOCK_K=256, num_warps=4, num_stages=4,
+            ROWS=rows, BLOCK_N=block, BLOCK_K=depth, num_warps=4, num_stages=4,
         )  # fmt: skip
 
 

@@ -69,6 +69,19 @@ def test_each_kernel_is_needed_once(
         print(f"\n{what}: {compiled.seconds():.1f} s")
 
 
+@pytest.mark.parametrize("capability", [80, 90])
+def test_many_rows_compile(capability: int) -> None:
+    """Their queries, keys and values, with shared memory that every card has."""
+    compiled = Compiled(capability)
+    row, weight = torch.empty(1536).bfloat16(), torch.empty(1536, 1536).bfloat16()
+    for count in (17, 96, 300):
+        x = torch.empty(count, 1536).bfloat16()
+        kernels.norm_linear(x, None, None, 0.0, [weight] * 3, [row] * 3, False)
+    assert compiled.names() == ["_some_rows"] * 2  # of 32 and of 128
+    for kernel in compiled.made:
+        assert "mma" in kernel.asm["ptx"] and kernel.metadata.shared <= SHARED
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("count", [1, 4])
 def test_other_sizes_compile_too(dtype: torch.dtype, count: int) -> None:

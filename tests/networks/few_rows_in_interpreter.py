@@ -75,6 +75,15 @@ def test_norm_linear(
     assert_near(found, plain._norm_linear(*double(*given)))
 
 
+@pytest.mark.parametrize("rows", [17, 50, 130])
+def test_layers_of_more_rows(rows: int) -> None:
+    x = random(rows, 77, dtype=torch.float16)
+    weights = [random(40, 77, dtype=torch.float16, seed=i, scale=0.1) for i in range(3)]
+    biases = [random(40, dtype=torch.float16, seed=i) for i in range(3)]
+    given = (x, None, None, 0.0, weights, biases, False)
+    assert_near(kernels.norm_linear(*given), plain._norm_linear(*double(*given)))
+
+
 @pytest.mark.parametrize("rows", ROWS)
 def test_rows_far_from_zero(rows: int) -> None:
     """Their moments are as good as half precision lets them be."""
