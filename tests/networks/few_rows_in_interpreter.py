@@ -136,8 +136,9 @@ def test_choose(dtype: torch.dtype, top_k: int, temperature: float) -> None:
     """Of half precision's many ties none is lost."""
     logits = random(6, 300, dtype=dtype, scale=3).clamp(-4, 4)
     logits[0] = 0
-    logits[1, ::2] = -0.0
+    logits[1, ::2], logits[1, 1::2] = -0.0, 0.0
     noise = random(6, 300, dtype=torch.float32, seed=1).abs()
+    noise[1, 4] = 1e-6
     found = kernels.choose(logits, noise, top_k, temperature)
     assert torch.equal(found, plain._choose(logits, noise, top_k, temperature))
 
