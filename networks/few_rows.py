@@ -1,17 +1,14 @@
 """A transformer's step of few rows, on a GPU: five launches a block, bound by reading the weights.
 
-The operations are ``torch.ops.prior_art.<name>``; their kernels are in ``few_rows_kernels.py``.
-Each has the same in plain torch, which is what runs on a CPU, and from the first kernel that fails
-onwards.
+The operations' kernels are in ``few_rows_kernels.py``; each has the same in plain torch, which is
+what runs on a CPU.
 """
 
 from __future__ import annotations
 
-import importlib.util
-import logging
 import math
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -19,17 +16,12 @@ from torch import Tensor, nn
 
 from .fused import layer_norm
 from .leaf import is_bare
-
-logger = logging.getLogger("prior_art")
+from .operations import define, has_kernels
 
 ROWS = 16
 """So many rows are few: as many as a matrix instruction takes, whose time is the weight's."""
 
 _WIDEST = 8192  # what one program holds of a row
-
-_failed = False
-_HAS_TRITON = importlib.util.find_spec("triton") is not None
-_HAS_OPERATIONS = hasattr(torch.library, "custom_op")
 
 
 def fits(layers: Iterable[nn.Module], device: torch.device, dtype: torch.dtype) -> bool:
@@ -41,10 +33,8 @@ def fits(layers: Iterable[nn.Module], device: torch.device, dtype: torch.dtype) 
         layers: LayerNorms and Linears.
         device, dtype: of the rows.
     """
-    there = device.type == "meta" or (device.type == "cuda" and _HAS_TRITON and not _failed)
     return (
-        _HAS_OPERATIONS
-        and there
+        has_kernels(device)
         and dtype in (torch.float16, torch.bfloat16)
         and all(
             is_bare(layer)
@@ -73,14 +63,16 @@ def norm_linear(
     Returns:
         ``[B, N]`` of each layer.
     """
+    gain, shift, eps = norm.weight, norm.bias, norm.eps
     if len(x) > ROWS:
-        y = layer_norm(norm, x)[1]
-        out = [F.linear(y, layer.weight, layer.bias) for layer in layers]
-        return [F.gelu(part) for part in out] if gelu else out
+        x, gain, shift = layer_norm(norm, x)[1], None, None
+        if len(layers) == 1:
+            (layer,) = layers
+            y = F.linear(x, layer.weight, layer.bias)
+            return [F.gelu(y) if gelu else y]
+    # Several products are one launch, however many rows: each of them alone leaves a GPU idle.
     weights, biases = [layer.weight for layer in layers], [layer.bias for layer in layers]
-    made = torch.ops.prior_art.norm_linear(
-        x, norm.weight, norm.bias, norm.eps, weights, biases, gelu
-    )
+    made = torch.ops.prior_art.norm_linear(x, gain, shift, eps, weights, biases, gelu)
     return list(made.unbind())
 
 
@@ -183,42 +175,7 @@ def _choose(logits: Tensor, noise: Tensor, top_k: int, temperature: float) -> Te
     return (x.softmax(dim=-1) / noise).argmax(dim=-1)
 
 
-def _launch(name: str, plain: Callable[..., Any], x: Tensor, *others: Any) -> Any:
-    """The kernel's result, or that of plain torch from the first kernel that fails onwards."""
-    global _failed
-    if not _failed:
-        try:
-            from . import few_rows_kernels
-
-            with torch.cuda.device(x.device):
-                return getattr(few_rows_kernels, name)(x, *others)
-        except torch.cuda.OutOfMemoryError:
-            raise
-        except Exception as error:
-            _failed = True
-            logger.warning(
-                "fused kernels do not run on this GPU, it goes on without them: %s: %s",
-                type(error).__name__,
-                str(error).strip().split("\n")[0],
-            )
-    return plain(x, *others)
-
-
-def _define(
-    signature: str,
-    plain: Callable[..., Any],
-    like: Callable[..., Tensor],
-    mutates: Sequence[str] = (),
-) -> None:
-    name, given = signature.split("(", 1)
-    if _HAS_OPERATIONS:
-        operation = torch.library.custom_op(
-            f"prior_art::{name}", plain, mutates_args=mutates, schema=f"({given}"
-        )
-        operation.register_kernel("cuda", lambda *args: _launch(name, plain, *args))
-        operation.register_fake(like)
-
-
+_define = partial(define, "few_rows_kernels")
 _define(
     "norm_linear(Tensor x, Tensor? gain, Tensor? shift, float eps, Tensor[] weights,"
     " Tensor[] biases, bool gelu) -> Tensor",

@@ -5,16 +5,12 @@ On a GPU with Triton an operation is ``torch.ops.prior_art.<name>``, whose kerne
 (channels_last), and a norm's arithmetic, whatever is added or scaled around it and its activation
 touch memory as often as the norm alone. Everywhere else, and where a host has swapped or patched
 the layer, the same functions are the plain expressions of torch, which call the layer itself.
-
-A kernel that cannot be compiled or launched is reported once, and the plain expressions take over
-until the process ends.
 """
 
 from __future__ import annotations
 
-import importlib.util
-import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,17 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .leaf import is_bare
-
-logger = logging.getLogger("prior_art")
+from .operations import define, has_kernels
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-_HAS_TRITON = importlib.util.find_spec("triton") is not None
-# Torch before 2.4 has no operations of one's own, and no Triton that the kernels are written for.
-_HAS_OPERATIONS = hasattr(torch.library, "custom_op")
-
 _WIDEST = 8192  # what the kernel of a LayerNorm holds of a row
-
-_failed = False
 
 
 def fuses(x: Tensor) -> bool:
@@ -40,8 +29,7 @@ def fuses(x: Tensor) -> bool:
 
     A meta tensor is taken too: nothing is computed there, and what a GPU would run can be counted.
     """
-    there = x.is_meta or (x.is_cuda and _HAS_TRITON and not _failed)
-    return _HAS_OPERATIONS and there and x.dtype in _DTYPES and not _needs_gradient(x)
+    return has_kernels(x.device) and x.dtype in _DTYPES and not _needs_gradient(x)
 
 
 def group_norm(
@@ -218,42 +206,6 @@ def _takes(leaf: nn.Module, x: Tensor, *others: Tensor | None) -> bool:
     return _alike(x, leaf.weight, leaf.bias, *others) and is_bare(leaf)
 
 
-def _define(signature: str, plain: Callable[..., Any], like: Callable[..., Any]) -> None:
-    """Makes an operation of a kernel, of the same in plain torch, and of what its result is like.
-
-    Args:
-        signature: of the operation; the kernel has its name.
-    """
-    name, given = signature.split("(", 1)
-    if _HAS_OPERATIONS:
-        operation = torch.library.custom_op(
-            f"prior_art::{name}", plain, mutates_args=(), schema=f"({given}"
-        )
-        operation.register_kernel("cuda", lambda *args: _launch(name, plain, *args))
-        operation.register_fake(like)
-
-
-def _launch(name: str, plain: Callable[..., Any], x: Tensor, *others: Any) -> Any:
-    """The kernel's result, or that of plain torch from the first kernel that fails onwards."""
-    global _failed
-    if not _failed:
-        try:
-            from . import fused_kernels
-
-            with torch.cuda.device(x.device):
-                return getattr(fused_kernels, name)(x, *others)
-        except torch.cuda.OutOfMemoryError:
-            raise
-        except Exception as error:
-            _failed = True
-            logger.warning(
-                "fused kernels do not run on this GPU, it goes on without them: %s: %s",
-                type(error).__name__,
-                str(error).strip().split("\n")[0],
-            )
-    return plain(x, *others)
-
-
 def _channels_last(x: Tensor) -> Tensor:
     return x.movedim(1, -1).contiguous().movedim(-1, 1)
 
@@ -339,6 +291,7 @@ def _like_rows(x: Tensor) -> Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
+_define = partial(define, "fused_kernels")
 _define(
     "group_norm(Tensor x, Tensor weight, Tensor beta, Tensor?[] around, int groups, float eps,"
     " bool silu) -> Tensor",

@@ -75,6 +75,15 @@ def test_norm_linear(
     assert_near(found, plain._norm_linear(*double(*given)))
 
 
+@pytest.mark.parametrize("rows", [17, 50, 130])
+def test_layers_of_more_rows(rows: int) -> None:
+    x = random(rows, 77, dtype=torch.float16)
+    weights = [random(40, 77, dtype=torch.float16, seed=i, scale=0.1) for i in range(3)]
+    biases = [random(40, dtype=torch.float16, seed=i) for i in range(3)]
+    given = (x, None, None, 0.0, weights, biases, False)
+    assert_near(kernels.norm_linear(*given), plain._norm_linear(*double(*given)))
+
+
 @pytest.mark.parametrize("rows", ROWS)
 def test_rows_far_from_zero(rows: int) -> None:
     """Their moments are as good as half precision lets them be."""
@@ -127,8 +136,9 @@ def test_choose(dtype: torch.dtype, top_k: int, temperature: float) -> None:
     """Of half precision's many ties none is lost."""
     logits = random(6, 300, dtype=dtype, scale=3).clamp(-4, 4)
     logits[0] = 0
-    logits[1, ::2] = -0.0
+    logits[1, ::2], logits[1, 1::2] = -0.0, 0.0
     noise = random(6, 300, dtype=torch.float32, seed=1).abs()
+    noise[1, 4] = 1e-6
     found = kernels.choose(logits, noise, top_k, temperature)
     assert torch.equal(found, plain._choose(logits, noise, top_k, temperature))
 

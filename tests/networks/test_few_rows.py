@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import functools
-import logging
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -98,31 +95,3 @@ def test_more_rows_are_torch_s_own_products() -> None:
             torch.testing.assert_close(y, nn.functional.gelu(first(norm(given))))
             torch.testing.assert_close(few_rows.linear_add(second, y, given), second(y) + given)
             torch.testing.assert_close(few_rows.linear(first.weight, given), given @ first.weight.T)
-
-
-def test_a_kernel_that_fails_is_told_once(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Plain torch takes over, now and from then on; memory that runs out is another matter."""
-    errors = [RuntimeError("no such instruction\nin line 7")]
-
-    def fail(*given: object) -> None:
-        raise errors[0]
-
-    monkeypatch.setattr(few_rows, "_failed", False)
-    monkeypatch.setattr(torch.cuda, "device", lambda device: torch.no_grad())
-    kernels = SimpleNamespace(linear_add=fail)
-    monkeypatch.setitem(sys.modules, "prior_art.networks.few_rows_kernels", kernels)
-    monkeypatch.setattr("prior_art.networks.few_rows_kernels", kernels, raising=False)
-    x, weight = torch.ones(2, 3), torch.ones(4, 3)
-    given = (x, weight, torch.zeros(4), torch.zeros(2, 4))
-    with caplog.at_level(logging.WARNING):
-        for _ in range(2):
-            made = few_rows._launch("linear_add", few_rows._linear_add, *given)
-            assert torch.equal(made, torch.full((2, 4), 3.0))
-    assert [record.message.count("no such instruction") for record in caplog.records] == [1]
-    assert "line 7" not in caplog.text
-    monkeypatch.setattr(few_rows, "_failed", False)
-    errors[0] = torch.cuda.OutOfMemoryError()
-    with pytest.raises(torch.cuda.OutOfMemoryError):
-        few_rows._launch("linear_add", few_rows._linear_add, *given)

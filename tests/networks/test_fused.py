@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import types
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -225,54 +221,6 @@ def test_a_network_with_them_is_traced_whole():
 
     traced = torch.compile(network, backend="eager", fullgraph=True)
     assert traced(x).shape == network(x).shape
-
-
-# What happens where a kernel does not run.
-
-
-@pytest.fixture
-def launch(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
-    """An operation on a GPU whose kernel is the given function."""
-    import prior_art.networks as networks
-
-    monkeypatch.setattr(fused, "_failed", False)
-    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
-
-    def run(kernel: Callable[..., Any], *args: Any) -> Any:
-        kernels = types.SimpleNamespace(geglu=kernel)
-        monkeypatch.setattr(networks, "fused_kernels", kernels, raising=False)
-        return fused._launch("geglu", fused._plain_geglu, *args)
-
-    return run
-
-
-def test_a_kernel_that_fails_is_reported_once_and_not_tried_again(launch, caplog):
-    calls = []
-
-    def kernel(x: Tensor) -> Tensor:
-        calls.append(x)
-        raise RuntimeError("no kernel image\nand a long story")
-
-    x = draw(2, 8)
-    with caplog.at_level(logging.WARNING, "prior_art"):
-        for _ in range(3):
-            assert torch.equal(launch(kernel, x), fused.geglu(x))
-    assert len(calls) == 1
-    (record,) = caplog.records
-    assert record.getMessage().endswith("RuntimeError: no kernel image")
-
-
-def test_a_kernel_that_runs_is_believed(launch):
-    assert launch(lambda x: x + 1, torch.zeros(2)).tolist() == [1, 1]
-
-
-def test_too_little_memory_is_no_failed_kernel(launch):
-    def kernel(x: Tensor) -> Tensor:
-        raise torch.cuda.OutOfMemoryError("out of memory")
-
-    with pytest.raises(torch.cuda.OutOfMemoryError):
-        launch(kernel, draw(2, 8))
-    assert not fused._failed
 
 
 # The kernels.

@@ -87,7 +87,7 @@ def test_kernels(recorders: list[Recorder], kernels: None, kind: str, rows: int,
     launched = [step[0] for step in recorders[0].tape if not step[0].is_view]
     blocks = network.config.layers
     ours = [operation for operation in launched if operation.namespace == "prior_art"]
-    assert len(ours) == (5 if rows <= steps.ROWS else 1) * blocks
+    assert len(ours) == (5 if rows <= steps.ROWS else 2) * blocks
     assert rows > steps.ROWS or len(launched) < 5 * blocks + 10
 
 
