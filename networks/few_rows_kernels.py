@@ -5,17 +5,12 @@ a weight from end to end, with as much under way at a time as a device needs, an
 done again in every program instead of in a launch of its own: the moments of the LayerNorm before.
 Sums are fp32. Sizes are the launch's; nothing is tuned at run time.
 
-A kernel that follows another (Hopper and newer) is started while that one still runs, and asks for
-what it needs that is not the other's result, weights above all, before it waits for it. It lets the
-next one start only then: so no more than two are at work, and all before them are done.
-
 Moments are taken by sums and sums of squares. For half precision that loses nothing: where a row's
 mean is r times its deviation, rounding has left the deviation an error of r 2^-12 (fp16; more in
 bf16), and the difference of fp32 sums adds about the square of that.
 """
 
 # No annotations from the future: the interpreter of Triton 3.0 does not read them.
-import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,11 +19,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-try:
-    from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
-except ImportError:
-    gdc_launch_dependents = gdc_wait = None
-
 _ROWS = 16  # the least that a matrix instruction takes
 
 
@@ -36,7 +26,7 @@ _ROWS = 16  # the least that a matrix instruction takes
 def _one_row(
     x, gain, shift, w0, w1, w2, b0, b1, b2, add, out, size, width, eps,
     NORM: tl.constexpr, BIAS: tl.constexpr, GELU: tl.constexpr, ADD: tl.constexpr,
-    FOLLOWS: tl.constexpr, WHOLE: tl.constexpr, BLOCK: tl.constexpr,
+    WHOLE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Up to three layers ``[size, width]`` of one row x ``[width]``, into out ``[layers, size]``.
 
@@ -52,8 +42,6 @@ def _one_row(
     if NORM:
         g = tl.load(gain + k, mask=k < width, other=0.0).to(tl.float32)
         b = tl.load(shift + k, mask=k < width, other=0.0).to(tl.float32)
-    if FOLLOWS:
-        _wait()
     y = tl.load(x + k, mask=k < width, other=0.0).to(tl.float32)
     if NORM:
         mean = tl.sum(y, axis=0) / width
@@ -73,7 +61,7 @@ def _one_row(
 def _some_rows(
     x, gain, shift, w0, w1, w2, b0, b1, b2, add, out, count, size, width, eps,
     NORM: tl.constexpr, BIAS: tl.constexpr, GELU: tl.constexpr, ADD: tl.constexpr,
-    FOLLOWS: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """The same for count rows x ``[count, width]``: out ``[layers, count, size]``.
 
@@ -83,10 +71,6 @@ def _some_rows(
     r = tl.program_id(2) * ROWS + tl.arange(0, ROWS)
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     k = tl.arange(0, BLOCK_K)
-    if FOLLOWS:
-        first = tl.program_id(0) * BLOCK_N
-        _fetch(weight + first * width, tl.minimum(BLOCK_N, size - first) * width)
-        _wait()
     if NORM:
         sums = tl.zeros([ROWS, BLOCK_K], dtype=tl.float32)
         squares = tl.zeros([ROWS, BLOCK_K], dtype=tl.float32)
@@ -126,25 +110,6 @@ def _some_rows(
 
 
 @triton.jit
-def _wait():
-    """Until the kernel before is done and its result is there; then the next may start."""
-    gdc_wait()
-    gdc_launch_dependents()
-
-
-@triton.jit
-def _fetch(data, count):
-    """Ask for the first count numbers of data, 64 at a time, to be brought near: into L2."""
-    i = tl.arange(0, 128) * 64
-    for start in range(0, count, 128 * 64):
-        tl.inline_asm_elementwise(
-            "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l",
-            [data + tl.where(start + i < count, start + i, 0)],
-            dtype=tl.int32, is_pure=False, pack=1,
-        )  # fmt: skip
-
-
-@triton.jit
 def _of_part(w0, w1, w2, b0, b1, b2):
     """Weight and bias of the layer that this program is for."""
     weight, bias = w0, b0
@@ -163,8 +128,7 @@ def _gelu(x):
 @triton.jit(do_not_specialize=["common", "room"])
 def _attend(
     q, k, v, keys, values, shared_keys, shared_values, slot, out, common, room,
-    SHARED: tl.constexpr, FOLLOWS: tl.constexpr,
-    HEAD: tl.constexpr, WHOLE: tl.constexpr, BLOCK: tl.constexpr,
+    SHARED: tl.constexpr, HEAD: tl.constexpr, WHOLE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One query of a row and head over what is shared, what the row has, and its own token.
 
@@ -188,8 +152,6 @@ def _attend(
         k0, v0 = _piece(shared_keys, shared_values, 0, common, HEAD, WHOLE, BLOCK)
     else:
         k0, v0 = _piece(keys, values, 0, count, HEAD, WHOLE, BLOCK)
-    if FOLLOWS:
-        _wait()
     query = tl.load(q + at, mask=real, other=0.0).to(tl.float32) * (1 / tl.sqrt(HEAD * 1.0))
     key = tl.load(k + at, mask=real, other=0.0)
     value = tl.load(v + at, mask=real, other=0.0)
@@ -305,24 +267,6 @@ def linear_add(x: Tensor, weight: Tensor, bias: Tensor, add: Tensor) -> Tensor:
     return out
 
 
-@functools.cache
-def _following(device: torch.device) -> dict[str, Any]:
-    """How a kernel is launched that may start before the one before it is done, where it can."""
-    follows = (
-        gdc_wait is not None
-        and device.type == "cuda"
-        and torch.version.hip is None
-        and torch.cuda.get_device_capability(device) >= (9, 0)
-        # So that it can be recorded.
-        and getattr(torch._C, "_cuda_getDriverVersion", int)() >= 12030
-    )
-    if follows:
-        from triton.backends.nvidia.compiler import CUDAOptions
-
-        follows = "launch_pdl" in CUDAOptions.__dataclass_fields__
-    return {"FOLLOWS": True, "launch_pdl": True} if follows else {"FOLLOWS": False}
-
-
 def _linear(
     x: Tensor,
     norm: tuple[Tensor | None, Tensor | None, float],
@@ -341,7 +285,6 @@ def _linear(
     normed, added = gain is not None, add is not None
     given = (x, gain if normed else x, shift if normed else x, *w, *b, add if added else x, out)
     flags: dict[str, Any] = {"NORM": normed, "BIAS": bool(biases), "GELU": gelu, "ADD": added}
-    flags |= _following(x.device)
     whole = triton.next_power_of_2(width)
     if count == 1:
         # 64 numbers of the weight a thread, 48 kB or less under way in a program.
@@ -381,7 +324,7 @@ def attend(
     alone = rows == 1
     _attend[heads, rows](
         q, k, v, keys, values, *shared, slot, out, common, room,
-        SHARED=common > 0, **_following(q.device), HEAD=size, WHOLE=triton.next_power_of_2(size),
+        SHARED=common > 0, HEAD=size, WHOLE=triton.next_power_of_2(size),
         BLOCK=128 if alone else 64, num_warps=8 if alone else 4,
     )  # fmt: skip
     return out
