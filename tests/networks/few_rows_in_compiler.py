@@ -74,11 +74,9 @@ def test_many_rows_compile(capability: int) -> None:
         assert "mma" in kernel.asm["ptx"] and kernel.metadata.shared <= SHARED
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("count", [1, 4])
-def test_other_sizes_compile_too(dtype: torch.dtype, count: int) -> None:
-    """The prior's; a miniature's; odd ones."""
+def test_other_sizes_compile_too(count: int) -> None:
+    """The prior's, and odd ones."""
     Compiled(80)
-    tokens(count, 2048, 32, 0, dtype)
-    tokens(count, 96, 6, 512, dtype)
-    tokens(count, 75, 5, 77, dtype)
+    tokens(count, 2048, 32, 0, torch.float16)
+    tokens(count, 75, 5, 77, torch.float16)
