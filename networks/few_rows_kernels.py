@@ -347,7 +347,7 @@ def _linear(
         # 64 numbers of the weight a thread, 48 kB or less under way in a program.
         warps = 4 if whole <= 2048 else 8
         block = max(1, min(16, 64 * 32 * warps // whole))
-        grid = (triton.cdiv(size, block), len(weights))
+        grid = (triton.cdiv(size, block), len(weights), 1)
         _one_row[grid](*given, size, width, eps, **flags, WHOLE=whole, BLOCK=block, num_warps=warps)
     else:
         # More rows are read again by every program: so each has more of the weight.
