@@ -221,6 +221,7 @@ def test_models_without_text(placed, warnings, kind):
 
 
 def test_progress_counts_every_token_and_shows_a_row(model, monkeypatch):
+    monkeypatch.setattr(time, "monotonic", lambda: 0.0)  # every preview is quick
     seen = []
     monkeypatch.setattr(session, "on_progress", lambda *step: seen.append(step))
     chunk = 2
@@ -241,6 +242,7 @@ def test_progress_counts_every_token_and_shows_a_row(model, monkeypatch):
 
 
 def test_a_preview_shows_the_rows_so_far(model, monkeypatch):
+    monkeypatch.setattr(time, "monotonic", lambda: 0.0)  # every preview is quick
     shown = []
     monkeypatch.setattr(
         session, "on_progress", lambda step, total, picture: picture and shown.append(picture)
