@@ -65,15 +65,13 @@ def prefill(
     text = text + positions[:count]
     embed = embed + positions[count]
     # Each row: its real tokens, the text embedding, then filler that nothing attends to.
-    rows = [
-        torch.cat([words[seen], last[None]])
-        for words, last, seen in zip(text, embed, mask.to(text.device), strict=True)
-    ]
-    lengths = torch.tensor([len(row) for row in rows], device=text.device)
-    x = nn.utils.rnn.pad_sequence(rows, batch_first=True)
-    if can_record(network, x.device):  # a recording serves prompts of any length
-        x = F.pad(x, (0, 0, 0, count + 1 - x.shape[1]))
-    valid = torch.arange(x.shape[1], device=x.device)[None] < lengths[:, None]
+    mask = mask.to(text.device)
+    order = mask.int().argsort(dim=1, descending=True, stable=True)[..., None].expand_as(text)
+    x, lengths = F.pad(text.gather(1, order), (0, 0, 0, 1)), mask.sum(dim=1)
+    x = x.scatter(1, lengths[:, None, None].expand(-1, 1, x.shape[2]), embed[:, None])
+    if not (x.is_meta or can_record(network, x.device)):
+        x = x[:, : int(lengths.max()) + 1]  # a recording serves prompts of any length
+    valid = torch.arange(x.shape[1], device=x.device)[None] <= lengths[:, None]
     keys, values = [], []
     for block in network.transformer_blocks:
         q, k, v = _project(block, x)
