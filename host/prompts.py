@@ -90,9 +90,11 @@ def inversion_refused(values: Mapping[str, Any], sources: Mapping[str, str]) -> 
     """
     if sources.get("clip") not in SYNTAX_LOADERS:
         return None
-    texts = " ".join(value for value in values.values() if isinstance(value, str))
-    found = _EMBEDDING.search(re.sub(r"[()]", " ", texts))
-    return _inversion(found[0]) if found else None
+    texts = {name: value for name, value in values.items() if isinstance(value, str)}
+    for name, text in texts.items():
+        if found := _EMBEDDING.search(re.sub(r"[()]", " ", text)):
+            return f"'{name}': {_inversion(found[0])}"
+    return None
 
 
 def _inversion(name: str) -> str:

@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 
 from ..edges import EdgeError, reason_of
-from ..samplers.parts.resize import resize_and_crop
+from ..samplers.parts.resize import longer_side, resize_and_crop
 from .files.catalogue import download_of, repository_of
 from .files.checkpoint import AGAIN, CheckpointError, check_bytes, check_inside, read_json
 from .files.configs import check_config, check_sides, check_tokens
@@ -292,8 +292,7 @@ class Preprocess:
 
     def _cropped(self, picture: Image.Image) -> np.ndarray:
         width, height = picture.size
-        short, long = min(width, height), max(width, height)
-        edge = int(self.resize * long / short)
+        edge = longer_side(picture, self.resize)
         target = (self.resize, edge) if width <= height else (edge, self.resize)
         array = np.asarray(picture.resize(target, resample=self.resample))
         top = (array.shape[0] - self.size) // 2

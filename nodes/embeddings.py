@@ -194,6 +194,10 @@ class TextDifference(Node):
         return _made(moved, space, "Add Text Difference")
 
 
+MOST_COMPARED = 4096
+"""Rows: the picture has a pixel for each pair, at least."""
+
+
 class CompareEmbeddings(Node):
     """How alike embeddings are."""
 
@@ -211,16 +215,25 @@ class CompareEmbeddings(Node):
             ],
             outputs=[
                 io.String.Output(display_name="cosines", tooltip="For Preview as Text."),
-                io.Image.Output(display_name="image", tooltip="A cell of 32 pixels for each."),
+                io.Image.Output(
+                    display_name="image",
+                    tooltip="A cell of 32 pixels for each, smaller ones for very many.",
+                ),
             ],
         )
 
     @classmethod
     def execute(cls, image_embeds_a: Any, image_embeds_b: Any) -> io.NodeOutput:
         a, b, _ = _both(image_embeds_a, image_embeds_b)
+        for name, rows in (("image_embeds_a", a), ("image_embeds_b", b)):
+            if len(rows) > MOST_COMPARED:
+                raise EdgeError(
+                    f"'{name}' has {len(rows)} rows; at most {MOST_COMPARED} are compared at once"
+                )
         table = cosines(a, b).cpu()
         said = "\n".join(" ".join(f"{value:6.3f}" for value in row) for row in table.tolist())
-        cells = (table * 0.5 + 0.5).repeat_interleave(32, 0).repeat_interleave(32, 1)
+        cell = max(1, min(32, 4096 // max(table.shape)))
+        cells = (table * 0.5 + 0.5).repeat_interleave(cell, 0).repeat_interleave(cell, 1)
         picture = cells[None, :, :, None].expand(-1, -1, -1, 3).contiguous()
         return io.NodeOutput(said, host.offload(picture))
 

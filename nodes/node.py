@@ -33,6 +33,10 @@ MADE: dict[str, type | tuple[type, ...]] = {
 opened by the host, which knows its own."""
 
 
+LONGEST = 100_000
+"""Characters of a text: tokenizers take seconds for more, and models read 77 to 512 tokens."""
+
+
 class Node(io.ComfyNode):
     """A node whose ``execute`` gets what its schema says, or is not called."""
 
@@ -87,6 +91,11 @@ def check_input(socket: Any, value: Any) -> Any:
         return bool(value)
     if kind in ("STRING", "COMBO"):
         check_text(value, name)
+        if len(value) > LONGEST:
+            raise EdgeError(
+                f"'{name}' has {len(value)} characters, of which no model sees the end; give at"
+                f" most {LONGEST}"
+            )
     elif kind in MADE and not isinstance(value, MADE[kind]):
         raise EdgeError(
             f"'{name}' got {_shown(value)}, which is no {kind}. What to wire into it:"

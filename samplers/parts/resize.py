@@ -6,6 +6,28 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ...edges import EdgeError
+
+LARGEST = 2**26
+"""Pixels of a picture on the way to its crop: 224 beside 299,593."""
+
+
+def longer_side(picture: Image.Image, size: int) -> int:
+    """The longer side of a picture whose shorter one becomes ``size``; cut off, as torchvision's
+    Resize does.
+
+    Raises:
+        EdgeError: it is so much longer that the picture would take all memory.
+    """
+    short, long = min(picture.size), max(picture.size)
+    longer = int(size * long / short)
+    if size * longer > LARGEST:
+        raise EdgeError(
+            f"'image' is {picture.width}×{picture.height}; resized until its shorter side is {size}"
+            f" the other would be {longer}. Cut it, or put 'Upscale Image' before it"
+        )
+    return longer
+
 
 def resize_and_crop(
     picture: Image.Image, size: int, resample: Image.Resampling = Image.Resampling.BICUBIC
@@ -15,11 +37,13 @@ def resize_and_crop(
 
     Returns:
         ``[size, size, channels]``, 8 bits.
+
+    Raises:
+        EdgeError: a picture of such proportions that nothing could hold it.
     """
     width, height = picture.size
-    short, long = min(width, height), max(width, height)
-    if short != size:
-        longer = int(size * long / short)  # cut off, as torchvision's Resize does
+    if min(width, height) != size:
+        longer = longer_side(picture, size)
         wide = (size, longer) if width <= height else (longer, size)
         picture = picture.resize(wide, resample)
     width, height = picture.size

@@ -11,6 +11,7 @@ the next goes on behind it.
 from __future__ import annotations
 
 import argparse
+import http.client
 import json
 import os
 import subprocess
@@ -23,6 +24,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ..host import differential
+from ..host.differential import Headless, Host
 from . import judging
 from .cases import Case, Cases
 
@@ -100,6 +103,11 @@ def work(options: argparse.Namespace) -> int:
         os.chdir(folder)
         runner = Runner(cases.nodes, Path(folder) / "out", cases.pictures)
         watch = Watch()
+        host = headless = None
+        if options.host:
+            host, headless = Host(options.host), Headless(cases.pictures, Path(folder) / "there")
+            for path in sorted(cases.pictures.iterdir()):
+                host.send_picture(path)
 
         def runs(prompt: Any) -> bool:
             try:
@@ -111,6 +119,8 @@ def work(options: argparse.Namespace) -> int:
             print(json.dumps({"name": case.name, "what": case.what}), flush=True)
             with watch:
                 verdict = one(runner, case, bool(options.only))
+            if host is not None and verdict.word in (judging.RIGHT, judging.CLEAR):
+                verdict = there(host, headless, case) or verdict
             print(
                 json.dumps(
                     {"name": case.name, "what": case.what, "word": verdict.word}
@@ -150,6 +160,29 @@ def _opened(event: str, given: tuple[Any, ...]) -> None:
             return  # to be listed is not to be used
         frame = frame.f_back
     OPENED.add(str(given[0]))
+
+
+def there(host: Host, headless: Headless, case: Case) -> judging.Verdict | None:
+    """What comes of a case in a running ComfyUI, if it is worse than headless: an error of a node
+    of this pack that is unclear, or another result than the runner's, which never refused it."""
+    if case.kind not in ("widget", "wire"):
+        return None  # objects and files are not there
+    try:
+        theirs = host.run(case.workflow, timeout=judging.SECONDS + 20)
+    except TimeoutError:
+        host.interrupt()
+        return judging.Verdict(judging.HANG, "in ComfyUI")
+    except (OSError, http.client.HTTPException):
+        return None  # its own server stumbles: over a picture's name, say
+    ours = headless.run(case.workflow, case.workflow)
+    found = differential.compare(theirs, ours, case.workflow)
+    if theirs.failed and "(PriorArt" in theirs.failed:
+        judged = judging.of_text(case, theirs.failed)
+        return judged if judged.word == judging.UNCLEAR else None
+    refused = theirs.refused or theirs.failed or ours.refused or ours.failed or ours.left_out
+    if found.kind == differential.DIFFERENT and not refused:
+        return judging.Verdict(judging.SILENT, f"in ComfyUI otherwise: {found.why}")
+    return None
 
 
 class Watch:

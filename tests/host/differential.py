@@ -88,6 +88,10 @@ class Host:
         with urllib.request.urlopen(f"{self.url}/view?{query}", timeout=60) as answer:
             return answer.read()
 
+    def interrupt(self) -> None:
+        """Stop what runs."""
+        urllib.request.urlopen(urllib.request.Request(f"{self.url}/interrupt", data=b"{}")).close()
+
     def send_picture(self, path: Path) -> None:
         """Put a file into the input folder under its own name."""
         mark = "differential"

@@ -427,3 +427,17 @@ def test_koala_takes_prompts_of_several_lengths(lengths, valid) -> None:
     changed = dict(zip(("positive", "negative"), map(repeated, lengths), strict=True))
     got = KoalaSample.execute(**{**inputs, **changed}).args[0]["samples"]
     assert (got - wanted).abs().max() < 1e-4 * wanted.abs().max()
+
+
+@pytest.mark.parametrize("name", ["ImageEncode", "VQGANEncode", "CLIPRerank", "ARVariations"])
+def test_a_picture_like_a_thread_is_refused_before_memory_is_taken(name, valid) -> None:
+    for shape in ((1, 1, 10**6, 3), (1, 10**6, 1, 3)):
+        with pytest.raises(EdgeError, match=r"'image' is .*; resized until its shorter side"):
+            NODES[name].execute(**{**valid[name], "image": torch.zeros(shape)})
+
+
+def test_the_picture_of_very_many_cosines_stays_small() -> None:
+    _, picture = CompareEmbeddings.execute(embeds(VIT_L, 300), embeds(VIT_L, 2)).args
+    assert picture.shape == (1, 13 * 300, 13 * 2, 3)
+    with pytest.raises(EdgeError, match="'image_embeds_b' has 4097 rows"):
+        CompareEmbeddings.execute(embeds(VIT_L), embeds(VIT_L, 4097))

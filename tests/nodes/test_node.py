@@ -43,7 +43,7 @@ BAD = [
     *[("count", value) for value in (0, 65, 10**13, 1.5, float("nan"), "3", None, [1])],
     *[("weight", value) for value in (11, float("nan"), float("-inf"), "1", None, 1j)],
     *[("switch", value) for value in ("true", None, [])],
-    *[("text", value) for value in (None, 3, ["a"], "half \ud83d")],
+    *[("text", value) for value in (None, 3, ["a"], "half \ud83d", "x" * 10**6)],
     *[("mode", value) for value in (None, 3)],
     *[("image", value) for value in (None, "a.png", np.zeros((1, 4, 4, 3)), [])],
     ("mask", np.zeros((1, 4, 4))),
