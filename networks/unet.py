@@ -349,7 +349,8 @@ def call(unet: nn.Module, x: Tensor, timesteps: Tensor, told: Told) -> Tensor:
     What its own ``forward`` computes, for a host that has a loop of its own.
     """
     times = unet.time_embedding(unet.time_proj(timesteps).to(x.dtype))[None]
-    return Run(unet, times, told, recorded=False)(x, 0)
+    run = Run(unet, times, told, recorded=False)
+    return Run.__call__(run, x, 0)  # torch.compile does not call what it has seen made
 
 
 def _heads(attention: nn.Module, x: Tensor) -> Tensor:

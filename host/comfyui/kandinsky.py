@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from ...edges import EdgeError
+from ...networks.kandinsky import call_latent_decoder
 from ...networks.kandinsky_movq import LatentMoVQ
 from ...samplers.kandinsky import Condition, check_places, known_mask, mode_of
 from ...samplers.parts.noise import Noise
@@ -91,7 +92,7 @@ class LatentNetwork(Adopted):
             )
         check_places(self.network, (x.shape[-2], x.shape[-1]), "latent_image")
         told = Condition(context[:, 0], text_hidden, text_pooled, hint).added()
-        out = self.network(x, timesteps, text_hidden, added_cond_kwargs=told, return_dict=False)[0]
+        out = call_latent_decoder(self.network, x, timesteps, told, text_hidden)
         eps, variance = out.chunk(2, dim=1)
         _note(variance, transformer_options or {})
         return eps

@@ -17,6 +17,7 @@ from ...edges import (
     conditioning_to_text,
     image_embeds_of,
 )
+from ...networks.karlo import call_decoder
 from ..api import Adapter
 from .compat import warn
 from .memory import Adopted, Managed, kind_of, patcher_of, prepare, weight_dtype
@@ -79,14 +80,7 @@ class DecoderNetwork(Adopted):
         tokens, time_tokens = decoder.text_proj(image_embeds, pooled, context)
         extra = tokens.shape[1] - text_mask.shape[1]
         mask = torch.nn.functional.pad(text_mask, (extra, 0), value=1).bool()
-        predicted = decoder.unet(
-            x,
-            timesteps,
-            encoder_hidden_states=tokens,
-            class_labels=time_tokens,
-            attention_mask=mask,
-            return_dict=False,
-        )[0]
+        predicted = call_decoder(decoder.unet, x, timesteps, tokens, time_tokens, mask)
         return predicted[:, : x.shape[1]]
 
 

@@ -72,6 +72,17 @@ def test_a_whole_step_is_one_graph(make: Callable[[], tuple[Any, tuple[int, ...]
     same(run.__call__, torch.randn(shape), run.at(1), backend="eager")
 
 
+def test_a_step_of_a_hosts_own_loop_is_one_graph() -> None:
+    run, shape = pixel_decoder()
+    told = conditions(2)
+    given = [told[name].float() for name in ("context", "class_labels")]
+
+    def step(x: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        return karlo.call_decoder(run.unet, x, timesteps, *given, told["mask"])
+
+    same(step, torch.randn(shape), torch.tensor([500, 500]), backend="eager")
+
+
 def resnet(run: unet.Run) -> tuple[Region, nn.Module, tuple[int, ...]]:
     block = run.unet.down_blocks[0].resnets[0]
     return run._resnet, block, (2, block.conv1.in_channels, 8, 8)
