@@ -44,7 +44,7 @@ from prior_art.samplers.kandinsky import (
 )
 from prior_art.samplers.kandinsky_schedule import LatentSchedule
 from prior_art.samplers.parts.noise import Noise
-from prior_art.samplers.parts.sampling import Sampling
+from prior_art.samplers.parts.sampling import Callback, Sampling
 from prior_art.shapes.train import recipe
 
 PUBLISHED: dict[str, dict[str, Any]] = {
@@ -98,6 +98,8 @@ class Prior(PriorStage):
 class Stage:
     """What the others share: networks of one size, where and in what they run."""
 
+    callback: Callback | None = None  # of our sampler
+
     def __init__(self, args: argparse.Namespace) -> None:
         torch.manual_seed(1)
         self.config = SIZES[args.size]
@@ -130,13 +132,14 @@ class Decoder(Stage):
         self.zero = 0.1 * torch.randn(1, self.config["prior"]["embedding_dim"])
 
     def ours(self, given: Tensor) -> Tensor:
+        noise = Noise(streams(self.batch))
         return sample_latents(
             self.network,
             self.schedule,
             Condition(given),
             Condition(self.zero),
             Canvas(latent_size(self.pixels, self.pixels)),
-            Sampling(Noise(streams(self.batch)), self.device, self.dtype, self.steps),
+            Sampling(noise, self.device, self.dtype, self.steps, self.callback),
             GUIDANCE,
         )
 

@@ -39,7 +39,7 @@ from prior_art.networks.karlo import TextProjection, UnCLIPDecoder, UnCLIPUpscal
 from prior_art.samplers import karlo as unclip
 from prior_art.samplers import prior
 from prior_art.samplers.parts.noise import Noise, generators
-from prior_art.samplers.parts.sampling import Sampling
+from prior_art.samplers.parts.sampling import Callback, Sampling
 from prior_art.samplers.parts.schedule import UnCLIPSchedule
 from prior_art.shapes.train import recipe
 
@@ -126,6 +126,7 @@ class Stage(ABC):
     """A stage of one size: the networks, its inputs, and how either side runs it."""
 
     name: str
+    callback: Callback | None = None  # of our sampler
 
     def __init__(self, args: argparse.Namespace, text: tuple[TextEncoding, TextEncoding]) -> None:
         from diffusers import UnCLIPScheduler
@@ -162,7 +163,8 @@ class Stage(ABC):
 
     def sampling(self) -> Sampling:
         """What every sampler takes."""
-        return Sampling(Noise(streams(self.batch)), self.device, self.dtype, self.steps)
+        noise = Noise(streams(self.batch))
+        return Sampling(noise, self.device, self.dtype, self.steps, self.callback)
 
     def called(self) -> list[nn.Module]:
         """What the peer calls at every step."""

@@ -35,7 +35,7 @@ from prior_art.loaders.koala import WIDTHS
 from prior_art.networks.koala import prepare_sdxl
 from prior_art.samplers.koala import FACTOR, LATENT_SCALE, EulerSchedule, sample_koala
 from prior_art.samplers.parts.noise import Noise
-from prior_art.samplers.parts.sampling import Sampling
+from prior_art.samplers.parts.sampling import Callback, Sampling
 from prior_art.shapes.train import recipe
 
 # Layers a block, transformer blocks of each level, mid block: the table of the model card.
@@ -102,6 +102,7 @@ class UNet:
             )
         self.network = ready(network, self.device, self.dtype)
         self.prepare = partial(prepare_sdxl, self.network)
+        self.callback: Callback | None = None
         self.parameters = sum(p.numel() for p in network.parameters())
         self.pipe = StableDiffusionXLPipeline(
             vae=ready(vae, self.device, self.dtype),
@@ -128,20 +129,21 @@ class UNet:
             for _ in range(2)
         )
 
-    def ours(self) -> Tensor:
+    def ours(self, given: Tensor | None = None) -> Tensor:
         side = self.pixels // FACTOR
+        noise = Noise(streams(self.batch))
         latent = sample_koala(
             self.prepare,
             EulerSchedule(),
             self.text,
             self.negative,
             (side, side),
-            Sampling(Noise(streams(self.batch)), self.device, self.dtype, self.steps),
+            Sampling(noise, self.device, self.dtype, self.steps, self.callback),
             GUIDANCE,
         )
         return latent * LATENT_SCALE
 
-    def peer(self) -> Tensor:
+    def peer(self, given: Tensor | None = None) -> Tensor:
         def here(tensor: Tensor) -> Tensor:
             return tensor.to(self.device, self.dtype).repeat_interleave(self.batch, dim=0)
 

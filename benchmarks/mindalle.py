@@ -188,9 +188,10 @@ def original(folder: Path, network: ARTransformer) -> tuple[Work, nn.Module]:
     return work, model.head_img
 
 
-def ours(network: ARTransformer, prompt: Tensor, count: int, compiled: bool = False) -> Tensor:
-    noise, dtype = Noise.seeded(SEED, count), network.pos_emb_img.weight.dtype
-    draw = Draw(noise, prompt.device, dtype, top_k=TOP_K, compiled=compiled)
+def ours(network: ARTransformer, prompt: Tensor, count: int, **options: Any) -> Tensor:
+    """Our sampler's tokens; ``options`` are :class:`Draw`'s."""
+    weight = network.pos_emb_img.weight
+    draw = Draw(Noise.seeded(SEED, count), weight.device, weight.dtype, top_k=TOP_K, **options)
     return sample_tokens(network, prompt, draw)
 
 
