@@ -20,8 +20,17 @@ from typing import Any
 
 import karlo
 import torch
-from karlo import PriorStage, generator, prompt
-from measure import alternate, machine, matmul_rate, print_table, summed, write
+from karlo import PriorStage, generator, prompt, streams
+from measure import (
+    alternate,
+    built_in,
+    machine,
+    matmul_rate,
+    print_table,
+    ready,
+    summed,
+    write,
+)
 from torch import Tensor, nn
 
 from prior_art.edges import SPACES
@@ -35,7 +44,7 @@ from prior_art.samplers.kandinsky import (
 )
 from prior_art.samplers.kandinsky_schedule import LatentSchedule
 from prior_art.samplers.parts.noise import Noise
-from prior_art.samplers.parts.sampling import Sampling
+from prior_art.samplers.parts.sampling import Callback, Sampling
 from prior_art.shapes.train import recipe
 
 PUBLISHED: dict[str, dict[str, Any]] = {
@@ -89,18 +98,19 @@ class Prior(PriorStage):
 class Stage:
     """What the others share: networks of one size, where and in what they run."""
 
+    callback: Callback | None = None  # of our sampler
+
     def __init__(self, args: argparse.Namespace) -> None:
         torch.manual_seed(1)
         self.config = SIZES[args.size]
         self.device, self.dtype = torch.device(args.device), getattr(torch, args.dtype)
-        self.pixels, self.steps = args.pixels, args.decoder_steps
+        self.pixels, self.steps, self.batch = args.pixels, args.decoder_steps, args.batch
         self.build()
 
-    def place(self, network: nn.Module) -> nn.Module:
-        for parameter in network.parameters():
-            if not parameter.any():
-                nn.init.normal_(parameter, 0.0, 0.02)
-        return network.eval().requires_grad_(False).to(self.device, self.dtype)
+    def make(self, kind: type[nn.Module], config: dict[str, Any]) -> nn.Module:
+        with built_in(self.device, self.dtype):
+            network = kind(**config)
+        return ready(network, self.device, self.dtype)
 
     def build(self) -> None:
         """Make the networks."""
@@ -112,9 +122,9 @@ class Decoder(Stage):
     def build(self) -> None:
         from diffusers import DDPMScheduler, KandinskyV22Pipeline, UNet2DConditionModel, VQModel
 
-        self.network = self.place(UNet2DConditionModel(**self.config["decoder"]))
+        self.network = self.make(UNet2DConditionModel, self.config["decoder"])
         # The pipeline wants to know how much its MoVQ enlarges; this one never runs.
-        movq = VQModel(**recipe.MOVQ)
+        movq = self.make(VQModel, recipe.MOVQ)
         scheduler = DDPMScheduler(**recipe.LATENT_SCHEDULER)
         self.pipe = KandinskyV22Pipeline(unet=self.network, scheduler=scheduler, movq=movq)
         self.pipe.set_progress_bar_config(disable=True)
@@ -122,27 +132,31 @@ class Decoder(Stage):
         self.zero = 0.1 * torch.randn(1, self.config["prior"]["embedding_dim"])
 
     def ours(self, given: Tensor) -> Tensor:
+        noise = Noise(streams(self.batch))
         return sample_latents(
             self.network,
             self.schedule,
             Condition(given),
             Condition(self.zero),
             Canvas(latent_size(self.pixels, self.pixels)),
-            Sampling(Noise([generator()]), self.device, self.dtype, self.steps),
+            Sampling(noise, self.device, self.dtype, self.steps, self.callback),
             GUIDANCE,
         )
 
     def peer(self, given: Tensor) -> Tensor:
         return self.pipe(
             image_embeds=given.to(self.device, self.dtype),
-            negative_image_embeds=self.zero.to(self.device, self.dtype),
+            negative_image_embeds=self.zero.to(self.device, self.dtype).expand_as(given),
             height=self.pixels,
             width=self.pixels,
             num_inference_steps=self.steps,
             guidance_scale=GUIDANCE,
-            generator=[generator()],
+            generator=streams(self.batch),
             output_type="latent",
         ).images
+
+    def called(self) -> list[nn.Module]:
+        return [self.network]
 
 
 class MoVQ(Stage):
@@ -151,7 +165,7 @@ class MoVQ(Stage):
     def build(self) -> None:
         from diffusers import VQModel
 
-        self.theirs = self.place(VQModel(**self.config["movq"]))
+        self.theirs = self.make(VQModel, self.config["movq"])
         self.network = at_latent_size(copy.deepcopy(self.theirs))
 
     def ours(self, given: Tensor) -> Tensor:
@@ -161,6 +175,9 @@ class MoVQ(Stage):
         return self.theirs.decode(
             given.to(self.device, self.dtype), force_not_quantize=True, return_dict=False
         )[0]
+
+    def called(self) -> list[nn.Module]:
+        return [self.theirs.decoder]
 
 
 class Mask(Stage):
@@ -214,7 +231,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], default="float32")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--json", type=Path, help="write the rows here")
-    parser.set_defaults(steps=None)  # of the prior: the published number
+    parser.set_defaults(steps=None, batch=1)  # steps of the prior: the published number
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     print(machine(args), flush=True)

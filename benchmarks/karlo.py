@@ -21,7 +21,16 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from measure import alternate, machine, matmul_rate, print_table, summed, write
+from measure import (
+    alternate,
+    built_in,
+    machine,
+    matmul_rate,
+    print_table,
+    ready,
+    summed,
+    write,
+)
 from torch import Tensor, nn
 
 import prior_art.loaders  # noqa: F401, fills SPACES
@@ -29,8 +38,8 @@ from prior_art.edges import SPACES, EmbeddingSpace, TextEncoding
 from prior_art.networks.karlo import TextProjection, UnCLIPDecoder, UnCLIPUpscaler
 from prior_art.samplers import karlo as unclip
 from prior_art.samplers import prior
-from prior_art.samplers.parts.noise import Noise
-from prior_art.samplers.parts.sampling import Sampling
+from prior_art.samplers.parts.noise import Noise, generators
+from prior_art.samplers.parts.sampling import Callback, Sampling
 from prior_art.samplers.parts.schedule import UnCLIPSchedule
 from prior_art.shapes.train import recipe
 
@@ -85,7 +94,12 @@ SCHEDULERS = {
 
 def generator() -> torch.Generator:
     """The noise of every stage of either side."""
-    return torch.Generator().manual_seed(7)
+    return streams(1)[0]
+
+
+def streams(batch: int) -> list[torch.Generator]:
+    """The same of a batch, a stream a picture."""
+    return generators(7, batch)
 
 
 # ---------------------------------------------------------------- the peer, as UnCLIPPipeline loops
@@ -95,8 +109,9 @@ def denoise(
     scheduler: Any, steps: int, x: Tensor, predict: Callable[[Tensor, Tensor], Tensor]
 ) -> Tensor:
     """The pipeline's loop: predict, then `UnCLIPScheduler.step`."""
-    source = generator()
-    torch.randn(x.shape, generator=source)  # the pipeline drew its first latents from it
+    source = streams(len(x))
+    for stream in source:
+        torch.randn(x.shape[1:], generator=stream)  # the pipeline drew its first latents from it
     scheduler.set_timesteps(steps, device=x.device)
     for i, t in enumerate(scheduler.timesteps):
         last = i + 1 == len(scheduler.timesteps)
@@ -111,6 +126,7 @@ class Stage(ABC):
     """A stage of one size: the networks, its inputs, and how either side runs it."""
 
     name: str
+    callback: Callback | None = None  # of our sampler
 
     def __init__(self, args: argparse.Namespace, text: tuple[TextEncoding, TextEncoding]) -> None:
         from diffusers import UnCLIPScheduler
@@ -119,34 +135,40 @@ class Stage(ABC):
         self.config = SIZES[args.size]
         self.device, self.dtype = torch.device(args.device), getattr(torch, args.dtype)
         self.steps = min(args.steps or STEPS[self.name], STEPS[self.name])
+        self.batch = args.batch
         self.positive, self.negative = text
         self.scheduler = UnCLIPScheduler(**SCHEDULERS[self.name])
         self.schedule = UnCLIPSchedule.from_config(SCHEDULERS[self.name])
         self.build()
 
-    def place(self, network: nn.Module) -> nn.Module:
-        """Ready to run, where and in what the benchmark runs; nothing is left at zero."""
-        for name, parameter in network.named_parameters():
-            if not parameter.any():
-                nn.init.normal_(parameter, 1.0 if name == "clip_std" else 0.0, 0.02)
-        return network.eval().requires_grad_(False).to(self.device, self.dtype)
+    def make(self, kind: type[nn.Module], config: dict[str, Any]) -> nn.Module:
+        """A network, where and in what the benchmark runs."""
+        with built_in(self.device, self.dtype):
+            network = kind(**config)
+        return ready(network, self.device, self.dtype)
 
     def start(self, *shape: int) -> Tensor:
         """The first latents."""
-        return torch.randn(shape, generator=generator()).to(self.device, self.dtype)
+        drawn = [torch.randn(shape, generator=stream) for stream in streams(self.batch)]
+        return torch.stack(drawn).to(self.device, self.dtype)
 
     def conditioning(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Hidden states, pooled embeddings and masks, unconditional row first."""
+        """Hidden states, pooled embeddings and masks, unconditional rows first."""
         return tuple(
-            torch.cat([getattr(self.negative, key), getattr(self.positive, key)]).to(
-                self.device, self.dtype if key != "mask" else torch.bool
-            )
+            torch.cat([getattr(self.negative, key), getattr(self.positive, key)])
+            .repeat_interleave(self.batch, dim=0)
+            .to(self.device, self.dtype if key != "mask" else torch.bool)
             for key in ("hidden", "pooled", "mask")
         )
 
     def sampling(self) -> Sampling:
         """What every sampler takes."""
-        return Sampling(Noise([generator()]), self.device, self.dtype, self.steps)
+        noise = Noise(streams(self.batch))
+        return Sampling(noise, self.device, self.dtype, self.steps, self.callback)
+
+    def called(self) -> list[nn.Module]:
+        """What the peer calls at every step."""
+        return [self.network]
 
     @abstractmethod
     def build(self) -> None:
@@ -167,7 +189,7 @@ class PriorStage(Stage):
     def build(self) -> None:
         from diffusers import PriorTransformer
 
-        self.network = self.place(PriorTransformer(**self.config["prior"]))
+        self.network = self.make(PriorTransformer, self.config["prior"])
 
     def ours(self, given: Tensor) -> Tensor:
         return prior.sample_prior(
@@ -193,7 +215,7 @@ class PriorStage(Stage):
             uncond, cond = out.chunk(2)
             return uncond + PRIOR_GUIDANCE * (cond - uncond)
 
-        x = self.start(1, self.positive.space.dim)
+        x = self.start(self.positive.space.dim)
         return self.network.post_process_latents(denoise(self.scheduler, self.steps, x, predict))
 
 
@@ -204,11 +226,14 @@ class DecoderStage(Stage):
         from diffusers import UNet2DConditionModel
         from diffusers.pipelines.deprecated.unclip import UnCLIPTextProjModel
 
-        unet = self.place(UNet2DConditionModel(**self.config["decoder"]))
-        self.text_proj = self.place(UnCLIPTextProjModel(**self.config["text_proj"]))
-        mine = self.place(TextProjection(**self.config["text_proj"]))
+        unet = self.make(UNet2DConditionModel, self.config["decoder"])
+        self.text_proj = self.make(UnCLIPTextProjModel, self.config["text_proj"])
+        mine = self.make(TextProjection, self.config["text_proj"])
         mine.load_state_dict(self.text_proj.state_dict())
         self.network = UnCLIPDecoder(unet, mine)
+
+    def called(self) -> list[nn.Module]:
+        return [self.network.unet]
 
     def ours(self, given: Tensor) -> Tensor:
         return unclip.sample_decoder(
@@ -245,7 +270,7 @@ class DecoderStage(Stage):
             return torch.cat([uncond + DECODER_GUIDANCE * (cond - uncond), variance], dim=1)
 
         size = self.config["decoder"]["sample_size"]
-        x = self.start(1, 3, size, size)
+        x = self.start(3, size, size)
         return denoise(self.scheduler, self.steps, x, predict).clamp(-1, 1)
 
 
@@ -255,8 +280,11 @@ class UpscaleStage(Stage):
     def build(self) -> None:
         from diffusers import UNet2DModel
 
-        first, last = (self.place(UNet2DModel(**self.config["sr"])) for _ in range(2))
+        first, last = (self.make(UNet2DModel, self.config["sr"]) for _ in range(2))
         self.network = UnCLIPUpscaler(first, last)
+
+    def called(self) -> list[nn.Module]:
+        return list(self.network.children())
 
     def ours(self, given: Tensor) -> Tensor:
         return unclip.upscale(self.network, self.schedule, given, self.sampling())
@@ -264,20 +292,19 @@ class UpscaleStage(Stage):
     def peer(self, given: Tensor) -> Tensor:
         size = self.config["sr"]["sample_size"]
         guide = F.interpolate(
-            given.to(self.device, self.dtype),
+            given.to(self.device, torch.float32),  # not every device can do this in fp16
             size=[size, size],
             mode="bicubic",
             align_corners=False,
             antialias=True,
-        )
+        ).to(self.dtype)
 
         def predict(x: Tensor, t: Tensor) -> Tensor:
             unet = self.network.last if int(t) == 0 else self.network.first
             return unet(sample=torch.cat([x, guide], dim=1), timestep=t).sample
 
-        return denoise(self.scheduler, self.steps, self.start(1, 3, size, size), predict).clamp(
-            -1, 1
-        )
+        x = self.start(3, size, size)
+        return denoise(self.scheduler, self.steps, x, predict).clamp(-1, 1)
 
 
 STAGES: dict[str, type[Stage]] = {s.name: s for s in (PriorStage, DecoderStage, UpscaleStage)}
@@ -347,6 +374,7 @@ def main() -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--compile", action="store_true", help="torch.compile on both sides")
     parser.add_argument("--json", type=Path, help="write the rows here")
+    parser.set_defaults(batch=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     print(machine(args), flush=True)

@@ -17,16 +17,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from karlo import generator
-from measure import alternate, machine, matmul_rate, print_table, ratios, write
-from torch import Tensor
+from karlo import generator, streams
+from measure import (
+    alternate,
+    built_in,
+    machine,
+    matmul_rate,
+    print_table,
+    ratios,
+    ready,
+    write,
+)
+from torch import Tensor, nn
 
 from prior_art.edges import SDXLText
 from prior_art.loaders.koala import WIDTHS
 from prior_art.networks.koala import prepare_sdxl
 from prior_art.samplers.koala import FACTOR, LATENT_SCALE, EulerSchedule, sample_koala
 from prior_art.samplers.parts.noise import Noise
-from prior_art.samplers.parts.sampling import Sampling
+from prior_art.samplers.parts.sampling import Callback, Sampling
+from prior_art.shapes.train import recipe
 
 # Layers a block, transformer blocks of each level, mid block: the table of the model card.
 UNETS: dict[str, tuple[int, tuple[int, int, int], bool]] = {
@@ -34,12 +44,16 @@ UNETS: dict[str, tuple[int, tuple[int, int, int], bool]] = {
     "koala-1b": (1, (1, 2, 6), True),
     "sdxl": (2, (1, 2, 10), True),
 }
+EMBEDDED = {"koala-700m": "700m", "koala-1b": "1b", "sdxl": "teacher"}
 GUIDANCE = 7.5
-HIDDEN, POOLED = 2048, 1280
+SIZES = 6 * 256
+"""Of the pooled prompt's vector: as many numbers tell of the picture's sizes."""
 
 
-def config_of(name: str) -> dict[str, Any]:
-    """The published diffusers config."""
+def config_of(name: str, size: str = "published") -> dict[str, Any]:
+    """The published diffusers config, or the embedded family's."""
+    if size == "embedded":
+        return recipe.KOALA_UNETS[EMBEDDED[name]]
     layers, depths, middle = UNETS[name]
     return {
         "sample_size": 128,
@@ -53,15 +67,15 @@ def config_of(name: str) -> dict[str, Any]:
         "transformer_layers_per_block": depths,
         "attention_head_dim": (5, 10, 20),
         "use_linear_projection": True,
-        "cross_attention_dim": HIDDEN,
+        "cross_attention_dim": 2048,
         "addition_embed_type": "text_time",
         "addition_time_embed_dim": 256,
-        "projection_class_embeddings_input_dim": 6 * 256 + POOLED,
+        "projection_class_embeddings_input_dim": SIZES + 1280,
     }
 
 
 class UNet:
-    """One U-Net of published size under both samplers."""
+    """One U-Net under both samplers."""
 
     def __init__(self, name: str, args: argparse.Namespace) -> None:
         from diffusers import (
@@ -74,18 +88,26 @@ class UNet:
 
         torch.manual_seed(1)
         self.device, self.dtype = torch.device(args.device), getattr(torch, args.dtype)
-        self.pixels, self.steps = args.pixels, args.steps
-        with self.device:
-            network = UNet2DConditionModel(**config_of(name))
-        self.network = network.eval().requires_grad_(False).to(self.dtype)
-        self.parameters = sum(p.numel() for p in network.parameters())
-        # The pipeline asks these two for sizes; they never run.
+        self.pixels, self.steps, self.batch = args.pixels, args.steps, args.batch
+        self.config = config_of(name, args.size)
+        hidden = self.config["cross_attention_dim"]
+        pooled = self.config["projection_class_embeddings_input_dim"] - SIZES
         small = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
-        config = CLIPTextConfig(**small, num_attention_heads=1, projection_dim=POOLED)
+        with built_in(self.device, self.dtype):
+            network = UNet2DConditionModel(**self.config)
+            # The pipeline asks these two for sizes, device and dtype; they never run.
+            vae = AutoencoderKL(block_out_channels=(32,) * 4, scaling_factor=LATENT_SCALE)
+            encoder = CLIPTextModelWithProjection(
+                CLIPTextConfig(**small, num_attention_heads=1, projection_dim=pooled)
+            )
+        self.network = ready(network, self.device, self.dtype)
+        self.prepare = partial(prepare_sdxl, self.network)
+        self.callback: Callback | None = None
+        self.parameters = sum(p.numel() for p in network.parameters())
         self.pipe = StableDiffusionXLPipeline(
-            vae=AutoencoderKL(block_out_channels=(32,) * 4, scaling_factor=LATENT_SCALE),
+            vae=ready(vae, self.device, self.dtype),
             text_encoder=None,
-            text_encoder_2=CLIPTextModelWithProjection(config),
+            text_encoder_2=ready(encoder, self.device, self.dtype),
             tokenizer=None,
             tokenizer_2=None,
             unet=self.network,
@@ -102,27 +124,28 @@ class UNet:
         drawn = generator()
         self.text, self.negative = (
             SDXLText(
-                torch.randn(1, 77, HIDDEN, generator=drawn), torch.randn(1, POOLED, generator=drawn)
+                torch.randn(1, 77, hidden, generator=drawn), torch.randn(1, pooled, generator=drawn)
             )
             for _ in range(2)
         )
 
-    def ours(self) -> Tensor:
+    def ours(self, given: Tensor | None = None) -> Tensor:
         side = self.pixels // FACTOR
+        noise = Noise(streams(self.batch))
         latent = sample_koala(
-            partial(prepare_sdxl, self.network),
+            self.prepare,
             EulerSchedule(),
             self.text,
             self.negative,
             (side, side),
-            Sampling(Noise([generator()]), self.device, self.dtype, self.steps),
+            Sampling(noise, self.device, self.dtype, self.steps, self.callback),
             GUIDANCE,
         )
         return latent * LATENT_SCALE
 
-    def peer(self) -> Tensor:
+    def peer(self, given: Tensor | None = None) -> Tensor:
         def here(tensor: Tensor) -> Tensor:
-            return tensor.to(self.device, self.dtype)
+            return tensor.to(self.device, self.dtype).repeat_interleave(self.batch, dim=0)
 
         return self.pipe(
             prompt_embeds=here(self.text.hidden),
@@ -133,9 +156,13 @@ class UNet:
             width=self.pixels,
             num_inference_steps=self.steps,
             guidance_scale=GUIDANCE,
-            generator=[generator()],
+            generator=streams(self.batch),
             output_type="latent",
         ).images
+
+    def called(self) -> list[nn.Module]:
+        """What the peer calls at every step."""
+        return [self.network]
 
 
 def compare(name: str, args: argparse.Namespace) -> dict[str, Any]:
@@ -150,7 +177,7 @@ def compare(name: str, args: argparse.Namespace) -> dict[str, Any]:
         warm=args.device == "cuda",
     )
     work = f"{name}, {args.steps} steps, {args.pixels}px"
-    return {"work": work, "size": "published"} | found
+    return {"work": work, "size": args.size} | found
 
 
 def against_sdxl(row: dict[str, Any], sdxl: dict[str, Any]) -> dict[str, Any]:
@@ -158,7 +185,7 @@ def against_sdxl(row: dict[str, Any], sdxl: dict[str, Any]) -> dict[str, Any]:
     keys = ("s", "cpu_s", "peak_mib")
     sides = {f"ours_{key}": row[f"ours_{key}"] for key in keys}
     sides |= {f"peer_{key}": sdxl[f"ours_{key}"] for key in keys}
-    found = {"work": f"{row['work']}, against SDXL", "size": "published", **sides}
+    found = {"work": f"{row['work']}, against SDXL", "size": row["size"], **sides}
     return found | ratios(found) | {"max_abs_diff": None}
 
 
@@ -172,6 +199,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], default="float32")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--json", type=Path, help="write the rows here")
+    parser.set_defaults(batch=1, size="published")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     print(machine(args), flush=True)

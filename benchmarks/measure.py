@@ -1,4 +1,8 @@
-"""What every benchmark here measures, and how: both sides in one process, alternating, medians."""
+"""What every benchmark here measures, and how: both sides in one process, alternating, medians.
+
+Both sides get the same noise: ours is drawn in fp32 on the CPU, one stream a picture, whatever the
+network computes in, and so is the peer's here (:func:`same_noise`).
+"""
 
 from __future__ import annotations
 
@@ -11,14 +15,55 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 MIB = 2**20
+
+
+@contextlib.contextmanager
+def built_in(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
+    """Where and in what networks are built: on a GPU a billion random weights take no time."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with device:
+            yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def ready(network: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """A network ready to run; nothing is left at zero, or an error in it would not show."""
+    for name, parameter in network.named_parameters():
+        if device.type != "meta" and not parameter.any():
+            nn.init.normal_(parameter, 1.0 if name == "clip_std" else 0.0, 0.02)
+    return nn.Module.to(network.eval().requires_grad_(False), device, dtype)  # diffusers' own warns
+
+
+@contextlib.contextmanager
+def same_noise() -> Iterator[None]:
+    """Let diffusers draw in fp32, as ours does: in fp16 a CPU draws other numbers from a seed."""
+    from diffusers.utils import torch_utils
+
+    plain = torch_utils.randn_tensor
+
+    def draw(
+        shape: Any, generator: Any = None, device: Any = None, dtype: Any = None, layout: Any = None
+    ) -> Tensor:
+        drawn = plain(shape, generator, device, torch.float32, layout)
+        return drawn if dtype is None else drawn.to(dtype)
+
+    with contextlib.ExitStack() as stack:
+        for name, module in list(sys.modules.items()):
+            if name.startswith("diffusers.") and vars(module).get("randn_tensor") is plain:
+                stack.enter_context(mock.patch.object(module, "randn_tensor", draw))
+        yield
 
 
 def measure(device: torch.device, work: Callable[[], Tensor]) -> tuple[Tensor, dict[str, Any]]:
@@ -66,7 +111,7 @@ def alternate(
     results: dict[str, Tensor] = {}
     for run in range(-int(warm), runs):
         for side, work in sides.items():
-            with torch.no_grad():
+            with torch.no_grad(), same_noise():
                 results[side], took = measure(device, work)
             if run >= 0:
                 measured[side].append(took)
@@ -76,8 +121,12 @@ def alternate(
         for side, taken in measured.items():
             values = [took[key] for took in taken]
             row[f"{side}_{key}"] = None if None in values else statistics.median(values)
-    difference = (results["ours"].float() - results["peer"].float()).abs().max().item()
-    return row | ratios(row) | {"max_abs_diff": difference}, results
+    return row | ratios(row) | {"max_abs_diff": differ(results["ours"], results["peer"])}, results
+
+
+def differ(a: Tensor, b: Tensor) -> float:
+    """The largest difference of two results, each on whatever device its side leaves it."""
+    return (a.cpu().float() - b.cpu().float()).abs().max().item()
 
 
 def ratios(row: dict[str, Any]) -> dict[str, float]:
