@@ -22,6 +22,7 @@ _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2
 """Control characters but tabs and line ends, and those that turn the order of letters."""
 
 
+_PAGE = 1200
 _LONG = re.compile(r"(?<=')[^'\n]{200,}(?=')|[^\s']{200,}")
 """What is quoted, or without a space, and longer than anybody reads."""
 
@@ -29,6 +30,8 @@ _LONG = re.compile(r"(?<=')[^'\n]{200,}(?=')|[^\s']{200,}")
 def plain(text: str) -> str:
     """A text as it may be shown: names in files, keys and titles may hold what a terminal obeys, or
     pages of anything, of which both ends are left."""
+    if len(text) > _PAGE:
+        text = f"{text[: _PAGE // 2]}...{text[-_PAGE // 4 :]}"
     text = _CONTROLS.sub(lambda found: f"\\x{ord(found[0]):02x}", _ESCAPES.sub("", text))
     return _LONG.sub(lambda found: f"{found[0][:100]}...{found[0][-50:]}", text)
 

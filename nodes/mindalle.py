@@ -485,6 +485,11 @@ def _context(model: Transformer, text: str, class_id: int) -> torch.Tensor | Non
         if text.strip():
             kind = "no prompt" if config.classes is None else "a class, no prompt"
             host.warn(f"'{model.name}' reads {kind}; 'text' is not used")
+        if config.classes is not None and class_id >= config.classes:
+            raise EdgeError(
+                f"'class_id' is {class_id}, but '{model.name}' knows {config.classes} classes; give"
+                f" one from 0 to {config.classes - 1}"
+            )
         return None if config.classes is None else torch.tensor([[class_id]])
     tokens = tokenize(model.tokenizer, [text], config.text_tokens)
     if tokens.unknown[0]:

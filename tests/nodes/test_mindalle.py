@@ -216,7 +216,7 @@ def test_models_without_text(placed, warnings, kind):
     model.sample("red", class_id=3)
     assert len(warnings) == 1 and "'text' is not used" in warnings[0]
     if kind == "class":
-        with pytest.raises(EdgeError, match="a class from 0 to 4"):
+        with pytest.raises(EdgeError, match=r"'class_id' is 5.*from 0 to 4"):
             model.sample("", class_id=5)
 
 
