@@ -264,7 +264,10 @@ def threshold(
     if known is not None and schedule.known_in_x0:
         x0 = x0 * (1 - known.mask) + known.latents * known.mask
     if schedule.thresholding:
-        limit = torch.quantile(x0.flatten(1).abs(), schedule.ratio, dim=1)
+        sizes = x0.abs()
+        if x0.ndim == 4 and x0.is_contiguous(memory_format=torch.channels_last):
+            sizes = sizes.movedim(1, -1)  # in the order in which they lie: any will do
+        limit = torch.quantile(sizes.flatten(1), schedule.ratio, dim=1)
         limit = limit.clamp(1, schedule.largest).view(-1, *[1] * (x0.ndim - 1))
         return x0.clamp(-limit, limit) / limit
     if schedule.clip_range is None:

@@ -140,6 +140,7 @@ def upscale(
     table = step_table(steps, device)
     channels = image.shape[1]
     x = noise.normal((channels, size, size), device)
+    large = torch.empty_like(x).copy_(large)  # laid out as x, beside which each step puts it
     for i, step in enumerate(steps):
         fresh = torch.zeros_like(x) if step.last else noise.normal((channels, size, size), device)
         take, place = (take_last, 0) if step.last else (take_first, i)
