@@ -52,8 +52,8 @@ def chunks(tokenizer: Any, text: str) -> list[Chunk]:
     """A prompt's tokens and weights for one text encoder, whose tokenizer this is.
 
     Raises:
-        EdgeError: an embedding file is named, which only ComfyUI loads; a weight is not finite; brackets
-            without an end.
+        EdgeError: an embedding file is named, which only ComfyUI loads; a weight is not finite; too
+            many brackets within each other.
     """
     begin, end = tokenizer("")["input_ids"][:2]
     made: list[Chunk] = [[(begin, 1.0)]]
