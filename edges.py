@@ -675,6 +675,21 @@ def space_of_output(output: Any) -> str:
     return getattr(output, "embedding_space", None) or _infer_space(output, output.image_embeds)
 
 
+def known_space_of(output: Any, name: str) -> str:
+    """The same for what needs to know which it is.
+
+    Raises:
+        EdgeError: it is another CLIP's than the pack knows.
+    """
+    space = space_of_output(output)
+    if space.startswith("unknown"):
+        raise EdgeError(
+            f"'{name}' is of a CLIP that is not known here ({space}); encode the picture with"
+            " Image Encode (unCLIP)"
+        )
+    return space
+
+
 def space_named(name: str, dim: int) -> EmbeddingSpace:
     """The space of this name; one that no table lists is taken at its word."""
     return SPACES.get(name) or EmbeddingSpace(name, dim, f"a {dim}-dimensional CLIP")

@@ -16,9 +16,11 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from ..edges import EdgeError
 from ..host.embedded import io as io
 from ..host.embedded.door import session
 from ..loaders.files.safe import cure_of, written
+from .checking import check_bounds
 from .core_images import IMAGE_NODES
 from .core_latents import LATENT_NODES
 from .core_pictures import read_picture
@@ -363,8 +365,18 @@ class VAEEncodeTiled(io.ComfyNode):
         return _schema("VAEEncodeTiled", "_for_testing", inputs, [io.Latent.Output()])
 
     @classmethod
-    def validate_inputs(cls, tile_size: int, overlap: int) -> bool | str:
-        if overlap >= tile_size // 2:
+    def validate_inputs(
+        cls, tile_size: int | None = None, overlap: int | None = None
+    ) -> bool | str:
+        """``None`` is wired: its value comes later."""
+        # A node that looks at values itself is not asked about their bounds.
+        for socket, value in zip(_tiles(step=64), (tile_size, overlap), strict=False):
+            try:
+                if value is not None:
+                    check_bounds(socket, value)
+            except EdgeError as error:
+                return str(error)
+        if tile_size is not None and overlap is not None and overlap >= tile_size // 2:
             return (
                 f"'overlap' is {overlap}, which is not less than half of 'tile_size', {tile_size};"
                 " ComfyUI makes no picture of that either. Take less"
@@ -381,6 +393,9 @@ class VAEEncodeTiled(io.ComfyNode):
         temporal_size: int = 64,
         temporal_overlap: int = 8,
     ) -> io.NodeOutput:
+        said = cls.validate_inputs(tile_size, overlap)
+        if said is not True:
+            raise WorkflowError(str(said))
         return io.NodeOutput({"samples": vae.encode_tiled(pixels, tile_size, overlap)})
 
 

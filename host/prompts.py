@@ -20,6 +20,9 @@ LENGTH = 77
 EMPHASIS = 1.1
 """What a pair of brackets without a number weighs."""
 
+DEEPEST = 100
+"""Brackets within each other."""
+
 _LONG_WORD = 8
 """From so many tokens on a piece is broken at a chunk's end; a shorter one moves to the next."""
 
@@ -49,7 +52,8 @@ def chunks(tokenizer: Any, text: str) -> list[Chunk]:
     """A prompt's tokens and weights for one text encoder, whose tokenizer this is.
 
     Raises:
-        EdgeError: an embedding file is named, which only ComfyUI loads; a weight is not finite.
+        EdgeError: an embedding file is named, which only ComfyUI loads; a weight is not finite; too
+            many brackets within each other.
     """
     begin, end = tokenizer("")["input_ids"][:2]
     made: list[Chunk] = [[(begin, 1.0)]]
@@ -117,8 +121,13 @@ def weigh(hidden: torch.Tensor, empty: torch.Tensor, weights: torch.Tensor) -> t
     return torch.where(share == 1, hidden, (hidden - empty) * share + empty)
 
 
-def _weighed(text: str, weight: float) -> list[tuple[str, float]]:
-    """Pieces of a prompt with their weights, brackets resolved."""
+def _weighed(text: str, weight: float, depth: int = 0) -> list[tuple[str, float]]:
+    """Pieces of a prompt with their weights, brackets resolved; ``depth`` of them are around it."""
+    if depth > DEEPEST:
+        raise EdgeError(
+            f"the prompt has brackets within each other more than {DEEPEST} deep; take some out, or"
+            " put \\ before those that are no weights"
+        )
     made = []
     for piece in _bracketed(text):
         if not (len(piece) >= 2 and piece[0] == "(" and piece[-1] == ")"):
@@ -138,7 +147,7 @@ def _weighed(text: str, weight: float) -> list[tuple[str, float]]:
                         " give a finite number, or put \\ before the brackets"
                     )
                 inside = inside[:colon]
-        made += _weighed(inside, inner)
+        made += _weighed(inside, inner, depth + 1)
     return made
 
 

@@ -14,6 +14,7 @@ from ..edges import (
     any_image_embeds,
     conditioning_to_text,
     image_embeds_of,
+    known_space_of,
     space_named,
     space_of_output,
 )
@@ -51,21 +52,6 @@ def _both(a: Any, b: Any) -> tuple[torch.Tensor, torch.Tensor, EmbeddingSpace]:
 def _space_of(output: Any, name: str) -> EmbeddingSpace:
     embeds = any_image_embeds(output, name)
     return space_named(space_of_output(output), embeds.shape[-1])
-
-
-def _known(output: Any, name: str) -> EmbeddingSpace:
-    """The space of an embedding for what needs to know which it is.
-
-    Raises:
-        EdgeError: it is another CLIP's than the pack knows.
-    """
-    space = _space_of(output, name)
-    if space.name.startswith("unknown"):
-        raise EdgeError(
-            f"'{name}' is of an unknown CLIP of {space.dim} dimensions; encode the picture with"
-            " Image Encode (unCLIP)"
-        )
-    return space
 
 
 class MixEmbeddings(Node):
@@ -184,7 +170,8 @@ class TextDifference(Node):
     def execute(
         cls, image_embeds: Any, text: list, from_text: list, strength: float
     ) -> io.NodeOutput:
-        space = _known(image_embeds, "image_embeds")
+        space = _space_of(image_embeds, "image_embeds")
+        known_space_of(image_embeds, "image_embeds")
         embeds = image_embeds_of(image_embeds, space, "image_embeds")
         to, away = (
             conditioning_to_text(part, space, name).pooled
@@ -280,7 +267,8 @@ class SaveEmbeddings(Node):
                 f"'name' is '{name}'; use letters, digits, spaces, dots, brackets and dashes, up to"
                 " 120 of them, and no folder"
             )
-        space = _known(image_embeds, "image_embeds")
+        space = _space_of(image_embeds, "image_embeds")
+        known_space_of(image_embeds, "image_embeds")
         embeds = image_embeds_of(image_embeds, space, "image_embeds")
         made_by = getattr(image_embeds, "made_by", None) or "native CLIP Vision Encode"
         folder = host.embedding_folders()[0]

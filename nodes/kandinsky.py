@@ -23,7 +23,7 @@ from ..edges import (
     conditioning_to_text,
     embeds_to_conditioning,
     image_embeds_of,
-    space_of_output,
+    known_space_of,
 )
 from ..host import host, io
 from ..loaders import kandinsky
@@ -333,7 +333,8 @@ class KandinskyConditioning(Node):
         ):
             embeds = any_image_embeds(output, name)
             encoded = None if said is None else conditioning_to_any_text(said, text_name)
-            sides.append(embeds_to_conditioning(embeds, space_of_output(output), depth, encoded))
+            space = known_space_of(output, name)
+            sides.append(embeds_to_conditioning(embeds, space, depth, encoded))
         return io.NodeOutput(*host.offload(sides))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from prior_art.headless.core_nodes import SaveImage
+from prior_art.headless.core_nodes import SaveImage, VAEEncodeTiled
 from prior_art.headless.core_sampling import _sigmas
 from prior_art.headless.editor_text import dynamic_prompt
 from prior_art.headless.runner import NodeError, Runner, node_classes
@@ -153,3 +153,8 @@ def test_a_picture_of_nan_is_not_saved_as_black(
 def test_a_schedule_of_billions_is_refused(runner: Runner) -> None:
     with pytest.raises(WorkflowError, match=r"'denoise' is 1e-09 with 20 steps: the last of 2"):
         _sigmas(None, "simple", 20, 1e-9)
+
+
+@pytest.mark.parametrize(("tile", "overlap"), [(63, 0), (64, -1), (4097, 64)])
+def test_tiles_keep_to_their_bounds(tile: int, overlap: int) -> None:
+    assert "est is" in str(VAEEncodeTiled.validate_inputs(tile, overlap))

@@ -87,3 +87,9 @@ def test_a_weight_is_finite(tokenizer, weight):
     with pytest.raises(EdgeError, match="weighs 'red' by"):
         chunks(tokenizer, f"a (red:{weight}) frog")
     assert chunks(tokenizer, rf"a \(red:{weight}\) frog")
+
+
+def test_brackets_within_brackets_have_an_end():
+    assert prompts._weighed("(" * 3 + "a" + ")" * 3, 1.0)[0][0] == "a"
+    with pytest.raises(EdgeError, match="more than 100 deep"):
+        prompts._weighed("(" * 3000 + "a" + ")" * 3000, 1.0)
