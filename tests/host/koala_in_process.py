@@ -315,8 +315,12 @@ def it_runs_as_the_librarys_network_where_nothing_hangs_on_it() -> None:
     for name in KINDS[1:]:
         model, clip, _ = load(name)
         (freed,) = core("FreeU_V2", model=model, b1=1.3, b2=1.4, s1=0.9, s2=0.2)
-        patched = with_lora(model)
-        plain, free, lora = (sample(kind) for kind in (model, freed, patched))
+        patched, exchanged = with_lora(model), model.clone()
+        last = "diffusion_model.out.2.weight"
+        weight = torch.nn.Parameter(2 * exchanged.get_model_object(last), requires_grad=False)
+        exchanged.add_object_patch(last, weight)
+        kinds = model, freed, patched, exchanged
+        plain, free, lora, twice = (sample(kind) for kind in kinds)
         ran.clear()
         with (
             mock.patch.object(koala_view, "DEVICES", ("cpu",)),
@@ -328,12 +332,14 @@ def it_runs_as_the_librarys_network_where_nothing_hangs_on_it() -> None:
                 (freed, free, 2),
                 (patched, lora, 3),
                 (model, plain, 4),
+                (exchanged, twice, 5),
+                (model, plain, 6),
             ):
                 close(sample(kind), wanted, 1e-4)
                 assert len(ran) == runs, f"{name}: {len(ran)} for {runs}"
             assert ran[0] is ran[1], "made anew for the same weights"
-            last = model.model.diffusion_model.out
-            hook = last.register_forward_hook(lambda *called: called[-1] * 0)
+            out = model.model.diffusion_model.out
+            hook = out.register_forward_hook(lambda *called: called[-1] * 0)
             assert (sample(model) - plain).abs().max() > 1e-3
             hook.remove()
             kept = weakref.ref(ran.pop())
