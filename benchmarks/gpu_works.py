@@ -18,10 +18,11 @@ import mindalle
 import torch
 from gpu_table import COMPILED, PLAIN, WORKS, Job
 from karlo import streams
-from measure import MIB, alternate, machine, measure, same_noise
+from measure import MIB, alternate, apart, machine, measure, same_noise
 from torch import Tensor, nn
 
 from prior_art.edges import SPACES
+from prior_art.networks.leaf import channels_last
 
 MANY, FEW = 7, 3
 """Runs of what takes less than half a second, and of what takes longer."""
@@ -95,6 +96,7 @@ def peak(
     if device.type != "cuda":
         result, took = run(device, work)
         return result, took["s"], took["peak_mib"]
+    tidy(device)
     own = {part for network in networks for part in (*network.parameters(), *network.buffers())}
     before = torch.cuda.memory_allocated()
     result, took = run(device, work)
@@ -143,7 +145,7 @@ def plain(job: Job, args: argparse.Namespace) -> dict[str, Any]:
     device = stage.device
     exact = in_fp32(stage, given)
     tidy(device)
-    theirs = copy.deepcopy(stage)
+    theirs = apart(stage)
     sides = {"ours": partial(stage.ours, given), "peer": partial(theirs.peer, given)}
     _, seconds, peer_peak = peak(device, sides["peer"], theirs.called())
     _, first, ours_peak = peak(device, sides["ours"], [stage.network])
@@ -166,6 +168,7 @@ def compiled(job: Job, args: argparse.Namespace) -> dict[str, Any]:
         return {"dropped": why}
     stage, given = make(job.name, args), given_to(job.name, args)
     theirs, device = copy.deepcopy(stage), stage.device
+    channels_last(stage.network)
     for network in theirs.called():
         nn.Module.to(network, memory_format=torch.channels_last)
         network.compile(fullgraph=True)
@@ -201,6 +204,8 @@ def against_sdxl(job: Job, args: argparse.Namespace) -> dict[str, Any]:
     """Our stage on a KOALA beside our stage on SDXL's U-Net."""
     unet, sdxl = koala.UNet(job.name.removesuffix("-sdxl"), args), koala.UNet("sdxl", args)
     device = unet.device
+    for side in (unet, sdxl):
+        channels_last(side.network)
     _, first, ours_peak = peak(device, unet.ours, [unet.network])
     _, _, peer_peak = peak(device, sdxl.ours, [sdxl.network])
     sides = {"ours": unet.ours, "peer": sdxl.ours}

@@ -23,6 +23,7 @@ import torch
 from karlo import PriorStage, generator, prompt, streams
 from measure import (
     alternate,
+    apart,
     built_in,
     machine,
     matmul_rate,
@@ -98,6 +99,7 @@ class Prior(PriorStage):
 class Stage:
     """What the others share: networks of one size, where and in what they run."""
 
+    network: nn.Module = nn.Identity()
     callback: Callback | None = None  # of our sampler
 
     def __init__(self, args: argparse.Namespace) -> None:
@@ -209,7 +211,7 @@ def compare(
     """Both sides of a stage; the results are in `ours` and `peer`."""
     found, results = alternate(
         name,
-        {"ours": partial(stage.ours, given[0]), "peer": partial(stage.peer, given[1])},
+        {"ours": partial(stage.ours, given[0]), "peer": partial(apart(stage).peer, given[1])},
         stage.device,
         args.runs,
         warm=args.size == "embedded" or args.device == "cuda" or name == "mask",

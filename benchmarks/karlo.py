@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from measure import (
     alternate,
+    apart,
     built_in,
     machine,
     matmul_rate,
@@ -317,7 +318,7 @@ def compare(stage: Stage, given: tuple[Tensor, Tensor], args: argparse.Namespace
     """Both sides of a stage; the results are in `ours` and `peer`."""
     found, results = alternate(
         stage.name,
-        {"ours": partial(stage.ours, given[0]), "peer": partial(stage.peer, given[1])},
+        {"ours": partial(stage.ours, given[0]), "peer": partial(apart(stage).peer, given[1])},
         stage.device,
         args.runs,
         warm=args.size == "embedded" or args.device == "cuda",

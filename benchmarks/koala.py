@@ -20,6 +20,7 @@ import torch
 from karlo import generator, streams
 from measure import (
     alternate,
+    apart,
     built_in,
     machine,
     matmul_rate,
@@ -171,7 +172,7 @@ def compare(name: str, args: argparse.Namespace) -> dict[str, Any]:
     print(f"{name}: {unet.parameters / 1e6:.1f}M parameters", flush=True)
     found, _ = alternate(
         name,
-        {"ours": unet.ours, "peer": unet.peer},
+        {"ours": unet.ours, "peer": apart(unet).peer},
         unet.device,
         args.runs,
         warm=args.device == "cuda",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
 import gc
 import json
 import os
@@ -22,6 +23,8 @@ from unittest import mock
 
 import torch
 from torch import Tensor, nn
+
+from prior_art.networks.leaf import channels_last
 
 MIB = 2**20
 
@@ -44,6 +47,15 @@ def ready(network: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Mo
         if device.type != "meta" and not parameter.any():
             nn.init.normal_(parameter, 1.0 if name == "clip_std" else 0.0, 0.02)
     return nn.Module.to(network.eval().requires_grad_(False), device, dtype)  # diffusers' own warns
+
+
+def apart(stage: Any) -> Any:
+    """The peer's own copy of a stage, on a GPU; ours is laid out there as a host lays it out."""
+    if stage.device.type != "cuda":
+        return stage
+    theirs = copy.deepcopy(stage)
+    channels_last(stage.network)
+    return theirs
 
 
 @contextlib.contextmanager

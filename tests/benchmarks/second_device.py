@@ -93,8 +93,12 @@ class Pretends(TorchFunctionMode):
             like = [a for a in args[1:] if isinstance(a, Tensor)]
             named = ["cuda" if a in self.memory else "cpu" for a in like] or named
         if not named:
-            with self.wanting("cuda" if self.any_there(args, kwargs) else None, beside=True):
-                return func(*args, **kwargs)
+            there = self.any_there(args, kwargs)
+            with self.wanting("cuda" if there else None, beside=True):
+                out = func(*args, **kwargs)
+            if there and func is Tensor.new_tensor:  # which no dispatcher sees
+                self.memory.add(out)
+            return out
         generator = kwargs.get("generator")
         if generator is not None and getattr(generator, "of", "cpu") != named[0]:
             raise RuntimeError(f"Expected a '{named[0]}' device type for generator")
@@ -153,6 +157,7 @@ def second_device() -> Iterator[Memory]:
     """A ``cuda`` for the time being."""
     memory = Memory()
     checks = Checks(memory)
+    stream = SimpleNamespace(wait_event=lambda _: None, wait_stream=lambda _: None)
     event = SimpleNamespace(record=lambda *_: None, synchronize=lambda: None)
     stands_in = {
         "synchronize": lambda *_: None,
@@ -161,7 +166,9 @@ def second_device() -> Iterator[Memory]:
         "memory_allocated": lambda *_: 0,
         "empty_cache": lambda: None,
         "get_device_name": lambda *_: "pretended",
-        "current_stream": lambda *_: None,
+        "current_stream": lambda *_: stream,
+        "Stream": lambda *_: stream,
+        "stream": lambda _: contextlib.nullcontext(),
         "is_available": lambda: True,
         "Event": lambda *_, **__: event,
     }
