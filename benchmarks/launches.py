@@ -317,8 +317,9 @@ def measured(job: Job, size: str) -> dict[str, Any]:
 
 
 def title(job: Job, size: str) -> str:
-    work = replace(WORKS[job.name], steps=None)
-    return work.said(size, job.batch).replace(" against our SDXL", "")
+    whole = WORKS[job.name]
+    short = whole.title.removesuffix(" against our SDXL").removesuffix(", a picture's tokens")
+    return replace(whole, title=short, steps=None).said(size, job.batch)
 
 
 BARS = {
