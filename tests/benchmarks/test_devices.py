@@ -68,8 +68,7 @@ def test_a_row_of_the_table_is_measured_there(
     monkeypatch: pytest.MonkeyPatch, scripts: Path, job: str
 ) -> None:
     works, table = importlib.import_module("gpu_works"), importlib.import_module("gpu_table")
-    monkeypatch.setattr(works, "FEW", 2)
-    monkeypatch.setattr(works, "MANY", 1)
+    monkeypatch.setattr(works, "RUNS", {})
     with second_device():
         found = works.measured(table.Job.parse(job), "embedded", "cuda", "float16")
     assert found["ours_s"] > 0
