@@ -23,7 +23,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from gpu_table import COMPILED, HOST, WORKS, Job, Table, plan, told
+from gpu_table import COMPILED, CUT, HOST, WORKS, Job, Table, plan, told
 
 HERE = Path(__file__).resolve().parent
 HOST_SHARE = 0.35
@@ -78,6 +78,10 @@ def run_jobs(
             child.kill()
             raise
         table.read()
+        if time.time() > until:
+            for job in left:
+                if table.row(job.name, job.batch)["error"].get(job.kind) == CUT:
+                    table.settle(job, {"dropped": "the time was up while it ran"})
         ahead = left
         left = [job for job in left if not table.settled(job)]
         if left == ahead:  # none was begun, and none will be

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from gpu_table import Job
-from gpu_worker import LATE, do, parse, watched
+from gpu_worker import LATE, check_device, do, parse, watched
 
 PACK = Path(__file__).resolve().parents[1]
 
@@ -176,8 +176,7 @@ def main() -> None:
             import torch
             from gpu_works import card_is_well, tidy
 
-            if args.device == "cpu":
-                torch.set_num_threads(1)
+            check_device(args.device)
 
         def free() -> None:
             memory.unload_all_models()

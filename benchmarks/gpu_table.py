@@ -15,6 +15,9 @@ from pathlib import Path
 from typing import Any
 
 PLAIN, HOST, COMPILED = "plain", "host", "compiled"
+CUT = "its process ended in it"
+"""The error of a job that was begun, until it is done."""
+
 FIRST_S = 3.0
 """What recording and compiling kernels may cost on a first run."""
 

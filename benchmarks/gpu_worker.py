@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from gpu_table import COMPILED, HOST, PLAIN, Job, Table
+from gpu_table import COMPILED, CUT, HOST, PLAIN, Job, Table
 
 EXPECTED = {PLAIN: 12, HOST: 15, COMPILED: 45}
 """Seconds that a job is given at least: with less it is not begun."""
@@ -71,7 +71,7 @@ def do(
             table.settle(job, {"dropped": f"{left:.0f} s were left"})
             continue
         print(f"{job}, {left:.0f} s left", flush=True)
-        table.settle(job, {"error": "its process ended in it"})
+        table.settle(job, {"error": CUT})
         begun = time.time()
         with watched(min(LONGEST[job.kind] if args.device == "cuda" else left, left + LATE)):
             try:
@@ -91,13 +91,27 @@ def do(
                 sys.exit(BROKEN)
 
 
+def check_device(device: str) -> None:
+    """End the process where there is no such device; a CPU computes with one thread.
+
+    Raises:
+        SystemExit: there is none.
+    """
+    import torch
+
+    if device == "cpu":
+        torch.set_num_threads(1)
+    elif not torch.cuda.is_available():
+        raise SystemExit("torch sees no CUDA device here")
+
+
 def main() -> None:
     args = parse()
     with watched(args.until - time.time() + LATE):
         import torch
         from gpu_works import DTYPES, card_is_well, measured, tidy
 
-        torch.set_num_threads(torch.get_num_threads() if args.device == "cuda" else 1)
+        check_device(args.device)
     do(
         args,
         lambda job: measured(job, args.size, args.device, DTYPES[args.device]),

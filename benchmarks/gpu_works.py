@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from prior_art.edges import SPACES
 from prior_art.networks.leaf import channels_last
 
-MANY, FEW = 7, 3
-"""Runs of what takes less than half a second, and of what takes longer."""
+RUNS = {0.5: 7, 2.0: 3}
+"""How many, of what takes less than so many seconds; of what takes longer one."""
 
 DTYPES = {"cuda": "float16", "cpu": "float32"}
 TOKEN_DTYPES = {"cuda": torch.bfloat16, "cpu": torch.float32}
@@ -126,7 +126,8 @@ def mean_error(result: Tensor, exact: Tensor) -> float:
 
 def runs_for(device: torch.device, seconds: float) -> int:
     """How many runs make a median."""
-    return 1 if device.type == "cpu" else MANY if seconds < 0.5 else FEW
+    found = (runs for most, runs in RUNS.items() if seconds < most)
+    return 1 if device.type == "cpu" else next(found, 1)
 
 
 def tidy(device: torch.device) -> None:
@@ -140,24 +141,24 @@ def tidy(device: torch.device) -> None:
 
 
 def plain(job: Job, args: argparse.Namespace) -> dict[str, Any]:
-    """Ours beside diffusers as it is, each on weights of its own, and both beside fp32."""
+    """Ours beside diffusers as it is, each on weights of its own; one picture also beside fp32."""
     stage, given = make(job.name, args), given_to(job.name, args)
     device = stage.device
-    exact = in_fp32(stage, given)
-    tidy(device)
+    exact = in_fp32(stage, given) if job.batch == 1 else None
     theirs = apart(stage)
     sides = {"ours": partial(stage.ours, given), "peer": partial(theirs.peer, given)}
     _, seconds, peer_peak = peak(device, sides["peer"], theirs.called())
     _, first, ours_peak = peak(device, sides["ours"], [stage.network])
     runs = runs_for(device, seconds)
-    row, results = alternate(str(job), sides, device, runs, warm=True)
-    return {
+    row, results = alternate(str(job), sides, device, runs, warm=runs > 1)
+    errors = {}
+    if exact is not None:
+        errors = {f"{side}_error": mean_error(result, exact) for side, result in results.items()}
+    return errors | {
         **{key: row[key] for key in ("ours_s", "peer_s", "ratio", "max_abs_diff")},
         "ours_peak_mib": ours_peak,
         "peer_peak_mib": peer_peak,
         "first_s": first,
-        "ours_error": mean_error(results["ours"], exact),
-        "peer_error": mean_error(results["peer"], exact),
     }
 
 
@@ -209,7 +210,7 @@ def against_sdxl(job: Job, args: argparse.Namespace) -> dict[str, Any]:
     _, first, ours_peak = peak(device, unet.ours, [unet.network])
     _, _, peer_peak = peak(device, sdxl.ours, [sdxl.network])
     sides = {"ours": unet.ours, "peer": sdxl.ours}
-    row, _ = alternate(str(job), sides, device, runs_for(device, 1.0), warm=True)
+    row, _ = alternate(str(job), sides, device, runs_for(device, first), warm=True)
     return {
         **{key: row[key] for key in ("ours_s", "peer_s", "ratio")},
         "ours_peak_mib": ours_peak,
@@ -236,13 +237,12 @@ def tokens(job: Job, args: argparse.Namespace) -> dict[str, Any]:
         "limit_s": mindalle.limit(own, count, mindalle.reading_rate(device)),
     }
     if count == 1:
-        runs = 1 if device.type == "cpu" else FEW - 1  # the published loop takes its time
-        _, _, found["peer_peak_mib"] = peak(device, sides["peer"], [network])
-        row, _ = alternate(str(job), sides, device, runs)
+        _, seconds, found["peer_peak_mib"] = peak(device, sides["peer"], [network])
+        row, _ = alternate(str(job), sides, device, max(2, runs_for(device, seconds)))
         return found | {key: row[key] for key in ("ours_s", "peer_s", "ratio")}
     del network, sides["peer"]
-    taken = [run(device, sides["ours"])[1]["s"] for _ in range(runs_for(device, 1.0) + 1)]
-    return found | {"ours_s": statistics.median(taken[1:])}
+    taken = [run(device, sides["ours"])[1]["s"] for _ in range(runs_for(device, first))]
+    return found | {"ours_s": statistics.median(taken)}
 
 
 def measured(job: Job, size: str, device: str, dtype: str) -> dict[str, Any]:

@@ -60,7 +60,11 @@ def apart(stage: Any) -> Any:
 
 @contextlib.contextmanager
 def same_noise() -> Iterator[None]:
-    """Let diffusers draw in fp32, as ours does: in fp16 a CPU draws other numbers from a seed."""
+    """Let diffusers draw in fp32, as ours does.
+
+    In fp16 a CPU draws other numbers from a seed: older releases of PyTorch always, newer ones
+    where they are no multiple of 16.
+    """
     from diffusers.utils import torch_utils
 
     plain = torch_utils.randn_tensor

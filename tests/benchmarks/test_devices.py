@@ -6,6 +6,7 @@ import importlib
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,6 +24,20 @@ def test_a_second_device_is_one() -> None:
             there + here
         with pytest.raises(RuntimeError, match="generator"):
             torch.randn(3, device="cuda", generator=torch.Generator())
+
+
+def test_the_peer_draws_our_noise_in_any_dtype(scripts: Path) -> None:
+    measure = importlib.import_module("measure")
+    scheduler = importlib.import_module("diffusers.schedulers.scheduling_unclip")
+
+    def drawn(dtype: torch.dtype) -> torch.Tensor:
+        source = torch.Generator().manual_seed(7)
+        return scheduler.randn_tensor((1, 17), generator=[source], dtype=dtype)
+
+    ours = torch.randn(1, 17, generator=torch.Generator().manual_seed(7))
+    with measure.same_noise():
+        assert torch.equal(drawn(torch.float16), ours.half())
+        assert torch.equal(drawn(torch.float32), ours)
 
 
 @pytest.mark.slow
@@ -68,8 +83,7 @@ def test_a_row_of_the_table_is_measured_there(
     monkeypatch: pytest.MonkeyPatch, scripts: Path, job: str
 ) -> None:
     works, table = importlib.import_module("gpu_works"), importlib.import_module("gpu_table")
-    monkeypatch.setattr(works, "FEW", 2)
-    monkeypatch.setattr(works, "MANY", 1)
+    monkeypatch.setattr(works, "RUNS", {})
     with second_device():
         found = works.measured(table.Job.parse(job), "embedded", "cuda", "float16")
     assert found["ours_s"] > 0
@@ -77,3 +91,28 @@ def test_a_row_of_the_table_is_measured_there(
         # Of fp16, and of nothing else: the other side's noise would be as large as the result.
         assert 0 < found["ours_error"] < 0.05
         assert 0 < found["peer_error"] < 0.05
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name",
+    ["karlo-prior", "karlo-decoder", "karlo-sr", "kandinsky-decoder", "movq-512", "koala-700m"],
+)
+def test_a_peer_is_compiled_as_one_graph(
+    monkeypatch: pytest.MonkeyPatch, scripts: Path, name: str
+) -> None:
+    """Once for all steps; here what is traced is run as it is, which takes no compiler."""
+    works, table = importlib.import_module("gpu_works"), importlib.import_module("gpu_table")
+    compiles, graphs = torch.nn.Module.compile, []
+
+    def keep(graph: Any, given: Any) -> Any:
+        graphs.append(graph)
+        return graph
+
+    monkeypatch.setattr(
+        torch.nn.Module, "compile", lambda network, **how: compiles(network, backend=keep, **how)
+    )
+    monkeypatch.setattr(works, "cannot_compile", lambda _: None)
+    found = works.measured(table.Job(name, 1, "compiled"), "embedded", "cpu", "float16")
+    assert len(graphs) == 1
+    assert found["compiled_ratio"] > 0

@@ -10,13 +10,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 
 from ..host.finding import found_host, python_of
 
+BENCHMARKS = str(Path(__file__).resolve().parents[2] / "benchmarks")
 JOBS = ("karlo-prior@1:plain", "karlo-sr@1:plain", "movq-512@1:plain")
 COLUMNS = {
     *("work", "size", "machine", "ours_s", "peer_s", "ratio", "max_abs_diff"),
@@ -63,13 +64,13 @@ def run(
     gpu: ModuleType, table: Any, command: list[str], jobs: list[Any], seconds: float = 600
 ) -> None:
     args = argparse.Namespace(size="embedded", device="cpu")
-    gpu.run_jobs([sys.executable, *command], jobs, time.time() + seconds, table, args)
+    gpu.run_jobs([sys.executable, *command], jobs, gpu.time.time() + seconds, table, args)
 
 
 def test_a_process_that_dies_takes_one_job_with_it(
-    gpu: ModuleType, gpu_table: ModuleType, scripts: Path, tmp_path: Path
+    gpu: ModuleType, gpu_table: ModuleType, tmp_path: Path
 ) -> None:
-    (tmp_path / "dies.py").write_text(f"import sys; sys.path.insert(0, {str(scripts)!r}){DIES}")
+    (tmp_path / "dies.py").write_text(f"import sys; sys.path.insert(0, {BENCHMARKS!r}){DIES}")
     table = table_of(gpu_table, tmp_path)
     run(gpu, table, [str(tmp_path / "dies.py")], [gpu_table.Job.parse(job) for job in JOBS])
     rows = done(table)
@@ -77,6 +78,20 @@ def test_a_process_that_dies_takes_one_job_with_it(
     assert rows["karlo-sr"]["ours_s"] is None
     assert "ended" in rows["karlo-sr"]["error"]["plain"]
     assert rows["karlo-prior"]["reached"]["ratio"]  # at least 4
+
+
+def test_what_the_end_of_the_time_cuts_off_is_no_error(
+    gpu: ModuleType, gpu_table: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "dies.py").write_text(f"import sys; sys.path.insert(0, {BENCHMARKS!r}){DIES}")
+    table, clock = (
+        table_of(gpu_table, tmp_path),
+        iter([time.time(), time.time(), time.time() + 1e6]),
+    )
+    monkeypatch.setattr(gpu, "time", SimpleNamespace(time=lambda: next(clock)))
+    run(gpu, table, [str(tmp_path / "dies.py")], [gpu_table.Job.parse(JOBS[1])])
+    row = done(table)["karlo-sr"]
+    assert (row["error"], row["dropped"]) == ({}, {"plain": "the time was up while it ran"})
 
 
 def test_a_process_that_does_not_start_fails_every_job(
