@@ -53,6 +53,8 @@ def main() -> int:
     counts: Counter[str] = Counter()
     for line in results(options.seed, options.first, options.cases, options.host):
         counts[line["word"]] += 1
+        if counts.total() % 500 == 0:
+            print(f"{counts.total()} so far", file=sys.stderr, flush=True)
         if line["word"] not in (judging.RIGHT, judging.CLEAR):
             print(f"{line['name']} {line['word']}: {line['what']}: {line['said']}", flush=True)
     print(f"{sum(counts.values())} cases: {', '.join(f'{counts[w]} {w}' for w in judging.WORDS)}")
