@@ -342,7 +342,7 @@ def load_mclip(source: Source, dtype: torch.dtype = torch.float32) -> TextEncode
     fill(network, tensors, dtype, name)
     tokenizer, sizes = _xlmr_tokenizer(source), network.config
     # Positions are counted from behind the padding's.
-    places = sizes.max_position_embeddings - (sizes.pad_token_id or 0) - 1
+    places = sizes.max_position_embeddings - sizes.pad_token_id - 1
     check_tokens(tokenizer, sizes.vocab_size, places, f"{name}'s tokenizer")
     return TextEncoder(network, tokenizer, _mclip_space(dim))
 

@@ -219,6 +219,7 @@ TABLES: dict[str, Mapping[str, Rule]] = {
     "XLMRobertaConfig": _TOWER
     | _WORDS
     | {
+        "pad_token_id": replace(_TOKEN, none=False),  # positions are counted from behind it
         "type_vocab_size": _whole(1, 1000),
         "hidden_dropout_prob": _SHARE,
         "attention_probs_dropout_prob": _SHARE,

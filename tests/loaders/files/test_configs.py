@@ -32,10 +32,16 @@ Load = Callable[[Source], Any]
 
 
 def _encode(source: Source) -> None:
-    encoder = unclip.load_text_encoder(source)
-    ids, _, _ = clip.tokenize(encoder.tokenizer, ["a red circle"])
+    _encode_by(unclip.load_text_encoder(source))
+
+
+def _encode_by(encoder: unclip.TextEncoder) -> None:
+    ids, mask, _ = clip.tokenize(encoder.tokenizer, ["a red circle"])
+    told = {"attention_mask": mask} if getattr(encoder.network, "reads_mask", False) else {}
     with torch.no_grad():
-        assert bool(torch.isfinite(encoder.network(input_ids=ids)[0]).all())
+        made = encoder.network(input_ids=ids, **told)
+    hidden = made[0] if isinstance(made, tuple) else made.last_hidden_state
+    assert bool(torch.isfinite(hidden).all())
 
 
 def _look(source: Source) -> None:
@@ -60,7 +66,7 @@ FILES: dict[str, Load] = {
     "kandinsky/decoder/scheduler/scheduler_config.json": lambda s: kandinsky.load_latent_decoder(
         s
     ).schedule.timesteps(5),
-    "kandinsky/2-1/text_encoder/config.json": kandinsky.load_mclip,
+    "kandinsky/2-1/text_encoder/config.json": lambda s: _encode_by(kandinsky.load_mclip(s)),
     "koala/700m/unet/config.json": lambda s: koala.facts_of(koala.load_unet(s), None),
     "koala/700m/scheduler/scheduler_config.json": lambda s: koala.load_unet(s).schedule.steps(5),
     "koala/700m/vae/config.json": koala.load_vae,
@@ -130,6 +136,7 @@ def test_each_is_read_or_refused_in_words(file: str, weights: Path, changed: Any
         ("karlo/text_encoder/config.json", "layer_norm_eps", float("nan"), "a number from 1e-12"),
         ("karlo/text_encoder/config.json", "layer_norm_eps", None, "a number from 1e-12"),
         ("karlo/text_encoder/config.json", "eos_token_id", None, "a whole number from 0"),
+        ("kandinsky/2-1/text_encoder/config.json", "pad_token_id", None, "a whole number from 0"),
         ("koala/700m/unet/config.json", "layers_per_block", 9000, "less: its weights are"),
         ("koala/700m/unet/config.json", "layers_per_block", [9000, 1, 1], "less: its weights are"),
         ("koala/700m/vae/config.json", "scaling_factor", float("nan"), "a number from 1e-06"),
