@@ -301,6 +301,13 @@ def _only_prompt(conditioning: Any, name: str, cure: str) -> tuple[Any, dict[str
             f" time. {cure}"
         )
     hidden, extra = conditioning[0]
+    space = extra.get("embedding_space", "")
+    if not isinstance(hidden, torch.Tensor | None) or not isinstance(space, str):
+        raise EdgeError(
+            f"'{name}' got a CONDITIONING of no text encoder (hidden states: a"
+            f" {type(hidden).__name__}, embedding space: {space!r}); wire a Text Encode node"
+            " into it"
+        )
     return hidden, extra
 
 
@@ -334,7 +341,8 @@ def batch_conditioning(first: list, second: list) -> list:
         hidden, extra = _only_prompt(side, name, "")
         pooled = extra.get("pooled_output")
         # Some prompts, as those of image embeddings, have none.
-        _check_prompt(hidden, hidden[:, 0] if pooled is None else pooled, name)
+        some = pooled is not None or hidden is None or hidden.ndim < 2
+        _check_prompt(hidden, pooled if some else hidden[:, 0], name)
         for value in extra.values():
             if isinstance(value, torch.Tensor) and value.is_floating_point():
                 _refuse_nan(value, name)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from prior_art.edges import EdgeError
+from prior_art.edges import EdgeError, batch_conditioning, conditioning_to_any_text
 from prior_art.headless.runner import NodeError
 from prior_art.headless.workflow import WorkflowError
 from prior_art.host import host
@@ -179,3 +179,22 @@ for stage in ("LoadTextEncoder", "LoadPrior"):
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == 1
     assert missing in done.stdout and f"pip install -U {missing}" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        ["x", {}],
+        [None, {}],
+        [{}, {}],
+        [torch.zeros(3), {}],
+        [torch.zeros(3, 2), {}],
+        [torch.zeros(1, 4, 8), {"embedding_space": 3, "pooled_output": torch.zeros(1, 8)}],
+        [torch.zeros(1, 4, 8), {"embedding_space": ["a"], "pooled_output": torch.zeros(1, 8)}],
+    ],
+)
+def test_what_no_text_encoder_made_is_refused_by_its_input(entry: list) -> None:
+    with pytest.raises(EdgeError, match="'conditioning_a' got a"):
+        batch_conditioning([entry], [entry])
+    with pytest.raises(EdgeError, match="'text' got a"):
+        conditioning_to_any_text([entry], "text")
