@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from ..edges import EmbeddingSpace
 from ..networks.karlo import TextProjection, UnCLIPDecoder, UnCLIPUpscaler
@@ -18,7 +19,7 @@ from ..samplers.parts.schedule import UnCLIPSchedule
 from . import karlo_keys
 from .clip import OPENAI_VIT_L
 from .files.catalogue import Published, Source, Stage, System
-from .files.checkpoint import check_inside, read_json, read_state_dict
+from .files.checkpoint import CheckpointError, check_inside, read_json, read_state_dict
 from .files.configs import check_config
 from .files.hub import build, build_diffusers, expect, fill, read_hub
 from .guided_diffusion import HEAD_DIM
@@ -124,6 +125,7 @@ def load_decoder(
         schedule = read_schedule(source, "decoder_scheduler")
     unet = build_diffusers("UNet2DConditionModel", config, name, tensors)
     fill(unet, tensors, dtype, name)
+    _check_edge(unet, name)
     text_proj = _build_projection(projection_config, projection_name)
     fill(text_proj, projection, dtype, projection_name)
     dim = text_proj.embedding_proj.in_features
@@ -155,6 +157,7 @@ def load_upscaler(source: Source, dtype: torch.dtype = torch.float32) -> LoadedU
     ):
         networks.append(build_diffusers("UNet2DModel", config, name, tensors))
         fill(networks[-1], tensors, dtype, name)
+        _check_edge(networks[-1], name)
     high = _edge(first_config) or 256
     decoder = source.path / "decoder" / "config.json"
     low = _low_size(decoder, source) if decoder.is_file() else None
@@ -168,6 +171,20 @@ def load_upscaler(source: Source, dtype: torch.dtype = torch.float32) -> LoadedU
 def _edge(config: dict[str, Any]) -> int | None:
     size = config.get("sample_size")
     return int(size[0] if isinstance(size, list) else size) if size else None
+
+
+def _check_edge(unet: nn.Module, name: str) -> None:
+    """Refuse a picture whose edge a U-Net cannot halve evenly as often as it does.
+
+    Raises:
+        CheckpointError: names file, key, value and what fits.
+    """
+    edge, times = _edge(dict(unet.config)), len(unet.down_blocks) - 1
+    if edge is not None and edge % 2**times:
+        raise CheckpointError(
+            f"the configuration of '{name}' says sample_size {edge}, but it must be a multiple of"
+            f" {2**times}: the network halves it {times} times. Download or copy it again"
+        )
 
 
 def _low_size(decoder: Path, source: Source) -> int | None:

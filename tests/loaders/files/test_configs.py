@@ -61,6 +61,7 @@ FILES: dict[str, Load] = {
     "karlo/decoder/config.json": karlo.load_decoder,
     "karlo/text_proj/config.json": karlo.load_decoder,
     "karlo/super_res_first/config.json": karlo.load_upscaler,
+    "karlo/super_res_last/config.json": karlo.load_upscaler,
     "kandinsky/decoder/unet/config.json": kandinsky.load_latent_decoder,
     "kandinsky/decoder/movq/config.json": kandinsky.load_movq,
     "kandinsky/decoder/scheduler/scheduler_config.json": lambda s: kandinsky.load_latent_decoder(
@@ -136,6 +137,9 @@ def test_each_is_read_or_refused_in_words(file: str, weights: Path, changed: Any
         ("karlo/text_encoder/config.json", "layer_norm_eps", float("nan"), "a number from 1e-12"),
         ("karlo/text_encoder/config.json", "layer_norm_eps", None, "a number from 1e-12"),
         ("karlo/text_encoder/config.json", "eos_token_id", None, "a whole number from 0"),
+        ("karlo/super_res_first/config.json", "sample_size", 7, "a multiple of 4"),
+        ("karlo/super_res_last/config.json", "sample_size", [7, 7], "a multiple of 4"),
+        ("karlo/decoder/config.json", "sample_size", 18, "a multiple of 4"),
         ("kandinsky/2-1/text_encoder/config.json", "pad_token_id", None, "a whole number from 0"),
         ("koala/700m/unet/config.json", "layers_per_block", 9000, "less: its weights are"),
         ("koala/700m/unet/config.json", "layers_per_block", [9000, 1, 1], "less: its weights are"),
