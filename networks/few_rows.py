@@ -126,6 +126,15 @@ def attend_shared(
     return weights[:, :, None, count:] @ values + out
 
 
+def likeliest(logits: Tensor, top_k: int) -> Tensor:
+    """``[B, V]`` with all but the ``top_k`` largest of each row, and what ties with the last of
+    them, at minus infinity; 0 leaves all."""
+    if not 0 < top_k < logits.shape[-1]:
+        return logits
+    least = logits.topk(top_k, sorted=False).values.amin(dim=-1, keepdim=True)
+    return logits.masked_fill(logits < least, -math.inf)
+
+
 def _norm_linear(
     x: Tensor,
     gain: Tensor | None,
@@ -168,10 +177,7 @@ def _attend(
 
 
 def _choose(logits: Tensor, noise: Tensor, top_k: int, temperature: float) -> Tensor:
-    x = logits.float() / temperature
-    if 0 < top_k < x.shape[-1]:
-        least = x.topk(top_k, sorted=False).values.amin(dim=-1, keepdim=True)
-        x = x.masked_fill(x < least, -math.inf)
+    x = likeliest(logits.float() / temperature, top_k)
     return (x.softmax(dim=-1) / noise).argmax(dim=-1)
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..edges import EdgeError
+from ..networks.few_rows import likeliest
 from ..networks.graphs import forget
 from ..networks.mindalle import ARConfig, ARTransformer, Cache, Prefix, lay_out, prefill
 from ..networks.mindalle_graphs import Steps, release
@@ -330,11 +331,7 @@ def _choose(logits: Tensor, draw: Draw, *noise: Tensor) -> Tensor:
     """A token ``[B]`` for each row of fp32 ``logits`` ``[B, V]``; ``noise`` is Exponential(1)."""
     if draw.temperature == 0:
         return logits.argmax(dim=-1)
-    logits = logits / draw.temperature
-    if 0 < draw.top_k < logits.shape[-1]:
-        least = logits.topk(draw.top_k, sorted=False).values.amin(dim=-1, keepdim=True)
-        logits = logits.masked_fill(logits < least, -math.inf)
-    p = logits.softmax(dim=-1)
+    p = likeliest(logits / draw.temperature, draw.top_k).softmax(dim=-1)
     if draw.top_p < 1:
         ordered, order = p.sort(dim=-1, descending=True)
         before = ordered.cumsum(dim=-1)[:, :-1]  # of a token: the sum down to its predecessor
