@@ -37,7 +37,7 @@ def decode(decoder: nn.Module, x: Tensor, latent: Tensor | None = None) -> Tenso
         for layer in _layers(block):
             x = (_resnet if _is_resnet(layer) else _attend)(layer, x, *given)
         for upsampler in getattr(block, "upsamplers", None) or ():
-            x = upsampler(x)
+            x = fused.upsample(upsampler, x)
     return decoder.conv_out(_normalise(decoder.conv_norm_out, x, *given))
 
 

@@ -19,7 +19,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .operations import on_grid
+
 _ROWS = 16  # the least that a matrix instruction takes
+_PROGRAMS = 1024  # at which an H100 reads fastest
 
 
 @triton.jit
@@ -71,7 +74,14 @@ def _some_rows(
     r = tl.program_id(2) * ROWS + tl.arange(0, ROWS)
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     k = tl.arange(0, BLOCK_K)
+    total = tl.zeros([BLOCK_N, ROWS], dtype=tl.float32)
+    mean = tl.zeros([ROWS], dtype=tl.float32)
+    scale = mean
+    first = 0
     if NORM:
+        # The weight's first pieces are asked for before the moments are waited for.
+        w = _of_weight(weight, n, k, size, width)
+        v = _of_weight(weight, n, BLOCK_K + k, size, width)
         sums = tl.zeros([ROWS, BLOCK_K], dtype=tl.float32)
         squares = tl.zeros([ROWS, BLOCK_K], dtype=tl.float32)
         for start in range(0, width, BLOCK_K):
@@ -84,18 +94,14 @@ def _some_rows(
         mean = tl.sum(sums, axis=1) / width
         variance = tl.sum(squares, axis=1) / width - mean * mean
         scale = 1 / tl.sqrt(tl.maximum(variance, 0.0) + eps)
-    total = tl.zeros([BLOCK_N, ROWS], dtype=tl.float32)
-    for start in range(0, width, BLOCK_K):
-        at = start + k
-        inside = (n < size)[:, None] & (at < width)[None, :]
-        w = tl.load(weight + n[:, None] * width + at[None, :], mask=inside, other=0.0)
-        inside = (at < width)[:, None] & (r < count)[None, :]
-        y = tl.load(x + r[None, :] * width + at[:, None], mask=inside, other=0.0)
-        if NORM:
-            g = tl.load(gain + at, mask=at < width, other=0.0).to(tl.float32)
-            b = tl.load(shift + at, mask=at < width, other=0.0).to(tl.float32)
-            y = (y.to(tl.float32) - mean[None, :]) * scale[None, :] * g[:, None] + b[:, None]
-            y = y.to(w.dtype)
+        y = _of_rows(x, gain, shift, r, k, count, width, mean, scale, NORM, w.dtype)
+        total = tl.dot(w, y, total)
+        y = _of_rows(x, gain, shift, r, BLOCK_K + k, count, width, mean, scale, NORM, w.dtype)
+        total = tl.dot(v, y, total)
+        first = 2 * BLOCK_K
+    for start in range(first, width, BLOCK_K):
+        w = _of_weight(weight, n, start + k, size, width)
+        y = _of_rows(x, gain, shift, r, start + k, count, width, mean, scale, NORM, w.dtype)
         total = tl.dot(w, y, total)
     if BIAS:
         total += tl.load(bias + n, mask=n < size, other=0.0).to(tl.float32)[:, None]
@@ -107,6 +113,28 @@ def _some_rows(
         total += tl.load(add + where, mask=inside, other=0.0).to(tl.float32)
     out += tl.program_id(1) * count * size
     tl.store(out + where, total.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _of_weight(weight, n, k, size, width):
+    """A piece of the weight ``[n, k]``."""
+    inside = (n < size)[:, None] & (k < width)[None, :]
+    return tl.load(weight + n[:, None] * width + k[None, :], mask=inside, other=0.0)
+
+
+@triton.jit
+def _of_rows(
+    x, gain, shift, r, k, count, width, mean, scale, NORM: tl.constexpr, DTYPE: tl.constexpr
+):
+    """A piece of the rows, or of their LayerNorm, lying on its side ``[k, r]``."""
+    inside = (k < width)[:, None] & (r < count)[None, :]
+    y = tl.load(x + r[None, :] * width + k[:, None], mask=inside, other=0.0)
+    if NORM:
+        g = tl.load(gain + k, mask=k < width, other=0.0).to(tl.float32)
+        b = tl.load(shift + k, mask=k < width, other=0.0).to(tl.float32)
+        y = (y.to(tl.float32) - mean[None, :]) * scale[None, :] * g[:, None] + b[:, None]
+        y = y.to(DTYPE)
+    return y
 
 
 @triton.jit
@@ -145,13 +173,12 @@ def _attend(
     keys += own
     values += own
     count = tl.load(slot).to(tl.int32)
-    # Earlier tokens' keys are no result of the kernel before.
+    # All first pieces are asked for before anything is waited for.
+    k1, v1 = _piece(keys, values, 0, count, HEAD, WHOLE, BLOCK)
     if SHARED:
         shared_keys += head * common * HEAD
         shared_values += head * common * HEAD
         k0, v0 = _piece(shared_keys, shared_values, 0, common, HEAD, WHOLE, BLOCK)
-    else:
-        k0, v0 = _piece(keys, values, 0, count, HEAD, WHOLE, BLOCK)
     query = tl.load(q + at, mask=real, other=0.0).to(tl.float32) * (1 / tl.sqrt(HEAD * 1.0))
     key = tl.load(k + at, mask=real, other=0.0)
     value = tl.load(v + at, mask=real, other=0.0)
@@ -165,9 +192,8 @@ def _attend(
             query, shared_keys, shared_values, common, k0, v0, best, total, result,
             HEAD, WHOLE, BLOCK,
         )  # fmt: skip
-        k0, v0 = _piece(keys, values, 0, count, HEAD, WHOLE, BLOCK)
     best, total, result = _look(
-        query, keys, values, count, k0, v0, best, total, result, HEAD, WHOLE, BLOCK
+        query, keys, values, count, k1, v1, best, total, result, HEAD, WHOLE, BLOCK
     )
     tl.store(out + at, (result / total).to(out.dtype.element_ty), mask=real)
 
@@ -287,20 +313,24 @@ def _linear(
     flags: dict[str, Any] = {"NORM": normed, "BIAS": bool(biases), "GELU": gelu, "ADD": added}
     whole = triton.next_power_of_2(width)
     if count == 1:
-        # 64 numbers of the weight a thread, 48 kB or less under way in a program.
-        warps = 4 if whole <= 2048 else 8
-        block = max(1, min(16, 64 * 32 * warps // whole))
+        # Up to 64 numbers of the weight a thread, in programs enough for a large card.
+        block = min(64 * 128 // whole, size * len(weights) // _PROGRAMS)
+        block = 1 << max(1, block).bit_length() - 1
         grid: tuple[int, ...] = (triton.cdiv(size, block), len(weights))
-        _one_row[grid](*given, size, width, eps, **flags, WHOLE=whole, BLOCK=block, num_warps=warps)
+        on_grid(_one_row, grid)(
+            *given, size, width, eps, **flags, WHOLE=whole, BLOCK=block, num_warps=4
+        )
     else:
         # More rows are read again by every program: so each has more of the weight.
         few = count <= _ROWS
         rows = _ROWS if few else min(128, triton.next_power_of_2(count))
-        block, depth = (16, 256) if few else (32, 64)
+        block, depth, warps, stages = (16, 256, 2, 3) if few else (64, 64, 8, 4)
+        if few and width > 4096:
+            depth, warps = 512, 4
         grid = (triton.cdiv(size, block), len(weights), triton.cdiv(count, rows))
-        _some_rows[grid](
+        on_grid(_some_rows, grid)(
             *given, count, size, width, eps, **flags,
-            ROWS=rows, BLOCK_N=block, BLOCK_K=depth, num_warps=4, num_stages=4,
+            ROWS=rows, BLOCK_N=block, BLOCK_K=depth, num_warps=warps, num_stages=stages,
         )  # fmt: skip
 
 
@@ -322,10 +352,10 @@ def attend(
     shared = (shared_keys, shared_values) if common else (keys, values)
     # One row has few programs, which do more at once.
     alone = rows == 1
-    _attend[heads, rows](
+    on_grid(_attend, (heads, rows))(
         q, k, v, keys, values, *shared, slot, out, common, room,
         SHARED=common > 0, HEAD=size, WHOLE=triton.next_power_of_2(size),
-        BLOCK=128 if alone else 64, num_warps=8 if alone else 4,
+        BLOCK=128 if alone else 64, num_warps=8 if alone else 2,
     )  # fmt: skip
     return out
 
@@ -334,7 +364,7 @@ def choose(logits: Tensor, noise: Tensor, top_k: int, temperature: float) -> Ten
     """See :mod:`.few_rows`."""
     rows, size = logits.shape
     out = torch.empty(rows, dtype=torch.long, device=logits.device)
-    _choose[rows,](
+    on_grid(_choose, (rows,))(
         logits, noise, out, size, top_k, temperature,
         CUT=0 < top_k < size, WHOLE=triton.next_power_of_2(size), num_warps=16,
     )  # fmt: skip

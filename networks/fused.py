@@ -143,6 +143,28 @@ def convolve(conv: nn.Conv2d, x: Tensor) -> tuple[Tensor, Tensor | None]:
     return made, conv.bias
 
 
+def upsample(block: nn.Module, x: Tensor) -> Tensor:
+    """What a layer that resamples a picture ``[R, C, H, W]`` makes of it.
+
+    Args:
+        block: diffusers' ``Upsample2D``, which doubles it by the nearest pixel, or any other.
+    """
+    doubles = (
+        _alike(x)
+        and type(block).__name__ == "Upsample2D"
+        and is_bare(block)
+        and block.interpolate
+        and block.norm is None
+        and not block.use_conv_transpose
+    )
+    if not doubles:
+        return block(x)
+    x = torch.ops.prior_art.double(x)
+    if not block.use_conv:
+        return x
+    return (block.conv if block.name == "conv" else block.Conv2d_0)(x)
+
+
 def geglu(x: Tensor) -> Tensor:
     """``[..., 2 C]`` to ``[..., C]``: the first half times the exact GELU of the second."""
     return torch.ops.prior_art.geglu(x) if _alike(x) else _gate(x)
@@ -279,6 +301,15 @@ def _like_layer_norm(
     return (x.new_empty(0) if alone else _like_rows(x)), _like_rows(x)
 
 
+def _plain_double(x: Tensor) -> Tensor:
+    return _channels_last(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+def _like_double(x: Tensor) -> Tensor:
+    rows, channels, high, wide = x.shape
+    return x.new_empty((rows, 2 * high, 2 * wide, channels)).movedim(-1, 1)
+
+
 def _plain_geglu(x: Tensor) -> Tensor:
     return _gate(x).contiguous()
 
@@ -311,4 +342,5 @@ _define(
     _plain_layer_norm,
     _like_layer_norm,
 )
+_define("double(Tensor x) -> Tensor", _plain_double, _like_double)
 _define("geglu(Tensor x) -> Tensor", _plain_geglu, _like_geglu)

@@ -14,6 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .operations import on_grid
+
 _TILE, _WIDTH = 64, 64
 _PROGRAMS = 512  # a row's, at which a card is busy: a chunk is as long as this leaves it
 _BLOCK = 1024
@@ -205,6 +207,26 @@ def _layer_norm(
     tl.store(normed + at, value.to(normed.dtype.element_ty), inside)
 
 
+@triton.jit(do_not_specialize=["pixels", "wide"])
+def _double(x, y, pixels, wide, channels, TILE: tl.constexpr, WIDTH: tl.constexpr):
+    """Each pixel of ``x [R, P, C]``, ``wide`` in a row, four times: ``y [R, 4 P, C]``."""
+    blocks = tl.cdiv(channels, WIDTH)
+    first, row = tl.program_id(0) // blocks * TILE, tl.program_id(1).to(tl.int64)
+    column = (tl.program_id(0) % blocks) * WIDTH + tl.arange(0, WIDTH)
+    pixel = first + tl.arange(0, TILE)
+    inside = (pixel < pixels)[:, None] & (column < channels)[None, :]
+    at = pixel[:, None] * channels + column[None, :]
+    value = tl.load(x + row * pixels * channels + at, inside, 0.0)
+    corner = pixel // wide * 4 * wide + pixel % wide * 2
+    y += row * 4 * pixels * channels
+    at = corner[:, None].to(tl.int64) * channels + column[None, :]
+    tl.store(y + at, value, inside)
+    tl.store(y + at + channels, value, inside)
+    at += 2 * wide * channels
+    tl.store(y + at, value, inside)
+    tl.store(y + at + channels, value, inside)
+
+
 @triton.jit
 def _geglu(x, y, width, BLOCK: tl.constexpr):
     """``y = x[:, :W] * gelu(x[:, W:])`` of ``x [rows, 2 W]``."""
@@ -232,7 +254,7 @@ def group_norm(
     factors = _factors_of(rows, (weight, beta), around, groups, eps)
     out, (count, pixels, channels) = torch.empty_like(rows), _sizes(rows)
     grid = (triton.cdiv(pixels, _TILE) * triton.cdiv(channels, _WIDTH), count)
-    _scale[grid](rows, factors, out, pixels, channels, silu, _TILE, _WIDTH)
+    on_grid(_scale, grid)(rows, factors, out, pixels, channels, silu, _TILE, _WIDTH)
     return out.movedim(-1, 1)
 
 
@@ -254,7 +276,7 @@ def spatial_norm(
     _, high, wide, _ = rows.shape
     cell = high // by.shape[1], wide // by.shape[2]
     grid = (triton.cdiv(pixels, _TILE) * triton.cdiv(channels, _WIDTH), count)
-    _scale_cells[grid](
+    on_grid(_scale_cells, grid)(
         rows, factors, by, onto, out, pixels, channels, wide, *cell, silu, _TILE, _WIDTH
     )
     return out.movedim(-1, 1)
@@ -267,7 +289,7 @@ def add(x: Tensor, y: Tensor, bias: Tensor) -> Tensor:
     out, channels = torch.empty_like(x), x.shape[-1]
     rows = x.numel() // channels
     grid = (triton.cdiv(rows, _TILE) * triton.cdiv(channels, _WIDTH),)
-    _add[grid](x, y, bias.contiguous(), out, rows, channels, _TILE, _WIDTH)
+    on_grid(_add, grid)(x, y, bias.contiguous(), out, rows, channels, _TILE, _WIDTH)
     return out.movedim(-1, channel)
 
 
@@ -286,18 +308,30 @@ def layer_norm(
     bias = weight if bias is None else bias.contiguous()
     normed = torch.empty_like(x)
     total = torch.empty_like(x) if given else x.new_empty(0)
-    _layer_norm[(x.numel() // width,)](
+    on_grid(_layer_norm, (x.numel() // width,))(
         x, delta, bias, weight, beta, total, normed, width, eps, given,
         triton.next_power_of_2(width),
     )  # fmt: skip
     return total, normed
 
 
+def double(x: Tensor) -> Tensor:
+    """``torch.ops.prior_art.double``."""
+    rows = x.movedim(1, -1).contiguous()
+    _, high, wide, _ = rows.shape
+    count, pixels, channels = _sizes(rows)
+    out = rows.new_empty((count, 2 * high, 2 * wide, channels))
+    grid = (triton.cdiv(pixels, _TILE) * triton.cdiv(channels, _WIDTH), count)
+    on_grid(_double, grid)(rows, out, pixels, wide, channels, _TILE, _WIDTH)
+    return out.movedim(-1, 1)
+
+
 def geglu(x: Tensor) -> Tensor:
     """``torch.ops.prior_art.geglu``."""
     x, width = x.contiguous(), x.shape[-1] // 2
     out = x.new_empty((*x.shape[:-1], width))
-    _geglu[(out.numel() // width * triton.cdiv(width, _BLOCK),)](x, out, width, _BLOCK)
+    grid = (out.numel() // width * triton.cdiv(width, _BLOCK),)
+    on_grid(_geglu, grid)(x, out, width, _BLOCK)
     return out
 
 
@@ -319,14 +353,15 @@ def _factors_of(
     chunk = triton.cdiv(tiles, min(tiles, max(1, _PROGRAMS // blocks))) * _TILE
     chunks = triton.cdiv(pixels, chunk)
     moments = rows.new_empty((count, chunks, 2, channels), dtype=torch.float32)
-    _moments[(chunks * blocks, count)](rows, moments, pixels, channels, chunk, _TILE, _WIDTH)
+    grid = (chunks * blocks, count)
+    on_grid(_moments, grid)(rows, moments, pixels, channels, chunk, _TILE, _WIDTH)
     factors = rows.new_empty((count, 2, channels), dtype=torch.float32)
     given = sum(1 << bit for bit, each in enumerate(around) if each is not None)
     # What is not there is never read; it takes a pointer to something all the same.
     each = [affine[0] if a is None else a.expand(count, channels) for a in around]
     each = [a if a.stride(-1) == 1 else a.contiguous() for a in each]
     steps = [a.stride(0) for a in each[1:]]
-    _factors[(groups, count)](
+    on_grid(_factors, (groups, count))(
         moments, factors, *affine, *each, *steps, given,
         pixels, channels, chunk, chunks, channels // groups, eps, _BLOCK,
     )  # fmt: skip

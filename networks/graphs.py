@@ -28,7 +28,7 @@ from .leaf import is_bare
 Tensors = tuple[Tensor, ...]
 
 _KEPT = 4
-"""Recordings of one network that are kept: of so many sizes of picture or batch."""
+"""Recordings of one network and key that are kept: of so many sizes of picture or batch."""
 
 logger = logging.getLogger("prior_art")
 
@@ -48,11 +48,14 @@ class _Kept:
 
     held: list[Tensor]
     places: int
+    device: torch.device
     graphs: dict[Hashable, _Graph] = field(default_factory=dict)
     user: Callable[[], Recording | None] = lambda: None
 
 
-_kept: weakref.WeakKeyDictionary[nn.Module, dict[Hashable, _Kept]] = weakref.WeakKeyDictionary()
+_kept: weakref.WeakKeyDictionary[nn.Module, dict[tuple[Hashable, ...], _Kept]] = (
+    weakref.WeakKeyDictionary()
+)
 
 # Some releases of PyTorch do not come out of a failed recording whole: it is not tried twice.
 _failed = False
@@ -68,7 +71,7 @@ class Recording:
 
     def __init__(self, kept: _Kept, records: bool) -> None:
         self.held, self.records = kept.held, records
-        self._graphs = kept.graphs
+        self._graphs, self._device = kept.graphs, kept.device
 
     def __call__(self, key: Hashable, work: Callable[..., Tensors], *inputs: Tensor) -> Tensors:
         """``work(*inputs)``, recorded at its first call and replayed at others.
@@ -103,7 +106,7 @@ class Recording:
         for place, given in zip(places, inputs, strict=True):
             place.copy_(given)
         try:
-            now, again, replay = record(lambda: work(*places), places[0].device)
+            now, again, replay = record(lambda: work(*places), self._device)
         except _Unrecorded as error:
             self.records = False
             if not isinstance(error.__cause__, torch.cuda.OutOfMemoryError):
@@ -143,14 +146,14 @@ def recording(
     places = _places(network, device)
     if not places:
         forget(network)
-        return Recording(_Kept(list(held), places), records=False)
+        return Recording(_Kept(list(held), places, device), records=False)
     shelf = _kept.setdefault(network, {})
     for name in [name for name, kept in shelf.items() if kept.places != places]:
         del shelf[name]
     name = (key, *map(_shape, held))
     kept = shelf.pop(name, None)
     if kept is None or kept.user() is not None:
-        busy, kept = kept, _copied(held, places)
+        busy, kept = kept, _copied(held, places, device)
         if busy is not None:  # it stays where it is, and the new one is its user's alone
             shelf[name] = busy
             return Recording(kept, records=True)
@@ -158,17 +161,31 @@ def recording(
         for place, given in zip(kept.held, held, strict=True):
             place.copy_(given)
     shelf[name] = kept  # the latest is last
-    while len(shelf) > _KEPT:
-        del shelf[next(iter(shelf))]
+    for older in [other for other in shelf if other[0] == key][:-_KEPT]:
+        del shelf[older]
     mine = Recording(kept, records=True)
     kept.user = weakref.ref(mine)
     return mine
 
 
-def _copied(held: Sequence[Tensor], places: int) -> _Kept:
+def prepared(
+    network: nn.Module, work: Callable[..., Tensors], given: Sequence[Tensor], key: Hashable = None
+) -> Tensors:
+    """``work(*given)``, what a network computes once a run, recorded as a step is.
+
+    Args:
+        work: as in :meth:`Recording.__call__`; it gets ``given``, on the device where it runs, or
+            copies of them.
+        key: everything else that ``work`` knows beside the network's weights.
+    """
+    run = recording(network, given, given[0].device, ("prepared", key))
+    return run(None, lambda: work(*run.held))
+
+
+def _copied(held: Sequence[Tensor], places: int, device: torch.device) -> _Kept:
     # Not as a host's inference tensors, which no later run could write to outside of its mode.
     with torch.inference_mode(False):
-        return _Kept([torch.empty_like(given).copy_(given) for given in held], places)
+        return _Kept([torch.empty_like(given).copy_(given) for given in held], places, device)
 
 
 def forget(network: nn.Module) -> None:

@@ -6,6 +6,7 @@ process ends.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import logging
@@ -54,6 +55,38 @@ def define(
         )
         operation.register_kernel("cuda", lambda *args: launch(kernels, name, plain, *args))
         operation.register_fake(like)
+
+
+def on_grid(kernel: Any, grid: tuple[int, ...]) -> Callable[..., Any]:
+    """``kernel[grid]``, what launches a kernel in Triton, in a recording too.
+
+    With CUDA's own allocator (cudaMallocAsync, which ComfyUI chooses) what a recording allocates
+    has an address, but no memory until it is replayed, and Triton's launcher refuses a tensor whose
+    address the driver does not know. It takes bare addresses as they are.
+    """
+    return functools.partial(_by_address, kernel, grid) if _allocates_later() else kernel[grid]
+
+
+def _by_address(kernel: Any, grid: tuple[int, ...], *given: Any, **sizes: Any) -> None:
+    import triton
+
+    compiled = kernel.warmup(*given, grid=grid, **sizes)
+    names = kernel.signature.parameters
+    bound = kernel.signature.bind(*given, **{key: sizes[key] for key in sizes if key in names})
+    values = [v.data_ptr() if isinstance(v, Tensor) else v for v in bound.arguments.values()]
+    if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 3):  # it knows its constants
+        pairs = zip(values, kernel.params, strict=True)
+        values = [value for value, parameter in pairs if not parameter.is_constexpr]
+    compiled[(*grid, 1, 1)[:3]](*values)
+
+
+def _allocates_later() -> bool:
+    """Whether what is allocated now is there only when what is recorded now is replayed."""
+    return (
+        torch.cuda.is_available()
+        and torch.cuda.is_current_stream_capturing()
+        and torch.cuda.get_allocator_backend() == "cudaMallocAsync"
+    )
 
 
 def launch(kernels: str, name: str, plain: Callable[..., Any], x: Tensor, *others: Any) -> Any:

@@ -3,9 +3,9 @@
 diffusers' ``PriorTransformer`` attends causally over [text tokens, text embedding, time, noisy
 embedding, query]. What stands before the noisy embedding never sees what stands behind it, so its
 keys and values are the same for every image of a prompt, and but for the time token at every step.
-They are computed once (:func:`prefill`, :func:`prefill_times`); a step then runs two tokens an
-image (:class:`Run`). Masked padding has no influence and is left out. The result is the network's
-own, up to the order of additions.
+They are computed once (:func:`prepare`); a step then runs two tokens an image (:class:`Run`).
+Masked padding has no influence and is left out. The result is the network's own, up to the order of
+additions.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .few_rows import fits, linear_add, norm_linear
-from .graphs import Recording, can_record, recording
+from .graphs import Recording, can_record, prepared, recording
 from .leaf import is_plain
 
 # Noisy embedding and query: what changes with the image.
@@ -28,17 +28,22 @@ _FEW_ROWS = 8
 
 
 @dataclass(frozen=True)
-class Prefix:
-    """Keys and values of the constant tokens, per block ``[R, heads, L, head_dim]``."""
+class Constants:
+    """What R prompts and a schedule of N steps make of the prior.
 
-    keys: list[torch.Tensor]
-    values: list[torch.Tensor]
-    valid: torch.Tensor  # [R, L] bool, false where a shorter prompt was padded
+    Attributes:
+        past: keys, and values, of the constant tokens ``[2, blocks, R, heads, L, head_dim]``.
+        valid: ``[R, L]`` bool, false where a shorter prompt was padded.
+        times: of every step's time token ``[N, 2, blocks, R, heads, 1, head_dim]``.
+    """
 
-    def rows(self, chosen: list[int]) -> Prefix:
+    past: torch.Tensor
+    valid: torch.Tensor
+    times: torch.Tensor
+
+    def rows(self, chosen: list[int]) -> Constants:
         """These rows, in this order."""
-        keys, values = ([part[chosen] for part in parts] for parts in (self.keys, self.values))
-        return Prefix(keys, values, self.valid[chosen])
+        return Constants(self.past[:, :, chosen], self.valid[chosen], self.times[:, :, :, chosen])
 
 
 def text_length(network: nn.Module) -> int:
@@ -47,14 +52,48 @@ def text_length(network: nn.Module) -> int:
     return network.positional_embedding.shape[1] - 2 - _TAIL
 
 
-def prefill(
-    network: nn.Module, hidden: torch.Tensor, pooled: torch.Tensor, mask: torch.Tensor
-) -> Prefix:
-    """Run the constant tokens of R prompts through the prior.
+def prepare(
+    network: nn.Module,
+    hidden: torch.Tensor,
+    pooled: torch.Tensor,
+    mask: torch.Tensor,
+    timesteps: list[int],
+) -> Constants:
+    """Run the constant tokens of R prompts and of every step through the prior.
 
     Args:
         network: diffusers' ``PriorTransformer`` with a "prd" query token.
         hidden: text hidden states ``[R, 77, D]``; pooled: ``[R, D]``; mask: ``[R, 77]`` bool.
+    """
+    order = mask.int().argsort(dim=1, descending=True, stable=True)
+    lengths, longest = mask.sum(dim=1), hidden.shape[1]
+    if not (hidden.is_meta or can_record(network, hidden.device)):
+        longest = int(lengths.max())  # a recording serves prompts of any length
+
+    def work(
+        hidden: torch.Tensor, pooled: torch.Tensor, *rest: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        order, lengths, steps = rest
+        past, valid = _prefill(network, hidden, pooled, order, lengths, longest)
+        embedded = network.time_embedding(network.time_proj(steps).to(hidden.dtype))
+        return past, valid, _prefill_times(network, past, valid, embedded)
+
+    steps = torch.tensor(timesteps, device=hidden.device)
+    return Constants(*prepared(network, work, [hidden, pooled, order, lengths, steps]))
+
+
+def _prefill(
+    network: nn.Module,
+    hidden: torch.Tensor,
+    pooled: torch.Tensor,
+    order: torch.Tensor,
+    lengths: torch.Tensor,
+    longest: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """:class:`Constants`' ``past`` and ``valid``, L of ``longest`` tokens and the embedding.
+
+    Args:
+        order: of the tokens, real ones first ``[R, 77]``; lengths: how many are real ``[R]``.
     """
     text = network.encoder_hidden_states_proj(hidden)
     if network.embedding_proj_norm is not None:
@@ -65,13 +104,9 @@ def prefill(
     text = text + positions[:count]
     embed = embed + positions[count]
     # Each row: its real tokens, the text embedding, then filler that nothing attends to.
-    mask = mask.to(text.device)
-    order = mask.int().argsort(dim=1, descending=True, stable=True)[..., None].expand_as(text)
-    x, lengths = F.pad(text.gather(1, order), (0, 0, 0, 1)), mask.sum(dim=1)
+    x = F.pad(text.gather(1, order[..., None].expand_as(text)), (0, 0, 0, 1))
     x = x.scatter(1, lengths[:, None, None].expand(-1, 1, x.shape[2]), embed[:, None])
-    if not (x.is_meta or can_record(network, x.device)):
-        x = x[:, : int(lengths.max()) + 1]  # a recording serves prompts of any length
-    valid = torch.arange(x.shape[1], device=x.device)[None] <= lengths[:, None]
+    x = x[:, : longest + 1]
     keys, values = [], []
     for block in network.transformer_blocks:
         q, k, v = _project(block, x)
@@ -79,34 +114,23 @@ def prefill(
         values.append(v)
         if len(keys) < len(network.transformer_blocks):  # nothing reads the last block's output
             x = _finish(block, x, F.scaled_dot_product_attention(q, k, v, is_causal=True))
-    return Prefix(keys, values, valid)
+    valid = torch.arange(x.shape[1], device=x.device)[None] <= lengths[:, None]
+    return torch.stack([torch.stack(keys), torch.stack(values)]), valid
 
 
-def time_embeddings(
-    network: nn.Module, timesteps: list[int], device: torch.device, dtype: torch.dtype
+def _prefill_times(
+    network: nn.Module, past: torch.Tensor, valid: torch.Tensor, times: torch.Tensor
 ) -> torch.Tensor:
-    """``[N, W]`` embeddings of every timestep of the schedule."""
-    times = network.time_proj(torch.tensor(timesteps, device=device))
-    return network.time_embedding(times.to(dtype))
-
-
-def prefill_times(network: nn.Module, prefix: Prefix, times: torch.Tensor) -> torch.Tensor:
-    """Keys and values of every step's time token, ``[N, 2, blocks, R, heads, 1, head_dim]``.
-
-    Args:
-        times: from :func:`time_embeddings`, ``[N, W]``.
-    """
-    rows, count = len(prefix.valid), len(times)
+    """:class:`Constants`' ``times``, of embeddings ``[N, W]`` of every timestep."""
+    rows, count = len(valid), len(times)
     position = network.positional_embedding.to(times)[0, -_TAIL - 1]
     h = (times + position).expand(rows, -1, -1)
     # Each sees the prompt and itself.
-    prompt = prefix.valid[:, None, :].expand(rows, count, -1)
+    prompt = valid[:, None, :].expand(rows, count, -1)
     own = torch.eye(count, dtype=torch.bool, device=prompt.device).expand(rows, -1, -1)
     mask = torch.cat([prompt, own], dim=2)[:, None]
     keys, values = [], []
-    for block, past_k, past_v in zip(
-        network.transformer_blocks, prefix.keys, prefix.values, strict=True
-    ):
+    for block, past_k, past_v in zip(network.transformer_blocks, *past, strict=True):
         q, k, v = _project(block, h)
         keys.append(k)
         values.append(v)
@@ -116,14 +140,14 @@ def prefill_times(network: nn.Module, prefix: Prefix, times: torch.Tensor) -> to
     return both.unsqueeze(-2).movedim(4, 0).contiguous()
 
 
-def step_mask(prefix: Prefix, images: int) -> torch.Tensor:
+def _step_mask(valid: torch.Tensor, images: int) -> torch.Tensor:
     """Who attends to whom in :class:`Run`, ``[R, 1, 2n, L + 1 + 2n]``: all to their prompt and the
     time, each image causally to its own two tokens."""
-    rows, length = prefix.valid.shape
-    tail = torch.ones(_TAIL, _TAIL, dtype=torch.bool, device=prefix.valid.device).tril()
+    rows, length = valid.shape
+    tail = torch.ones(_TAIL, _TAIL, dtype=torch.bool, device=valid.device).tril()
     own = torch.block_diag(*[tail] * images).bool()
     own = F.pad(own, (1, 0), value=True)
-    prompt = prefix.valid[:, None, :].expand(rows, images * _TAIL, length)
+    prompt = valid[:, None, :].expand(rows, images * _TAIL, length)
     return torch.cat([prompt, own.expand(rows, -1, -1)], dim=2)[:, None]
 
 
@@ -139,27 +163,26 @@ class Run:
     """The prior over one schedule, for n images of each of R prompts.
 
     Args:
-        prefix: of the prompts; times: from :func:`prefill_times`; images: n.
+        constants: of the prompts and the schedule; images: n.
 
     Attributes:
         recording: of steps that call this.
     """
 
-    def __init__(
-        self, network: nn.Module, prefix: Prefix, times: torch.Tensor, images: int
-    ) -> None:
-        self._network, self._times = network, times
-        there = times.is_meta or can_record(network, times.device)
-        self._fused = there and _fits(network, times.device, times.dtype)
-        mask = step_mask(prefix, images)
+    def __init__(self, network: nn.Module, constants: Constants, images: int) -> None:
+        self._network, self._times = network, constants.times
+        device, dtype = self._times.device, self._times.dtype
+        there = self._times.is_meta or can_record(network, device)
+        self._fused = there and _fits(network, device, dtype)
+        mask = _step_mask(constants.valid, images)
         length = mask.shape[-1]
         if self._fused:
-            mask = _added(mask, times.dtype)
-        held = [mask, *prefix.keys, *prefix.values]
-        self.recording: Recording = recording(network, held, times.device)
-        mask, *past = self.recording.held
+            mask = _added(mask, dtype)
+        # With room for the step's time and tokens behind what is constant.
+        past = F.pad(constants.past, (0, 0, 0, 1 + images * _TAIL))
+        self.recording: Recording = recording(network, [mask, past], device)
+        mask, self._past = self.recording.held
         self._mask = mask[..., :length]
-        self._past = past[: len(past) // 2], past[len(past) // 2 :]
 
     def at(self, index: int) -> torch.Tensor:
         """Keys and values of a step's time ``[2, blocks, R, heads, 1, head_dim]``."""
@@ -178,13 +201,11 @@ class Run:
         tokens = torch.stack([noisy, query.expand_as(noisy)], dim=2)  # [R, n, 2, W]
         tokens = tokens + network.positional_embedding.to(noisy)[0, -_TAIL:]
         h = tokens.reshape(rows, images * _TAIL, -1)
-        for block, past_k, past_v, time_k, time_v in zip(
-            network.transformer_blocks, *self._past, *time, strict=True
-        ):
-            q, k, v = _project(block, h, self._fused)
-            k = torch.cat([past_k, time_k, k], dim=2)
-            v = torch.cat([past_v, time_v, v], dim=2)
-            attended = F.scaled_dot_product_attention(q, k, v, attn_mask=self._mask)
+        own = self._past.shape[-2] - h.shape[1]
+        self._past[..., own - 1 : own, :] = time
+        for block, keys, values in zip(network.transformer_blocks, *self._past, strict=True):
+            q, keys[:, :, own:], values[:, :, own:] = _project(block, h, self._fused)
+            attended = F.scaled_dot_product_attention(q, keys, values, attn_mask=self._mask)
             h = _finish(block, h, attended, self._fused)
         h = network.norm_out(h.reshape(rows, images, _TAIL, -1)[:, :, -1])
         return network.proj_to_clip_embeddings(h)

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import fused
-from .graphs import Recording, recording
+from .graphs import Recording, prepared, recording
 
 _BLOCKS = {
     "ResnetDownsampleBlock2D",
@@ -173,40 +173,56 @@ class Run:
         self, unet: nn.Module, times: Tensor, told: Told = NOTHING, *, recorded: bool = True
     ) -> None:
         self.unet = unet
-        if told.extra is not None:
-            times = times + told.extra.to(times.dtype)[None]
         blocks = _resnets(unet)
-        projected = [
-            r.time_emb_proj(times if r.skip_time_act else r.nonlinearity(times)) for r in blocks
-        ]
-        ends = itertools.accumulate(part.shape[-1] for part in projected)
+        ends = itertools.accumulate(block.time_emb_proj.out_features for block in blocks)
         self._parts = {
-            block: slice(end - part.shape[-1], end)
-            for block, part, end in zip(blocks, projected, ends, strict=True)
+            block: slice(end - block.time_emb_proj.out_features, end)
+            for block, end in zip(blocks, ends, strict=True)
         }
-        self._times = torch.cat(projected, dim=-1)  # [steps, R or 1, all channels]
+        self._crossed = [] if told.context is None else list(_cross_attentions(unet))
         self._biases: dict[int, Tensor] = {}  # of a step: attention mask by number of pixels
-        self._hold(told, times, recorded)
+        given = [part for part in (times, told.extra, told.context) if part is not None]
+        key = told.extra is not None, told.context is not None
+        work = self._prepare if told.extra is None else self._prepare_with
+        made = prepared(unet, work, given, key) if recorded else work(*given)
+        self._times, *added = made  # of all channels, [steps, R or 1, C]
+        self._hold(told, added, recorded)
 
-    def _hold(self, told: Told, like: Tensor, recorded: bool) -> None:
+    def _prepare_with(self, times: Tensor, extra: Tensor, *context: Tensor) -> tuple[Tensor, ...]:
+        return self._prepare(times + extra.to(times.dtype)[None], *context)
+
+    def _prepare(self, times: Tensor, *context: Tensor) -> tuple[Tensor, ...]:
+        """What the residual blocks are told at every step, and all keys and values, end to end."""
+        projected = [
+            r.time_emb_proj(times if r.skip_time_act else r.nonlinearity(times))
+            for r in self._parts
+        ]
+        made = [torch.cat(projected, dim=-1)]
+        for tokens in context:
+            pairs = [project(tokens).flatten() for _, *pair in self._crossed for project in pair]
+            made += [torch.cat(pairs)] if pairs else []
+        return tuple(made)
+
+    def _hold(self, told: Told, added: list[Tensor], recorded: bool) -> None:
         """Keep what no step changes where recorded steps find it."""
-        held, attentions = [], []
-        if told.context is not None:
-            for attention, key, value in _cross_attentions(self.unet):
-                attentions.append(attention)
-                held += [_heads(attention, project(told.context)) for project in (key, value)]
         rest = {"mask": told.mask, "beside": told.beside}
         if told.mask is not None:
-            rest["mask"] = (1 - told.mask.to(like.dtype)) * -10000.0
+            rest["mask"] = (1 - told.mask.to(self._times.dtype)) * -10000.0
         names = [name for name, part in rest.items() if part is not None]
-        held += [part for part in rest.values() if part is not None]
+        held = [*added, *(part for part in rest.values() if part is not None)]
         if recorded:
-            self.recording: Recording = recording(self.unet, held, like.device, tuple(names))
+            self.recording: Recording = recording(self.unet, held, self._times.device, tuple(names))
             held = self.recording.held
-        pairs = zip(held[0 : 2 * len(attentions) : 2], held[1::2], strict=False)
-        self._added = dict(zip(attentions, pairs, strict=True))  # keys and values of the context
-        found = dict(zip(names, held[2 * len(attentions) :], strict=True))
+        found = dict(zip(names, held[len(added) :], strict=True))
         self._mask, self._beside = found.get("mask"), found.get("beside")
+        self._added: dict[nn.Module, list[Tensor]] = {}  # keys and values of the context
+        if added and told.context is not None:
+            rows = told.context.shape[:2]
+            sizes = [rows.numel() * p.out_features for _, *pair in self._crossed for p in pair]
+            parts = iter(held[0].split(sizes))
+            for attention, *pair in self._crossed:
+                heads = [_heads(attention, next(parts).view(*rows, -1)) for _ in pair]
+                self._added[attention] = heads
 
     def at(self, index: int) -> Tensor:
         """What the residual blocks are told at a step ``[R or 1, all their channels]``."""
@@ -257,7 +273,7 @@ class Run:
         if block in self._parts:
             return self._resnet(block, x, time)
         double = (2 * x.shape[2], 2 * x.shape[3])
-        return block(x) if size in (None, double) else block(x, size)
+        return fused.upsample(block, x) if size in (None, double) else block(x, size)
 
     def _resnet(self, block: nn.Module, x: Tensor, time: Tensor) -> Tensor:
         """A residual block with the time embedding of this step."""
@@ -265,7 +281,7 @@ class Run:
         hidden = fused.group_norm(block.norm1, x, silu=True)
         for resample in (block.upsample, block.downsample):
             if resample is not None:
-                x, hidden = resample(x), resample(hidden)
+                x, hidden = (fused.upsample(resample, part) for part in (x, hidden))
         hidden, bias = fused.convolve(block.conv1, hidden)
         if block.time_embedding_norm == "default":
             told = {"time": time}

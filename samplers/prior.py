@@ -131,17 +131,15 @@ def _prepare(
 ) -> cached.Run:
     """The network with what it makes of its constant tokens, and of the time of every step."""
     device, dtype = sampling.device, sampling.dtype
-    prefix = cached.prefill(
+    constants = cached.prepare(
         network,
         torch.cat([part.hidden.to(device, dtype) for part in texts]),
         torch.cat([part.pooled.to(device, dtype) for part in texts]),
         torch.cat([part.mask.to(device) for part in texts]),
+        [step.timestep for step in steps],
     )
-    times = cached.time_embeddings(network, [step.timestep for step in steps], device, dtype)
-    times = cached.prefill_times(network, prefix, times)
     images, prompts = len(sampling.noise), len(texts[0].mask)
     if with_negative:  # the negative prompt's images attend to its tokens once more
-        again = [*range(2 * prompts), *range(prompts)]
-        prefix, times = prefix.rows(again), times[:, :, :, again]
+        constants = constants.rows([*range(2 * prompts), *range(prompts)])
         images //= 2
-    return cached.Run(network, prefix, times, images // prompts)
+    return cached.Run(network, constants, images // prompts)

@@ -19,9 +19,10 @@ from ...edges import EdgeError
 
 # Numbers burnt at a time when a stream is wound forward: bounds the memory.
 _BURN = 2**20
-# Threads that draw for a GPU at most; each must find enough to do. Not measured.
-_THREADS = 16
-# Calls that they draw ahead.
+# Threads that draw for a GPU at most: more of them wait for Python longer than they draw.
+_THREADS = 12
+# What they draw at a time, calls and numbers at most, and how often ahead of need.
+_TOGETHER, _NUMBERS = 4, 2**22
 _AHEAD = 3
 
 
@@ -86,15 +87,17 @@ class Noise:
         Drawn on the CPU; sent to a CUDA ``device`` through pinned memory, so that no step waits for
         the one before it, and pictures in the layout that its convolutions want.
         """
-        noise = torch.stack([torch.randn(shape, generator=g) for g in self.generators])
+        cuda = device is not None and device.type == "cuda"
+        noise = torch.empty((len(self), *shape), pin_memory=cuda)
+        for row, stream in zip(noise, self.generators, strict=True):
+            torch.randn(shape, generator=stream, out=row)
         self.drawn += math.prod(shape)
         if device is None or device.type == "cpu":
             return noise
+        there = noise.to(device, non_blocking=cuda)
         if device.type in ("cuda", "meta") and len(shape) == 3:
-            noise = noise.contiguous(memory_format=torch.channels_last)
-        if device.type == "cuda":
-            return noise.pin_memory().to(device, non_blocking=True)
-        return noise.to(device)
+            there = there.contiguous(memory_format=torch.channels_last)
+        return there
 
 
 class ExponentialNoise:
@@ -103,9 +106,9 @@ class ExponentialNoise:
     The numbers that ``torch.multinomial`` divides by on a CPU, drawn as -log(1 - u) from uniform
     doubles, which every release of PyTorch draws alike (some draw ``exponential_`` itself with MKL,
     from another stream). Only u is drawn on the CPU, which is what takes long: 0.2 ms for a row of
-    16384. For a CUDA device threads draw some calls ahead of need, and what they have drawn is
-    copied beside the device's other work. The streams end where so many calls leave them, or
-    anywhere before, if it is closed early.
+    16384. For a CUDA device threads draw ahead of need, some calls at a time, and what they have
+    drawn is copied beside the device's other work. The streams end where so many calls leave them,
+    or anywhere before, if it is closed early.
     """
 
     def __init__(
@@ -116,9 +119,12 @@ class ExponentialNoise:
         # Each with rows of its own, which it draws in order.
         count = _threads(device, len(streams))
         self._threads = [ThreadPoolExecutor(1) for _ in range(count)]
-        shape, ahead = (len(streams), size), min(calls, _AHEAD) if count else 1
-        self._drawn = deque[tuple[_Buffer, list[Future[None]]]]()
-        self._buffers = [_Buffer(shape, device) for _ in range(ahead)]
+        together = max(1, min(_TOGETHER, calls, _NUMBERS // (len(streams) * size))) if count else 1
+        self._drawn = deque[tuple[_Buffer, int, list[Future[None]]]]()
+        self._ready = deque[torch.Tensor]()
+        self._buffers = [
+            _Buffer((len(streams), together, size), device) for _ in range(_AHEAD if count else 1)
+        ]
         self._side = torch.cuda.Stream(device) if device.type == "cuda" else None
         for buffer in self._buffers if count else ():
             self._draw_ahead(buffer)
@@ -134,43 +140,54 @@ class ExponentialNoise:
 
     def __call__(self) -> torch.Tensor:
         """``[B, size]`` on the device."""
+        if not self._ready:
+            self._ready.extend(self._next())
+        return self._ready.popleft()
+
+    def _next(self) -> torch.Tensor:
+        """Some calls' numbers ``[calls, B, size]``."""
         if not self._threads:
             (buffer,) = self._buffers
-            self._draw(buffer, slice(None))
-            noise = buffer.drawn.to(self._device)
-            return noise.neg().log1p_().neg_().float()
-        buffer, drawing = self._drawn.popleft()
+            self._draw(buffer, slice(None), 1)
+            return _exponential(buffer.drawn.to(self._device))
+        buffer, calls, drawing = self._drawn.popleft()
         for part in drawing:
             part.result()
         uniform = buffer.drawn if self._side is None else buffer.send(self._side)
-        noise = uniform.neg().log1p_().neg_().float()
+        noise = _exponential(uniform[:, :calls])
         buffer.release()
         self._draw_ahead(buffer)
         return noise
 
     def _draw_ahead(self, buffer: _Buffer) -> None:
-        if self._left:
-            self._left -= 1
+        calls = min(self._left, buffer.drawn.shape[1])
+        if calls:
+            self._left -= calls
             count = len(self._threads)
             drawing = [
-                thread.submit(self._draw, buffer, slice(first, None, count))
+                thread.submit(self._draw, buffer, slice(first, None, count), calls)
                 for first, thread in enumerate(self._threads)
             ]
-            self._drawn.append((buffer, drawing))
+            self._drawn.append((buffer, calls, drawing))
 
-    def _draw(self, buffer: _Buffer, rows: slice) -> None:
+    def _draw(self, buffer: _Buffer, rows: slice, calls: int) -> None:
         buffer.wait()
         # A host's inference mode holds for its own thread only, and so for this buffer's.
         with torch.inference_mode():
             for row, stream in zip(buffer.drawn[rows], self._streams[rows], strict=True):
-                row.uniform_(generator=stream)
+                row[:calls].uniform_(generator=stream)
+
+
+def _exponential(uniform: torch.Tensor) -> torch.Tensor:
+    """-log(1 - u), in fp32, ``[calls, B, size]`` of ``[B, calls, size]``."""
+    return uniform.neg().log1p_().neg_().float().movedim(1, 0).contiguous()
 
 
 class _Buffer:
-    """Room for the uniform doubles of one call, where they are drawn and, on CUDA, where they are
-    read."""
+    """Room for the uniform doubles of some calls ``[B, calls, size]``, where they are drawn and, on
+    CUDA, where they are read."""
 
-    def __init__(self, shape: tuple[int, int], device: torch.device) -> None:
+    def __init__(self, shape: tuple[int, int, int], device: torch.device) -> None:
         self._device, self._cuda = device, device.type == "cuda"
         self.drawn = torch.empty(shape, dtype=torch.float64, pin_memory=self._cuda)
         if self._cuda:

@@ -27,6 +27,7 @@ def norms(channels: list[int], dtype: torch.dtype) -> None:
             for silu in (False, True):
                 fused_kernels.group_norm(x, weight, weight, around, 32, 1e-5, silu)
         fused_kernels.add(x, x, weight)
+        fused_kernels.double(x)
 
 
 def tokens(widths: list[int], dtype: torch.dtype) -> None:
@@ -56,7 +57,7 @@ def cells(channels: list[int], dtype: torch.dtype) -> None:
 def test_a_network_needs_each_kernel_once(capability, dtype, capsys):
     compiled = Compiled(capability)
     norms([320, 640, 1280, 2560, 384, 1920, 960], dtype)
-    unet = ["_add", "_factors", "_moments", "_scale", "_scale"]
+    unet = ["_add", "_double", "_factors", "_moments", "_scale", "_scale"]
     assert compiled.names() == unet
     tokens([640, 1280], dtype)
     cells([512, 256, 128], dtype)
@@ -73,6 +74,7 @@ def test_odd_sizes_compile_too():
         fused_kernels.group_norm(x, weight, weight, [weight, None, None, None], 3, 1e-5, True)
         fused_kernels.spatial_norm(x, weight, weight, x, x, None, 3, 1e-5, True)
         fused_kernels.add(x, x, weight)
+        fused_kernels.double(x)
         x = torch.empty(1, 1, 30, dtype=dtype)
         fused_kernels.layer_norm(x, weight, weight, x, None, 1e-5)
         fused_kernels.geglu(x)

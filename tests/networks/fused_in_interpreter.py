@@ -177,6 +177,12 @@ def test_layer_norm_does_not_cancel_where_the_mean_is_large():
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(2, 80, 7, 9), (1, 3, 1, 70), (3, 64, 8, 8)], ids=str)
+def test_double(shape, dtype):
+    check(fused_kernels.double, fused._plain_double, draw(*shape, dtype=dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", [(2, 5, 80), (3, 2), (1, 2100)], ids=str)
 def test_geglu(shape, dtype):
     check(fused_kernels.geglu, fused._plain_geglu, 3 * draw(*shape, dtype=dtype))

@@ -60,10 +60,7 @@ def embeddings() -> tuple[prior.Run, tuple[int, ...]]:
     torch.manual_seed(0)
     network = shake(PriorTransformer(**PRIOR)).float()
     told = torch.randn(2, TOKENS, DIM), torch.randn(2, DIM), torch.ones(2, TOKENS).bool()
-    prefix = prior.prefill(network, *told)
-    times = prior.time_embeddings(network, [999, 1], torch.device("cpu"), torch.float32)
-    times = prior.prefill_times(network, prefix, times)
-    return prior.Run(network, prefix, times, 1), (2, 1, DIM)
+    return prior.Run(network, prior.prepare(network, *told, [999, 1]), 1), (2, 1, DIM)
 
 
 @pytest.mark.parametrize("make", [pixel_decoder, sdxl, embeddings])

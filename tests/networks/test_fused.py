@@ -25,6 +25,14 @@ def norm_of(channels: int, groups: int = 4, device: str = "cpu") -> nn.GroupNorm
     return norm
 
 
+def upsampler_of(
+    channels: int, device: str = "cpu", dtype: torch.dtype = torch.float32
+) -> nn.Module:
+    from diffusers.models.upsampling import Upsample2D
+
+    return Upsample2D(channels, use_conv=True).to(device, dtype).requires_grad_(False)
+
+
 class Seen(torch.utils._python_dispatch.TorchDispatchMode):
     """The names of what is run."""
 
@@ -90,6 +98,15 @@ def test_a_bias_is_added_to_channels():
     assert torch.equal(fused.add(tokens, tokens, bias), tokens + tokens + bias)
 
 
+def test_a_picture_is_doubled_as_the_layer_doubles_it(monkeypatch: pytest.MonkeyPatch):
+    layer, x = upsampler_of(8), draw(2, 8, 5, 3)
+    expected = layer(x)
+    assert torch.equal(fused.upsample(layer, x), expected)
+    monkeypatch.setattr(fused, "fuses", lambda x: True)  # the operation, in plain torch
+    torch.testing.assert_close(fused.upsample(layer, x), expected)
+    assert torch.equal(fused.upsample(nn.Identity(), x), x)
+
+
 def test_gradients_pass():
     norm, x = norm_of(8).requires_grad_(True), draw(2, 8, 5, 6).requires_grad_(True)
     fused.group_norm(norm, x, silu=True).sum().backward()
@@ -110,8 +127,9 @@ def test_on_a_gpu_each_is_one_operation(dtype):
         fused.add(x, x, norm.bias)
         fused.layer_norm(layer, tokens, tokens)
         fused.geglu(tokens)
+        fused.upsample(upsampler_of(8, "meta", dtype), x)
     names = [name for name in seen.names if "prior_art" in name]
-    kinds = ["group_norm", "spatial_norm", "add", "layer_norm", "geglu"]
+    kinds = ["group_norm", "spatial_norm", "add", "layer_norm", "geglu", "double"]
     assert names == [f"prior_art::{kind}" for kind in kinds]
     assert not [name for name in seen.names if "norm" in name and name not in names]
 
@@ -178,6 +196,7 @@ def operations(device: str = "cpu") -> list[tuple[Any, tuple[Any, ...]]]:
             (ops.layer_norm, (x.transpose(1, 3), c, c, None, None, 1e-5)),
             (ops.layer_norm, (x.transpose(1, 3), c, c, x.transpose(1, 3), c, 1e-5)),
             (ops.geglu, (x,)),
+            (ops.double, (x,)),
         ]
     tokens = draw(2, 24, 8).to(device)
     found.append((ops.group_norm, (tokens.transpose(1, 2), c, c, [None] * 4, 2, 1e-5, False)))

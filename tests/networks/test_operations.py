@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import logging
 import sys
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from prior_art.networks import operations
-from prior_art.networks.operations import has_kernels
+from prior_art.networks.operations import has_kernels, on_grid
 
 
 @pytest.fixture
@@ -64,3 +65,34 @@ def test_too_little_memory_is_no_failed_kernel(launch):
 
 def test_kernels_are_counted_where_nothing_is_computed():
     assert has_kernels(torch.device("meta")) and not has_kernels(torch.device("cpu"))
+
+
+class Kernel:
+    """What Triton has of a kernel, of two tensors and a constant; keeps how it was launched."""
+
+    params = tuple(SimpleNamespace(is_constexpr=constant) for constant in (False, False, True))
+    signature = inspect.signature(lambda x, size, BLOCK: None)
+
+    def __init__(self) -> None:
+        self.launched: list[Any] = []
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        return lambda *args, **sizes: self.launched.append((grid, args, sizes))
+
+    def warmup(self, *args: Any, grid: tuple[int, ...], **sizes: Any) -> Kernel:
+        assert isinstance(args[0], Tensor) and sizes["num_warps"] == 4  # it is compiled for these
+        return self
+
+
+@pytest.mark.parametrize("version", ["3.2.0", "3.3.1", "3.10.0"])
+def test_a_recording_with_cudas_allocator_is_told_addresses(monkeypatch, version):
+    """Which a driver does not know yet, and Triton would refuse; since 3.3 constants come too."""
+    monkeypatch.setitem(sys.modules, "triton", SimpleNamespace(__version__=version))
+    kernel, x = Kernel(), torch.ones(2)
+    on_grid(kernel, (7,))(x, 2, BLOCK=8, num_warps=4)
+    monkeypatch.setattr(operations, "_allocates_later", lambda: True)
+    on_grid(kernel, (7,))(x, 2, BLOCK=8, num_warps=4)
+    plain, recorded = kernel.launched
+    assert plain == ((7,), (x, 2), {"BLOCK": 8, "num_warps": 4})
+    constants = () if version == "3.2.0" else (8,)
+    assert recorded == ((7, 1, 1), (x.data_ptr(), 2, *constants), {})

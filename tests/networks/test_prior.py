@@ -7,7 +7,7 @@ import torch
 from diffusers import PriorTransformer
 
 from prior_art.networks import prior
-from prior_art.networks.prior import Prefix, Run, prefill, prefill_times, time_embeddings
+from prior_art.networks.prior import Constants, Run, prepare
 
 from ..tiny import DIM, PRIOR
 from .recorder import record_on_cpu
@@ -18,14 +18,12 @@ def make() -> PriorTransformer:
     return PriorTransformer(**PRIOR).eval().requires_grad_(False)
 
 
-def constants(network: PriorTransformer) -> tuple[Prefix, torch.Tensor]:
+def constants(network: PriorTransformer) -> Constants:
     """Of a schedule of three steps, for two prompts, the second shorter."""
     length = prior.text_length(network)
     hidden = torch.randn(2, length, DIM, generator=torch.Generator().manual_seed(1))
     mask = torch.arange(length) < torch.tensor([[length - 4], [5]])
-    prefix = prefill(network, hidden, hidden[:, 0], mask)
-    times = time_embeddings(network, [900, 500, 20], torch.device("cpu"), torch.float32)
-    return prefix, prefill_times(network, prefix, times)
+    return prepare(network, hidden, hidden[:, 0], mask, [900, 500, 20])
 
 
 @pytest.mark.parametrize("images", [1, 3, 5])  # four rows to twenty, which are not few
@@ -34,11 +32,11 @@ def test_the_operations_compute_what_the_network_does(
     monkeypatch: pytest.MonkeyPatch, images: int
 ) -> None:
     network, x = make(), torch.randn(2, images, DIM, generator=torch.Generator().manual_seed(2))
-    plain = Run(network, *constants(network), images)
+    plain = Run(network, constants(network), images)
     expected = [plain(x, index) for index in range(3)]
     record_on_cpu(monkeypatch)
     monkeypatch.setattr(prior, "_fits", lambda *_: True)
-    run = Run(network, *constants(network), images)
+    run = Run(network, constants(network), images)
     for index, wanted in enumerate(expected):
         (found,) = run.recording("step", lambda place: (run(x, place),), run.at(index))
         torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
@@ -59,7 +57,7 @@ class Launches(torch.utils._python_dispatch.TorchDispatchMode):
 
 @torch.no_grad()
 def test_a_block_is_seven_launches_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keys and values are joined, attended to, and four products made."""
+    """Keys and values are put behind the prompt's, attended to, and four products made."""
 
     def attend(q: torch.Tensor, *_: torch.Tensor, attn_mask: torch.Tensor) -> torch.Tensor:
         assert attn_mask.dtype == q.dtype  # neither made nor laid out by attention itself
@@ -67,19 +65,36 @@ def test_a_block_is_seven_launches_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> 
         return torch.empty_like(q)
 
     network = make()
-    prefix, times = constants(network)
+    made = constants(network)
     monkeypatch.setattr(prior.F, "scaled_dot_product_attention", attend)
-    network, times = network.to("meta", torch.float16), times.to("meta", torch.float16)
-    prefix = Prefix(
-        *([part.to(times) for part in parts] for parts in (prefix.keys, prefix.values)),
-        prefix.valid.to("meta"),
-    )
+    network = network.to("meta", torch.float16)
+    past, times = (part.to("meta", torch.float16) for part in (made.past, made.times))
+    valid = made.valid.to("meta")
     counts = []
     for blocks in (PRIOR["num_layers"], 1):
         network.transformer_blocks = network.transformer_blocks[:blocks]
-        kept = Prefix(prefix.keys[:blocks], prefix.values[:blocks], prefix.valid)
-        run = Run(network, kept, times[:, :, :blocks], 1)
+        run = Run(network, Constants(past[:, :blocks], valid, times[:, :, :blocks]), 1)
         with Launches() as seen:
             run(torch.zeros(2, 1, DIM).to(times), 0)
         counts.append(len(seen.names))
     assert counts[0] - counts[1] == 7 * (PRIOR["num_layers"] - 1)
+
+
+@torch.no_grad()
+def test_what_is_constant_is_recorded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And serves other prompts, of other lengths."""
+    network, recorders = make(), record_on_cpu(monkeypatch)
+    length = prior.text_length(network)
+    for seed, real in ((1, 5), (2, length), (3, 2)):
+        hidden = torch.randn(1, length, DIM, generator=torch.Generator().manual_seed(seed))
+        told = hidden, hidden[:, 0], torch.arange(length)[None] < real, [900, 20]
+        found = prepare(network, *told)
+        with monkeypatch.context() as plain:
+            plain.setattr(prior, "prepared", lambda network, work, given: work(*given))
+            plain.setattr(prior, "can_record", lambda *_: False)
+            expected = prepare(network, *told)
+        count = real + 1
+        assert found.valid.sum() == expected.valid.sum() == count
+        torch.testing.assert_close(found.past[..., :count, :], expected.past, atol=1e-5, rtol=0)
+        torch.testing.assert_close(found.times, expected.times, atol=1e-5, rtol=0)
+    assert len(recorders) == 1 and recorders[0].replays == 2

@@ -21,7 +21,7 @@ from prior_art.samplers import prior as prior_sampler
 from prior_art.samplers.parts.noise import Noise, generators
 
 from ..tiny import DIM, HIGH, LOW
-from .stages import CPU, Stages
+from .stages import Stages
 
 Runner = Callable[..., torch.Tensor]
 EXACT = 1e-6  # of states within ±1 or so that are kept in fp32
@@ -299,10 +299,9 @@ def test_cached_prior_equals_the_whole_network(stages64: Stages) -> None:
     network = stages64.loaded_prior.network
     text = stages64.text("", "a red cat", "x " * 100)
     hidden, pooled = text.hidden.double(), text.pooled.double()
-    prefix = cached.prefill(network, hidden, pooled, text.mask)
     steps = [999, 500, 0]
-    times = cached.time_embeddings(network, steps, CPU, torch.float64)
-    predict = cached.Run(network, prefix, cached.prefill_times(network, prefix, times), 4)
+    constants = cached.prepare(network, hidden, pooled, text.mask, steps)
+    predict = cached.Run(network, constants, 4)
     (stream,) = generators(0, 1)
     for i, t in enumerate(steps):
         x = torch.randn(3, 4, DIM, generator=stream).double()
@@ -320,14 +319,14 @@ def test_cached_prior_equals_the_whole_network(stages64: Stages) -> None:
 def test_padding_is_left_out(stages: Stages, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two short prompts cost what their tokens cost, not 77 each."""
     lengths = []
-    original = cached.prefill
+    original = cached.prepare
 
-    def watched(*args: object) -> cached.Prefix:
-        prefix = original(*args)
-        lengths.append(prefix.keys[0].shape[2])
-        return prefix
+    def watched(*args: object) -> cached.Constants:
+        constants = original(*args)
+        lengths.append(constants.past.shape[-2])
+        return constants
 
-    monkeypatch.setattr(prior_sampler.cached, "prefill", watched)
+    monkeypatch.setattr(prior_sampler.cached, "prepare", watched)
     text = stages.text("a red cat")
     stages.prior(text, stages.text(""), steps=2, generators=generators(0, 1))
     assert lengths == [int(text.mask.sum()) + 1]

@@ -10,6 +10,7 @@ import functools
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +18,8 @@ import torch
 from prior_art.edges import SDXLText
 from prior_art.loaders import kandinsky, koala
 from prior_art.loaders.files.catalogue import find_source
+from prior_art.networks import graphs, unet
+from prior_art.networks import prior as prior_network
 from prior_art.networks.koala import prepare_sdxl
 from prior_art.samplers.kandinsky import Canvas, Condition, Known, sample_latents
 from prior_art.samplers.kandinsky_schedule import LatentSchedule
@@ -102,17 +105,17 @@ def latents(folder: Path, mode: str, schedule: LatentSchedule | None, seed: int)
 
 
 def euler(folder: Path, name: str, seed: int) -> torch.Tensor:
-    unet = loaded_koala(folder, name)
-    config = unet.network.config
-    width = unet.network.add_embedding.linear_1.in_features - 6 * config.addition_time_embed_dim
+    loaded = loaded_koala(folder, name)
+    config = loaded.network.config
+    width = loaded.network.add_embedding.linear_1.in_features - 6 * config.addition_time_embed_dim
 
     def prompt(seed: int) -> SDXLText:
         hidden = draw(1, 77, config.cross_attention_dim, seed=seed)
         return SDXLText(hidden, draw(1, width, seed=seed), None)
 
     return sample_koala(
-        partial(prepare_sdxl, unet.network),
-        unet.schedule,
+        partial(prepare_sdxl, loaded.network),
+        loaded.schedule,
         prompt(seed),
         None if seed else prompt(7),
         (8, 8),
@@ -147,10 +150,22 @@ def test_recorded(
     given = request.getfixturevalue(fixture)
     plain = [work(given, *options, seed) for seed in (0, 1)]
     with monkeypatch.context() as patch:
-        recorders = record_on_cpu(patch)
+        recorders, once = record_on_cpu(patch), []
+
+        def prepared(*told: Any) -> Any:
+            before = len(recorders)
+            made = graphs.prepared(*told)
+            once.extend(recorders[before:])
+            return made
+
+        for module in (prior_network, unet):
+            patch.setattr(module, "prepared", prepared)
         recorded = [work(given, *options, seed) for seed in (0, 1)]
     for ours, wanted in zip(recorded, plain, strict=True):
         torch.testing.assert_close(ours, wanted, atol=1e-4, rtol=1e-4)
-    assert len(recorders) == networks
-    assert sum(recorder.replays for recorder in recorders) >= 4 + 5 - networks - 1
-    assert all(len(recorder.tape) > 30 for recorder in recorders)
+    # What is computed once a run is recorded for each number of steps.
+    assert networks <= len(once) <= 2 * networks
+    steps = [recorder for recorder in recorders if recorder not in once]
+    assert len(steps) == networks
+    assert sum(recorder.replays for recorder in steps) >= 4 + 5 - networks - 1
+    assert all(len(recorder.tape) > 30 for recorder in steps)
