@@ -233,11 +233,20 @@ def _places(network: nn.Module, device: torch.device) -> int:
         return 0
     places = []
     for module in network.modules():
-        weights = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
-        if not is_bare(module) or any(weight.device.type != device.type for weight in weights):
+        weights = [*module._parameters.values(), *module._buffers.values()]
+        # Most hold no weights, and need no closer look.
+        if module._forward_hooks or module._forward_pre_hooks or (weights and not is_bare(module)):
             return 0
-        places += [weight.data_ptr() for weight in weights]
+        for weight in weights:
+            if weight is not None:
+                if not _is_on(weight, device):
+                    return 0
+                places.append(weight.data_ptr())
     return hash(tuple(places)) or 1
+
+
+def _is_on(weight: Tensor, device: torch.device) -> bool:
+    return weight.is_cuda if device.type == "cuda" else weight.device.type == device.type
 
 
 def record(

@@ -12,10 +12,11 @@ def is_bare(leaf: nn.Module) -> bool:
     A host may have hung patches on it, which ComfyUI keeps in attributes called ``..._function``,
     or hooks, or put in weights of a tensor class of its own; all of that works when it is called.
     """
+    # Asked of every layer before each run: so without the generators of nn.Module.
     return (
-        not any(value for name, value in vars(leaf).items() if name.endswith("_function"))
+        not any(name.endswith("_function") and value for name, value in vars(leaf).items())
         and not (leaf._forward_hooks or leaf._forward_pre_hooks)
-        and all(type(p) is nn.Parameter for p in leaf.parameters(recurse=False))
+        and all(type(p) is nn.Parameter for p in leaf._parameters.values() if p is not None)
     )
 
 

@@ -35,15 +35,18 @@ class Constants:
         past: keys, and values, of the constant tokens ``[2, blocks, R, heads, L, head_dim]``.
         valid: ``[R, L]`` bool, false where a shorter prompt was padded.
         times: of every step's time token ``[N, 2, blocks, R, heads, 1, head_dim]``.
+        recorded: whether they come from a recording, and steps may.
     """
 
     past: torch.Tensor
     valid: torch.Tensor
     times: torch.Tensor
+    recorded: bool
 
     def rows(self, chosen: list[int]) -> Constants:
         """These rows, in this order."""
-        return Constants(self.past[:, :, chosen], self.valid[chosen], self.times[:, :, :, chosen])
+        past, times = self.past[:, :, chosen], self.times[:, :, :, chosen]
+        return Constants(past, self.valid[chosen], times, self.recorded)
 
 
 def text_length(network: nn.Module) -> int:
@@ -67,7 +70,8 @@ def prepare(
     """
     order = mask.int().argsort(dim=1, descending=True, stable=True)
     lengths, longest = mask.sum(dim=1), hidden.shape[1]
-    if not (hidden.is_meta or can_record(network, hidden.device)):
+    recorded = hidden.is_meta or can_record(network, hidden.device)
+    if not recorded:
         longest = int(lengths.max())  # a recording serves prompts of any length
 
     def work(
@@ -79,7 +83,8 @@ def prepare(
         return past, valid, _prefill_times(network, past, valid, embedded)
 
     steps = torch.tensor(timesteps, device=hidden.device)
-    return Constants(*prepared(network, work, [hidden, pooled, order, lengths, steps]))
+    made = prepared(network, work, [hidden, pooled, order, lengths, steps])
+    return Constants(*made, recorded)
 
 
 def _prefill(
@@ -172,8 +177,7 @@ class Run:
     def __init__(self, network: nn.Module, constants: Constants, images: int) -> None:
         self._network, self._times = network, constants.times
         device, dtype = self._times.device, self._times.dtype
-        there = self._times.is_meta or can_record(network, device)
-        self._fused = there and _fits(network, device, dtype)
+        self._fused = constants.recorded and _fits(network, device, dtype)
         mask = _step_mask(constants.valid, images)
         length = mask.shape[-1]
         if self._fused:

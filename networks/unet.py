@@ -236,7 +236,6 @@ class Run:
             place: the step's index, or what :meth:`at` says of it.
         """
         time = self.at(place) if isinstance(place, int) else place
-        self._biases.clear()
         if self._beside is not None:
             x = torch.cat([x, self._beside], dim=1)
         if fused.fuses(x):
@@ -264,6 +263,7 @@ class Run:
                 # An odd side halved and doubled is one longer than the skip beside it.
                 size = skips[-1].shape[2:] if skips else None
                 x = self._resample(resample, x, time, size)
+        self._biases.clear()  # here, for what was there before a recording may not go in it
         return unet.conv_out(fused.group_norm(unet.conv_norm_out, x, silu=True))
 
     def _resample(

@@ -73,7 +73,7 @@ def test_a_block_is_seven_launches_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> 
     counts = []
     for blocks in (PRIOR["num_layers"], 1):
         network.transformer_blocks = network.transformer_blocks[:blocks]
-        run = Run(network, Constants(past[:, :blocks], valid, times[:, :, :blocks]), 1)
+        run = Run(network, Constants(past[:, :blocks], valid, times[:, :, :blocks], True), 1)
         with Launches() as seen:
             run(torch.zeros(2, 1, DIM).to(times), 0)
         counts.append(len(seen.names))
