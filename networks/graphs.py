@@ -239,14 +239,10 @@ def _places(network: nn.Module, device: torch.device) -> int:
             return 0
         for weight in weights:
             if weight is not None:
-                if not _is_on(weight, device):
+                if weight.device.type != device.type:
                     return 0
                 places.append(weight.data_ptr())
     return hash(tuple(places)) or 1
-
-
-def _is_on(weight: Tensor, device: torch.device) -> bool:
-    return weight.is_cuda if device.type == "cuda" else weight.device.type == device.type
 
 
 def record(

@@ -166,7 +166,8 @@ def test_what_may_be_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def placed() -> SimpleNamespace:
         weight = SimpleNamespace(device=cuda, data_ptr=lambda: 1)
-        leaf = SimpleNamespace(parameters=lambda **_: [weight], buffers=lambda **_: [])
+        hooks = {"_forward_hooks": {}, "_forward_pre_hooks": {}}
+        leaf = SimpleNamespace(_parameters={"weight": weight, "bias": None}, _buffers={}, **hooks)
         return SimpleNamespace(modules=lambda: [leaf])
 
     monkeypatch.setattr(graphs, "is_bare", lambda leaf: True)
