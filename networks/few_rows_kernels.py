@@ -64,44 +64,41 @@ def _one_row(
 def _some_rows(
     x, gain, shift, w0, w1, w2, b0, b1, b2, add, out, count, size, width, eps,
     NORM: tl.constexpr, BIAS: tl.constexpr, GELU: tl.constexpr, ADD: tl.constexpr,
-    ROWS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    WHOLE: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """The same for count rows x ``[count, width]``: out ``[layers, count, size]``.
 
-    Grid: (size / BLOCK_N, layers, count / ROWS).
+    Grid: (size / BLOCK_N, layers, count / ROWS). WHOLE is a multiple of BLOCK_K, at least width.
     """
     weight, bias = _of_part(w0, w1, w2, b0, b1, b2)
     r = tl.program_id(2) * ROWS + tl.arange(0, ROWS)
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     k = tl.arange(0, BLOCK_K)
     total = tl.zeros([BLOCK_N, ROWS], dtype=tl.float32)
-    mean = tl.zeros([ROWS], dtype=tl.float32)
-    scale = mean
-    first = 0
     if NORM:
-        # The weight's first pieces are asked for before the moments are waited for.
-        w = _of_weight(weight, n, k, size, width)
-        v = _of_weight(weight, n, BLOCK_K + k, size, width)
         sums = tl.zeros([ROWS, BLOCK_K], dtype=tl.float32)
         squares = tl.zeros([ROWS, BLOCK_K], dtype=tl.float32)
-        for start in range(0, width, BLOCK_K):
-            at = start + k
-            inside = (r < count)[:, None] & (at < width)[None, :]
-            tile = tl.load(x + r[:, None] * width + at[None, :], mask=inside, other=0.0)
+        # Unrolled, so that all of it is asked for before anything is waited for.
+        for start in tl.static_range(0, WHOLE, BLOCK_K):
+            real = (r < count)[:, None] & (start + k < width)[None, :]
+            tile = tl.load(x + r[:, None] * width + start + k[None, :], mask=real, other=0.0)
             tile = tile.to(tl.float32)
             sums += tile
             squares += tile * tile
         mean = tl.sum(sums, axis=1) / width
         variance = tl.sum(squares, axis=1) / width - mean * mean
         scale = 1 / tl.sqrt(tl.maximum(variance, 0.0) + eps)
-        y = _of_rows(x, gain, shift, r, k, count, width, mean, scale, NORM, w.dtype)
-        total = tl.dot(w, y, total)
-        y = _of_rows(x, gain, shift, r, BLOCK_K + k, count, width, mean, scale, NORM, w.dtype)
-        total = tl.dot(v, y, total)
-        first = 2 * BLOCK_K
-    for start in range(first, width, BLOCK_K):
-        w = _of_weight(weight, n, start + k, size, width)
-        y = _of_rows(x, gain, shift, r, start + k, count, width, mean, scale, NORM, w.dtype)
+    for start in range(0, width, BLOCK_K):
+        at = start + k
+        inside = (n < size)[:, None] & (at < width)[None, :]
+        w = tl.load(weight + n[:, None] * width + at[None, :], mask=inside, other=0.0)
+        inside = (at < width)[:, None] & (r < count)[None, :]
+        y = tl.load(x + r[None, :] * width + at[:, None], mask=inside, other=0.0)
+        if NORM:
+            g = tl.load(gain + at, mask=at < width, other=0.0).to(tl.float32)
+            b = tl.load(shift + at, mask=at < width, other=0.0).to(tl.float32)
+            y = (y.to(tl.float32) - mean[None, :]) * scale[None, :] * g[:, None] + b[:, None]
+            y = y.to(w.dtype)
         total = tl.dot(w, y, total)
     if BIAS:
         total += tl.load(bias + n, mask=n < size, other=0.0).to(tl.float32)[:, None]
@@ -113,28 +110,6 @@ def _some_rows(
         total += tl.load(add + where, mask=inside, other=0.0).to(tl.float32)
     out += tl.program_id(1) * count * size
     tl.store(out + where, total.to(out.dtype.element_ty), mask=inside)
-
-
-@triton.jit
-def _of_weight(weight, n, k, size, width):
-    """A piece of the weight ``[n, k]``."""
-    inside = (n < size)[:, None] & (k < width)[None, :]
-    return tl.load(weight + n[:, None] * width + k[None, :], mask=inside, other=0.0)
-
-
-@triton.jit
-def _of_rows(
-    x, gain, shift, r, k, count, width, mean, scale, NORM: tl.constexpr, DTYPE: tl.constexpr
-):
-    """A piece of the rows, or of their LayerNorm, lying on its side ``[k, r]``."""
-    inside = (k < width)[:, None] & (r < count)[None, :]
-    y = tl.load(x + r[None, :] * width + k[:, None], mask=inside, other=0.0)
-    if NORM:
-        g = tl.load(gain + k, mask=k < width, other=0.0).to(tl.float32)
-        b = tl.load(shift + k, mask=k < width, other=0.0).to(tl.float32)
-        y = (y.to(tl.float32) - mean[None, :]) * scale[None, :] * g[:, None] + b[:, None]
-        y = y.to(DTYPE)
-    return y
 
 
 @triton.jit
@@ -321,15 +296,17 @@ def _linear(
             *given, size, width, eps, **flags, WHOLE=whole, BLOCK=block, num_warps=4
         )
     else:
-        # More rows are read again by every program: so each has more of the weight.
+        # Rows are read again by every program, by one with a norm twice: so each has more of the
+        # weight, the more they are. Each number is the best of those tried on an H200.
         few = count <= _ROWS
         rows = _ROWS if few else min(128, triton.next_power_of_2(count))
-        block, depth, warps, stages = (16, 256, 2, 3) if few else (64, 64, 8, 4)
-        if few and width > 4096:
-            depth, warps = 512, 4
+        block, depth, warps, stages = (16, 256, 2, 5) if few else (64, 64, 8, 4)
+        if few and normed:
+            block, warps, stages = 32, 4, 3
         grid = (triton.cdiv(size, block), len(weights), triton.cdiv(count, rows))
         on_grid(_some_rows, grid)(
             *given, count, size, width, eps, **flags,
+            WHOLE=triton.cdiv(width, depth) * depth if normed else 0,
             ROWS=rows, BLOCK_N=block, BLOCK_K=depth, num_warps=warps, num_stages=stages,
         )  # fmt: skip
 

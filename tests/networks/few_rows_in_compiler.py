@@ -49,7 +49,7 @@ def test_each_kernel_is_needed_once(
     compiled = Compiled(capability)
     for count in counts:
         tokens(count, 1536, 24, 16384, torch.bfloat16)
-    linears = ["_one_row" if counts == (1,) else "_some_rows"] * 5
+    linears = ["_one_row"] * 5 if counts == (1,) else ["_some_rows"] * 4
     assert compiled.names() == ["_attend", "_choose", *linears]
     for kernel in compiled.made:
         code = kernel.asm["ptx"]
