@@ -1,0 +1,139 @@
+"""Workers on Ray: one actor a GPU, rows to whoever is idle, and a new one for each that died."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from ..edges import UserError, reason_of
+from ..host import host
+from .rows import Job, scale_library
+from .worker import Result, Worker, inputs_of
+
+TRIES = 3
+"""Workers that a row may cost before it is given up, and starts in a row that may fail."""
+
+STORE_BYTES = 2**27
+"""Of Ray's shared memory: what travels are settings and results, never pictures."""
+
+
+def gpus() -> int:
+    """How many GPUs the workers of this machine could have."""
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def on_ray(
+    jobs: Iterator[Job], arguments: tuple[Any, ...], workers: int | None, address: str | None
+) -> Iterator[Result]:
+    """The results of jobs, in the order in which they are done.
+
+    A worker has one job at a time. Where it dies, another takes that job, and a new one its place.
+
+    Args:
+        jobs: taken as workers become idle.
+        arguments: a :class:`Worker`'s.
+        workers: how many; ``None`` is one a GPU of the cluster, else one.
+        address: of a cluster; ``None`` starts one on this machine.
+
+    Raises:
+        UserError: no cluster there, or workers do not start.
+        LibraryError: Ray is not installed.
+    """
+    ray = scale_library("ray")
+    _connect(ray, workers, address)
+    try:
+        has_gpus = int(ray.cluster_resources().get("GPU", 0))
+        needs = {"num_gpus": 1} if has_gpus else {"num_cpus": 1}
+        actor = ray.remote(**needs, max_restarts=0, runtime_env={"env_vars": _environment()})(
+            Worker
+        )
+        yield from _Team(ray, actor, arguments).run(jobs, workers or has_gpus or 1)
+    finally:
+        ray.shutdown()
+
+
+def _connect(ray: Any, workers: int | None, address: str | None) -> None:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    own: dict[str, Any] = {"address": address}
+    if address is None:
+        cpus = max(workers or 1, os.cpu_count() or 1)
+        own = {"address": "local", "num_cpus": cpus, "object_store_memory": STORE_BYTES}
+        own["include_dashboard"] = False
+    try:
+        ray.init(**own, log_to_driver=False, logging_level="ERROR")
+    except Exception as error:  # its client raises many kinds
+        raise UserError(
+            f"Ray does not answer at '{address or 'this machine'}' ({reason_of(error)}); start it"
+            " with `ray start --head`, and give --ray the address that it shows"
+        ) from error
+
+
+def _environment() -> dict[str, str]:
+    """What a worker has to know before it imports anything, wherever it starts."""
+    models = os.pathsep.join(str(folder.resolve()) for folder in host.model_folders())
+    return {"PRIOR_ART_HOST": "embedded", "PRIOR_ART_MODELS": models}
+
+
+class _Team:
+    """Actors that start, wait or work."""
+
+    def __init__(self, ray: Any, actor: Any, arguments: tuple[Any, ...]) -> None:
+        self._ray, self._actor, self._arguments = ray, actor, arguments
+        self._starting: dict[Any, Any] = {}
+        self._idle: list[Any] = []
+        self._running: dict[Any, tuple[Any, Job]] = {}
+        self._failed = 0
+
+    def _start(self) -> None:
+        actor = self._actor.remote(*self._arguments)
+        self._starting[actor.__ray_ready__.remote()] = actor
+
+    def run(self, jobs: Iterator[Job], workers: int) -> Iterator[Result]:
+        again: list[Job] = []
+        cost: dict[int, int] = {}
+        for _ in range(workers):
+            self._start()
+        while True:
+            while self._idle and (job := again.pop() if again else next(jobs, None)):
+                actor = self._idle.pop()
+                self._running[actor.run.remote(job)] = actor, job
+            if self._idle and not self._running:
+                return
+            (ready,), _ = self._ray.wait([*self._running, *self._starting])
+            if ready in self._starting:
+                self._welcome(ready)
+                continue
+            actor, job = self._running.pop(ready)
+            try:
+                result = self._ray.get(ready)
+            except self._ray.exceptions.RayError as error:
+                self._start()
+                cost[job.row] = cost.get(job.row, 0) + 1
+                if cost[job.row] < TRIES:
+                    again.append(job)
+                    continue
+                said = f"{TRIES} workers died of this row ({reason_of(error)})"
+                yield Result(job.row, inputs_of(job), error=said)
+            else:
+                self._idle.append(actor)
+                yield result
+
+    def _welcome(self, ready: Any) -> None:
+        actor = self._starting.pop(ready)
+        try:
+            self._ray.get(ready)
+        except self._ray.exceptions.RayError as error:
+            self._failed += 1
+            if self._failed >= TRIES:
+                raise UserError(
+                    f"workers do not start ({reason_of(error)}); each machine of the cluster needs"
+                    " this pack and its requirements"
+                ) from error
+            self._start()
+        else:
+            self._failed = 0
+            self._idle.append(actor)
