@@ -87,6 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     run.set_defaults(command=_run)
 
     _add_batch(commands)
+    _add_evaluate(commands)
 
     download = commands.add_parser("download", help="fetch published weights from the hub")
     download.add_argument("system", nargs="?", default="", help="which; without it: what there is")
@@ -130,14 +131,47 @@ def _add_batch(commands: Any) -> None:
         help="as for run; {column} in VALUE is the row's value, {row} its number from 0",
     )
     add("--out", type=Path, required=True, metavar="DIR", help="for pictures and manifest")
-    add("--input", type=Path, default=Path("input"), metavar="DIR", help="where LoadImage looks")
-    add("--models", metavar="DIR", help="where weights lie (models/prior_art)")
-    add("--workers", type=int, metavar="N", help="more than one are Ray's (one a GPU, else one)")
-    add("--ray", metavar="ADDRESS", help="of a Ray cluster, as ray start shows it, or auto")
+    _add_workers(add)
     add("--manifest", choices=["jsonl", "parquet"], default="jsonl", help="(jsonl)")
     add("--max-failures", type=int, metavar="N", help="stop after more failed rows (never)")
     add("--dry-run", action="store_true", help="look at all rows, show what the first three change")
     batch.set_defaults(command=_batch)
+
+
+def _add_evaluate(commands: Any) -> None:
+    evaluate = commands.add_parser(
+        "evaluate",
+        help="CLIP-score and FID as a model card publishes them",
+        description="Make a picture for each caption, score them, and put the figures beside a"
+        " model card's: report.md in DIR. It can be stopped; the same command goes on.",
+    )
+    add = evaluate.add_argument
+    add(
+        "system",
+        metavar="SYSTEM|WORKFLOW",
+        help="a protocol of scale/protocols.json, or a workflow; an unknown name lists them",
+    )
+    add("--captions", type=Path, metavar="FILE", help="a table as batch takes, with a 'caption'")
+    add("--references", type=Path, metavar="DIR", help="pictures to compare with, for FID")
+    add("--out", type=Path, required=True, metavar="DIR")
+    add("--encoder", metavar="NAME", help="the CLIP of CLIP-score, by name or folder")
+    add(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NODE.INPUT=VALUE",
+        help="as for batch; a workflow's caption and seed, as Prompt.text={caption}",
+    )
+    _add_workers(add)
+    evaluate.set_defaults(command=_evaluate)
+
+
+def _add_workers(add: Any) -> None:
+    """What batch and evaluate share."""
+    add("--input", type=Path, default=Path("input"), metavar="DIR", help="where LoadImage looks")
+    add("--models", metavar="DIR", help="where weights lie (models/prior_art)")
+    add("--workers", type=int, metavar="N", help="more than one are Ray's (one a GPU, else one)")
+    add("--ray", metavar="ADDRESS", help="of a Ray cluster, as ray start shows it, or auto")
 
 
 def _add_transfer(recipes: Any) -> None:
@@ -215,6 +249,26 @@ def _batch(options: argparse.Namespace) -> int:
     done = run_batch(batch, RowBar().show)
     print(f"{done.made} of {done.rows} rows are made, {done.failed} failed: {done.manifest}")
     return 0 if done.made == done.rows else 1
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from .scale.evaluate import Evaluation, evaluate
+
+    evaluation = Evaluation(
+        options.system,
+        options.out,
+        options.captions,
+        options.references,
+        options.encoder,
+        tuple(options.set),
+        options.input,
+        options.workers,
+        options.ray,
+    )
+    path = evaluate(evaluation, RowBar().show)
+    print(path.read_text(encoding="utf-8"))
+    print(path)
+    return 0
 
 
 class RowBar:
@@ -295,13 +349,23 @@ class Bars:
 
 def _download(options: argparse.Namespace) -> int:
     from .host import host
-    from .loaders.files.download import console_progress, download, published, together
+    from .loaders.files.download import (
+        console_progress,
+        download,
+        download_file,
+        published,
+        together,
+    )
+    from .scale.inception import SHA256, URL
 
     if not options.system:
-        print("\n".join(sorted({**published(), **together()})))
+        print("\n".join(sorted({**published(), **together(), INCEPTION: ()})))
         return 0
     folder = host.model_folders()[0]
     show = console_progress()
+    if options.system == INCEPTION:
+        print(download_file(URL, folder, SHA256, progress=show))
+        return 0
     for system in together().get(options.system, (options.system,)):
         print(download(system, folder, progress=show, revision=options.revision))
     return 0
@@ -380,6 +444,9 @@ def _nodes(options: argparse.Namespace) -> int:
         print(f"{name:28} {node.define_schema().display_name}")
     return 0
 
+
+INCEPTION = "inception"
+"""What ``download`` calls the network of FID, which is no system's."""
 
 DEMO = HERE / "headless" / "demo.json"
 """The pictures of the demo: a template, its caption on the contact sheet, and settings, in which

@@ -22,10 +22,10 @@ from ..headless.runner import node_classes
 from ..headless.workflow import read_workflow, to_api
 from ..host.embedded.door import warn
 from ..loaders.files.safe import CONFIG_BYTES, Busy, locked, open_regular, read_bytes, write_whole
-from .cluster import gpus, on_ray
+from .cluster import Lost, spread
 from .manifest import Journal
 from .rows import Job, apply, check_rows, jobs
-from .worker import SCRATCH, Result, Worker
+from .worker import SCRATCH, Result, Worker, inputs_of
 
 RECORD = "batch.json"
 SHEET = 64
@@ -176,12 +176,11 @@ def _drive(batch: Batch, prompt: Mapping[str, Any], journal: Journal, progress: 
 
 
 def _results(batch: Batch, prompt: Mapping[str, Any], missing: Iterator[Job]) -> Iterator[Result]:
-    """Where rows become pictures: in this process, or on Ray."""
     arguments = (prompt, batch.out.resolve(), batch.pictures.resolve())
-    workers = batch.workers or (None if batch.ray else max(1, gpus()))
-    if batch.ray or workers != 1:
-        return on_ray(missing, arguments, workers, batch.ray)
-    return map(Worker(*arguments).run, missing)
+    for job, found in spread(missing, Worker, arguments, batch.workers, batch.ray):
+        if isinstance(found, Lost):
+            found = Result(job.row, inputs_of(job), error=found.reason)
+        yield found
 
 
 def _write_sheet(out: Path, journal: Journal) -> None:

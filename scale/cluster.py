@@ -1,56 +1,70 @@
-"""Workers on Ray: one actor a GPU, rows to whoever is idle, and a new one for each that died."""
+"""Where work is done: in this process, or by workers on Ray, one a GPU. Whoever is idle gets the
+next job, and a worker that died is replaced."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
 
 from ..edges import UserError, reason_of
 from ..host import host
-from .rows import Job, scale_library
-from .worker import Result, Worker, inputs_of
+from .rows import scale_library
 
 TRIES = 3
-"""Workers that a row may cost before it is given up, and starts in a row that may fail."""
+"""Workers that a job may cost before it is given up, and starts in a row that may fail."""
 
-STORE_BYTES = 2**27
-"""Of Ray's shared memory: what travels are settings and results, never pictures."""
+STORE_BYTES = 2**29
+"""Of Ray's shared memory: what travels are settings, results and sums, never pictures."""
 
-
-def gpus() -> int:
-    """How many GPUs the workers of this machine could have."""
-    import torch
-
-    return torch.cuda.device_count()
+Job = TypeVar("Job")
 
 
-def on_ray(
-    jobs: Iterator[Job], arguments: tuple[Any, ...], workers: int | None, address: str | None
-) -> Iterator[Result]:
-    """The results of jobs, in the order in which they are done.
+@dataclass(frozen=True)
+class Lost:
+    """What is there instead of a job's result: why it was given up."""
+
+    reason: str
+
+
+def spread(
+    jobs: Iterator[Job],
+    worker: type,
+    arguments: tuple[Any, ...],
+    workers: int | None = None,
+    address: str | None = None,
+) -> Iterator[tuple[Job, Any]]:
+    """Each job with what a worker's ``run`` gives for it, in the order in which they are done.
 
     A worker has one job at a time. Where it dies, another takes that job, and a new one its place.
 
     Args:
-        jobs: taken as workers become idle.
-        arguments: a :class:`Worker`'s.
-        workers: how many; ``None`` is one a GPU of the cluster, else one.
-        address: of a cluster; ``None`` starts one on this machine.
+        jobs: taken as workers become idle; each can be hashed.
+        worker: a class; arguments: what each worker is made of.
+        workers: how many; ``None`` is one a GPU, else one. One without ``address`` is this process.
+        address: of a Ray cluster; without it several workers are this machine's.
 
     Raises:
-        UserError: no cluster there, or workers do not start.
-        LibraryError: Ray is not installed.
+        UserError: no cluster there, workers do not start, or ``run`` raises one.
+        LibraryError: Ray is asked for and not installed.
     """
+    if address is None:
+        workers = workers or max(1, torch.cuda.device_count())
+    if workers == 1 and address is None:
+        alone = worker(*arguments)
+        yield from ((job, alone.run(job)) for job in jobs)
+        return
     ray = scale_library("ray")
     _connect(ray, workers, address)
     try:
-        has_gpus = int(ray.cluster_resources().get("GPU", 0))
-        needs = {"num_gpus": 1} if has_gpus else {"num_cpus": 1}
-        actor = ray.remote(**needs, max_restarts=0, runtime_env={"env_vars": _environment()})(
-            Worker
-        )
-        yield from _Team(ray, actor, arguments).run(jobs, workers or has_gpus or 1)
+        gpus = int(ray.cluster_resources().get("GPU", 0))
+        needs = {"num_gpus": 1} if gpus else {"num_cpus": 1}
+        environment = {"env_vars": _environment()}
+        actor = ray.remote(**needs, max_restarts=0, runtime_env=environment)(worker)
+        yield from _Team(ray, actor, arguments).run(jobs, workers or gpus or 1)
     finally:
         ray.shutdown()
 
@@ -85,16 +99,16 @@ class _Team:
         self._ray, self._actor, self._arguments = ray, actor, arguments
         self._starting: dict[Any, Any] = {}
         self._idle: list[Any] = []
-        self._running: dict[Any, tuple[Any, Job]] = {}
+        self._running: dict[Any, tuple[Any, Any]] = {}
         self._failed = 0
 
     def _start(self) -> None:
         actor = self._actor.remote(*self._arguments)
         self._starting[actor.__ray_ready__.remote()] = actor
 
-    def run(self, jobs: Iterator[Job], workers: int) -> Iterator[Result]:
+    def run(self, jobs: Iterator[Job], workers: int) -> Iterator[tuple[Job, Any]]:
         again: list[Job] = []
-        cost: dict[int, int] = {}
+        deaths: dict[Job, int] = {}
         for _ in range(workers):
             self._start()
         while True:
@@ -110,17 +124,18 @@ class _Team:
             actor, job = self._running.pop(ready)
             try:
                 result = self._ray.get(ready)
+            except UserError as error:  # the worker's own, in Ray's wrapping
+                raise UserError(str(getattr(error, "cause", error))) from error
             except self._ray.exceptions.RayError as error:
                 self._start()
-                cost[job.row] = cost.get(job.row, 0) + 1
-                if cost[job.row] < TRIES:
+                deaths[job] = deaths.get(job, 0) + 1
+                if deaths[job] < TRIES:
                     again.append(job)
-                    continue
-                said = f"{TRIES} workers died of this row ({reason_of(error)})"
-                yield Result(job.row, inputs_of(job), error=said)
+                else:
+                    yield job, Lost(f"{TRIES} workers died of it ({reason_of(error)})")
             else:
                 self._idle.append(actor)
-                yield result
+                yield job, result
 
     def _welcome(self, ready: Any) -> None:
         actor = self._starting.pop(ready)

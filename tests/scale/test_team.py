@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from prior_art.edges import UserError
-from prior_art.scale.cluster import TRIES, _Team
+from prior_art.scale.cluster import TRIES, Lost, _Team
 from prior_art.scale.rows import Job
 from prior_art.scale.worker import Result
 
@@ -63,14 +63,14 @@ def results(actor, rows=5, workers=2):
 
 
 def test_each_row_is_given_once():
-    assert sorted(result.row for result in results(Actor())) == [0, 1, 2, 3, 4]
+    assert sorted(result.row for _, result in results(Actor())) == [0, 1, 2, 3, 4]
 
 
 def test_a_row_that_kills_its_workers_is_given_up_and_the_others_are_made():
     Actor.started = 0
-    found = {result.row: result.error for result in results(Actor(poison={1}))}
-    assert found.pop(1) == f"{TRIES} workers died of this row (killed)"
-    assert found == dict.fromkeys((0, 2, 3, 4))
+    found = {job.row: result for job, result in results(Actor(poison={1}))}
+    assert found.pop(1) == Lost(f"{TRIES} workers died of it (killed)")
+    assert found == {row: Result(row, {}) for row in (0, 2, 3, 4)}
     assert Actor.started == 2 + TRIES
 
 
