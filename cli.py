@@ -133,6 +133,7 @@ def _add_batch(commands: Any) -> None:
     add("--out", type=Path, required=True, metavar="DIR", help="for pictures and manifest")
     _add_workers(add)
     add("--manifest", choices=["jsonl", "parquet"], default="jsonl", help="(jsonl)")
+    add("--batch", type=int, default=1, metavar="K", help="rows in one run, where stages batch (1)")
     add("--max-failures", type=int, metavar="N", help="stop after more failed rows (never)")
     add("--dry-run", action="store_true", help="look at all rows, show what the first three change")
     batch.set_defaults(command=_batch)
@@ -240,6 +241,7 @@ def _batch(options: argparse.Namespace) -> int:
         options.workers,
         options.ray,
         options.manifest,
+        options.batch,
         options.max_failures,
     )
     if options.dry_run:

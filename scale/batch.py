@@ -25,6 +25,7 @@ from ..loaders.files.safe import CONFIG_BYTES, Busy, locked, open_regular, read_
 from .cluster import Lost, spread
 from .manifest import Journal
 from .rows import Job, apply, check_rows, jobs
+from .together import merged
 from .worker import SCRATCH, Result, Worker, inputs_of
 
 RECORD = "batch.json"
@@ -43,6 +44,7 @@ class Batch:
         workers: how many; ``None`` is one a GPU, else one. One without ``ray`` needs no Ray.
         ray: the address of a cluster.
         manifest: jsonl or parquet.
+        together: rows in one run of the graph, where its stages batch.
         max_failures: more than so many failed rows end the run; ``None`` lets them.
     """
 
@@ -54,6 +56,7 @@ class Batch:
     workers: int | None = None
     ray: str | None = None
     manifest: str = "jsonl"
+    together: int = 1
     max_failures: int | None = None
 
 
@@ -79,8 +82,9 @@ def run_batch(batch: Batch, progress: Progress = lambda *_: None) -> Done:
             written, holds another batch or has another driver. What was made is in its journal.
         LibraryError: Ray or pyarrow is asked for and not installed.
     """
-    if batch.workers is not None and batch.workers < 1:
-        raise UserError(f"--workers is {batch.workers}; give 1 or more")
+    for name, count in (("--workers", batch.workers), ("--batch", batch.together)):
+        if count is not None and count < 1:
+            raise UserError(f"{name} is {count}; give 1 or more")
     try:
         batch.out.mkdir(parents=True, exist_ok=True)
         with locked(batch.out / RECORD):
@@ -120,6 +124,12 @@ def _checked(batch: Batch) -> tuple[dict[str, Any], int]:
     _, left_out = check(apply(prompt, first.settings)[0], nodes)
     for why in left_out.values():
         warn(f"an output is left out: {why}")
+    if batch.together > 1:
+        some = itertools.islice(jobs(batch.rows, batch.mapping), batch.together)
+        try:
+            merged([apply(prompt, job.settings)[0] for job in some], nodes)
+        except UserError as why:
+            warn(f"rows run one by one: {why}")
     return prompt, rows
 
 
@@ -131,6 +141,7 @@ def _begin(batch: Batch) -> tuple[dict[str, Any], int]:
         "workflow": _sha256(batch.workflow),
         "rows": _sha256(batch.rows),
         "mapping": list(batch.mapping),
+        "together": batch.together,
     }
     if path.exists():
         known = json.loads(read_bytes(path, CONFIG_BYTES))
@@ -159,9 +170,8 @@ def _sha256(path: Path) -> str:
 def _drive(batch: Batch, prompt: Mapping[str, Any], journal: Journal, progress: Progress) -> Done:
     rows, made, failures = len(journal), journal.done(), 0
     progress(rows, made, failures)
-    missing = (job for job in jobs(batch.rows, batch.mapping) if not journal.is_done(job.row))
     if made < rows:
-        for result in _results(batch, prompt, missing):
+        for result in _results(batch, prompt, journal):
             if result.stops:
                 raise UserError(f"{result.error}. Mend that and run the command again; it goes on")
             journal.add(result)
@@ -175,12 +185,23 @@ def _drive(batch: Batch, prompt: Mapping[str, Any], journal: Journal, progress: 
     return Done(rows, made, len(journal.failed), manifest)
 
 
-def _results(batch: Batch, prompt: Mapping[str, Any], missing: Iterator[Job]) -> Iterator[Result]:
+def _results(batch: Batch, prompt: Mapping[str, Any], journal: Journal) -> Iterator[Result]:
+    """What becomes of each missing row."""
     arguments = (prompt, batch.out.resolve(), batch.pictures.resolve())
-    for job, found in spread(missing, Worker, arguments, batch.workers, batch.ray):
+    missing = _groups(batch, journal)
+    for group, found in spread(missing, Worker, arguments, batch.workers, batch.ray):
         if isinstance(found, Lost):
-            found = Result(job.row, inputs_of(job), error=found.reason)
-        yield found
+            found = [Result(job.row, inputs_of(job), error=found.reason) for job in group]
+        yield from (result for result in found if not journal.is_done(result.row))
+
+
+def _groups(batch: Batch, journal: Journal) -> Iterator[tuple[Job, ...]]:
+    """Rows that run together, always the same ones, of which one at least is missing."""
+    every = jobs(batch.rows, batch.mapping)
+    for _, some in itertools.groupby(every, lambda job: job.row // batch.together):
+        group = tuple(some)
+        if not all(journal.is_done(job.row) for job in group):
+            yield group
 
 
 def _write_sheet(out: Path, journal: Journal) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
 import shutil
 import socket
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,11 @@ from typing import Any
 import torch
 
 from ..edges import plain
-from ..headless.checking import is_link
+from ..headless.checking import check, is_link
 from ..headless.runner import Run, Runner, node_classes
 from ..host.embedded.door import session
 from .rows import Job, apply
+from .together import SAVE, SEEDS, Apart, merged
 
 PICTURES = "pictures"
 SCRATCH = ".work"
@@ -71,43 +73,84 @@ class Worker:
         self._pictures = pictures
         self._scratch = out / SCRATCH / uuid.uuid4().hex
         self._failed = 0
+        self._nodes = node_classes()
         self._renew()
         if not torch.cuda.is_available():
             torch.set_num_threads(1)
 
     def _renew(self) -> None:
-        self._runner = Runner(node_classes(), self._scratch, self._pictures, saves_again=True)
+        self._runner = Runner(self._nodes, self._scratch, self._pictures, saves_again=True)
 
-    def run(self, job: Job) -> Result:
-        """A row's result; what goes wrong is in it. The files have their names when it returns."""
-        warnings: list[str] = []
-        session.on_warning = warnings.append
-        inputs = inputs_of(job)
-        try:
-            shutil.rmtree(self._scratch, ignore_errors=True)
-            self._scratch.mkdir(parents=True)
-            prompt, _ = apply(self.prompt, job.settings)
-            run = self._runner.run(prompt)
-            files = self._placed(job.row, run)
-        except Exception as error:
-            self._failed += 1
-            if self._failed % _RENEWED == 0:
-                self._renew()
-            said, stops = plain(str(error) or type(error).__name__), self._is_ours(error)
-            return Result(
-                job.row, inputs, worker=self.name, warnings=warnings, error=said, stops=stops
-            )
+    def run(self, jobs: tuple[Job, ...]) -> list[Result]:
+        """Each row's result; what goes wrong is in it. The files have their names when it returns.
+
+        Several rows run together where they can, else one by one.
+        """
+        if len(jobs) > 1:
+            # Whatever is wrong with them together, each one says for itself.
+            with contextlib.suppress(Exception), _listening() as warnings:
+                return self._together(jobs, warnings)
+        return [self._alone(job) for job in jobs]
+
+    def _alone(self, job: Job) -> Result:
+        with _listening() as warnings:
+            try:
+                self._empty()
+                prompt, _ = apply(self.prompt, job.settings)
+                run = self._runner.run(prompt)
+                files = self._placed(job.row, run.pictures)
+            except Exception as error:
+                return self._failure(job, error, warnings)
         self._failed = 0
+        seconds, seed = _by_stage(prompt, run), seed_of(prompt)
+        return Result(job.row, inputs_of(job), seed, files, seconds, self.name, warnings)
+
+    def _failure(self, job: Job, error: Exception, warnings: list[str]) -> Result:
+        self._failed += 1
+        if self._failed % _RENEWED == 0:
+            self._renew()
         return Result(
-            job.row, inputs, seed_of(prompt), files, _by_stage(prompt, run), self.name, warnings
+            job.row,
+            inputs_of(job),
+            worker=self.name,
+            warnings=warnings,
+            error=plain(str(error) or type(error).__name__),
+            stops=self._is_ours(error),
         )
 
-    def _placed(self, row: int, run: Run) -> list[dict[str, str]]:
-        """Move a run's files out of the scratch folder: pictures first, as they were saved."""
+    def _together(self, jobs: tuple[Job, ...], warnings: list[str]) -> list[Result]:
+        prompts = [apply(self.prompt, job.settings)[0] for job in jobs]
+        one = merged(prompts, self._nodes)
+        run = self._runner.run(one.prompt)
+        seconds = {k: v / len(jobs) for k, v in _by_stage(one.prompt, run).items()}
+        results = []
+        for place, (job, prompt) in enumerate(zip(jobs, prompts, strict=True)):
+            self._empty()
+            # As if this row alone had been run: its pictures carry its prompt.
+            check(prompt, self._nodes)
+            session.prompt = prompt
+            pictures: list[Path] = []
+            for key, (source, slot) in one.saves.items():
+                images = run.values[source][slot]
+                if len(images) != len(jobs):
+                    raise Apart(f"{len(images)} pictures of {len(jobs)} rows")
+                inputs = {**prompt[key]["inputs"], "images": images[place : place + 1]}
+                pictures += self._nodes[SAVE].execute(**inputs).ui["images"]
+            files, seed = self._placed(job.row, pictures), seed_of(prompt)
+            results.append(
+                Result(job.row, inputs_of(job), seed, files, seconds, self.name, warnings)
+            )
+        return results
+
+    def _empty(self) -> None:
+        shutil.rmtree(self._scratch, ignore_errors=True)
+
+    def _placed(self, row: int, pictures: list[Path]) -> list[dict[str, str]]:
+        """Move a row's files out of the scratch folder: pictures first, as they were saved."""
         every = sorted(path for path in self._scratch.rglob("*") if path.is_file())
         # What is previewed is saved nowhere, as in ComfyUI.
         kept = [path for path in every if path.relative_to(self._scratch).parts[0] != "previews"]
-        order = {path.resolve(): place for place, path in enumerate(run.pictures)}
+        order = {path.resolve(): place for place, path in enumerate(pictures)}
         kept.sort(key=lambda path: order.get(path.resolve(), len(order)))
         files = []
         for place, path in enumerate(kept):
@@ -130,6 +173,18 @@ class Worker:
         return False
 
 
+@contextlib.contextmanager
+def _listening() -> Iterator[list[str]]:
+    """What nodes say meanwhile."""
+    said: list[str] = []
+    before = session.on_warning
+    session.on_warning = said.append
+    try:
+        yield said
+    finally:
+        session.on_warning = before
+
+
 def inputs_of(job: Job) -> dict[str, str]:
     """A row's values by ``NODE.INPUT``."""
     return {target: value for target, _, value in (one.partition("=") for one in job.settings)}
@@ -138,7 +193,7 @@ def inputs_of(job: Job) -> dict[str, str]:
 def seed_of(prompt: Mapping[str, Any]) -> int | None:
     """The seed of the first node that has one, wired or not."""
     for node in prompt.values():
-        for name in ("seed", "noise_seed"):
+        for name in SEEDS:
             value = node["inputs"].get(name)
             if is_link(value):
                 value = prompt[value[0]]["inputs"].get("value")

@@ -52,7 +52,7 @@ def test_a_picture_depends_on_its_row_alone(tmp_path):
     run_batch(greys(tmp_path, 4))
     alone = replace(greys(tmp_path, 4), out=tmp_path / "alone")
     worker = Worker(json.loads(alone.workflow.read_text()), alone.out, alone.pictures)
-    worker.run(list(batches.jobs(alone.rows, MAPPING))[2])
+    worker.run((list(batches.jobs(alone.rows, MAPPING))[2],))
     made = [(folder / PATH.format(2)).read_bytes() for folder in (tmp_path / "out", alone.out)]
     assert made[0] == made[1]
 
@@ -82,8 +82,8 @@ def test_the_same_command_makes_what_is_missing(tmp_path):
 
 
 def fails(row):
-    """A worker's ``run`` to which one row is poison."""
-    run = Worker.run
+    """A worker's way of running a row, to which one row is poison."""
+    run = Worker._alone
 
     def failing(self, job):
         return Result(job.row, {}, error="poison") if job.row == row else run(self, job)
@@ -94,7 +94,7 @@ def fails(row):
 def test_a_row_that_fails_ends_nothing_and_is_tried_again(tmp_path, monkeypatch):
     batch = greys(tmp_path, 4)
     with monkeypatch.context() as patch:
-        patch.setattr(Worker, "run", fails(1))
+        patch.setattr(Worker, "_alone", fails(1))
         done = run_batch(batch)
     assert (done.made, done.failed) == (3, 1)
     assert [e["error"] for e in untimed(batch)] == [None, "poison", None, None]
@@ -126,11 +126,11 @@ def test_a_full_or_unwritable_folder_ends_the_run_and_leaves_the_journal_whole(
     batch = greys(tmp_path, 3)
     placed = Worker._placed
 
-    def refuses(self, row, run):
+    def refuses(self, row, pictures):
         if row == 1:
             error.filename = (error.filename or "").format(out=self.out) or None
             raise error
-        return placed(self, row, run)
+        return placed(self, row, pictures)
 
     with monkeypatch.context() as patch:
         patch.setattr(Worker, "_placed", refuses)
