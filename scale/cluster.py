@@ -4,18 +4,22 @@ next job, and a worker that died is replaced."""
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 
-from ..edges import UserError, reason_of
+from ..edges import UserError, plain, reason_of
 from ..host import host
 from .rows import scale_library
 
 TRIES = 3
 """Workers that a job may cost before it is given up, and starts in a row that may fail."""
+
+SECONDS_TO_ANSWER = 10
+"""That a cluster has."""
 
 STORE_BYTES = 2**29
 """Of Ray's shared memory: what travels are settings, results and sums, never pictures."""
@@ -78,12 +82,30 @@ def _connect(ray: Any, workers: int | None, address: str | None) -> None:
         own = {"address": "local", "num_cpus": cpus, "object_store_memory": STORE_BYTES}
         own["include_dashboard"] = False
     try:
+        if address is not None:
+            _check_reachable(address)
         ray.init(**own, log_to_driver=False, logging_level="ERROR")
     except Exception as error:  # its client raises many kinds
+        reason: BaseException = error
+        while reason.__cause__ is not None:
+            reason = reason.__cause__
+        # It quotes a traceback, whose last line says what it is about.
+        said = plain(str(reason).strip().rpartition("\n")[2])[:200]
         raise UserError(
-            f"Ray does not answer at '{address or 'this machine'}' ({reason_of(error)}); start it"
+            f"Ray does not answer at '{address or 'this machine'}' ({said}); start it"
             " with `ray start --head`, and give --ray the address that it shows"
         ) from error
+
+
+def _check_reachable(address: str) -> None:
+    """Knock first: Ray itself tries for minutes.
+
+    Raises:
+        OSError: nobody answers. ValueError: no port.
+    """
+    machine, colon, port = address.rpartition("/")[2].rpartition(":")
+    if colon:
+        socket.create_connection((machine, int(port)), SECONDS_TO_ANSWER).close()
 
 
 def _environment() -> dict[str, str]:

@@ -252,8 +252,9 @@ def _differences(
     protocol: Protocol, done: Done, measure: Measure, measured: dict[str, float], references: int
 ) -> list[str]:
     """Everything in which a measurement is not the published one."""
-    found = []
-    if protocol.count and round(done.rows, -3) != protocol.count and not protocol.rules:
+    found: list[str] = []
+    of_a_card = protocol.count > 0 and not protocol.rules
+    if of_a_card and round(done.rows, -3) != protocol.count:
         found.append(f"{done.rows:,} captions, published: {protocol.count:,}")
     if done.made < done.rows:
         found.append(f"{done.rows - done.made} captions without a picture, see the manifest")
@@ -263,7 +264,7 @@ def _differences(
         found.append(f"not measured: {', '.join(missing)}; FID takes --references")
     if references and references != done.made:
         found.append(f"{references:,} references for {done.made:,} pictures")
-    if protocol.published and protocol.count:
+    if of_a_card:
         found.append(f"captions and references are yours; the card's: {protocol.captions}")
         found.append("the card gives neither seeds nor the implementation of FID")
     return [*found, *protocol.notes]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from types import SimpleNamespace
 
 import pytest
 
 from prior_art.edges import UserError
-from prior_art.scale.cluster import TRIES, Lost, _Team
+from prior_art.loaders.files.libraries import LibraryError
+from prior_art.scale.cluster import TRIES, Lost, _Team, spread
 from prior_art.scale.rows import Job
 from prior_art.scale.worker import Result
 
@@ -77,3 +79,16 @@ def test_a_row_that_kills_its_workers_is_given_up_and_the_others_are_made():
 def test_workers_that_do_not_start_are_one_error():
     with pytest.raises(UserError, match=r"do not start \(no module called prior_art\)"):
         results(Actor(starts=False))
+
+
+def test_without_ray_the_error_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(LibraryError, match=r'pip install "\.\[scale\]"'):
+        list(spread(iter(()), Result, (), workers=2))
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "127.0.0.1:port", "ray://127.0.0.1:1"])
+def test_a_cluster_that_is_not_there_is_said_at_once(address):
+    pytest.importorskip("ray")
+    with pytest.raises(UserError, match=f"Ray does not answer at '{address}'.* --ray the address"):
+        list(spread(iter(()), Result, (), address=address))
