@@ -13,6 +13,7 @@ import torch
 
 from ..edges import UserError, plain, reason_of
 from ..host import host
+from ..loaders.files.libraries import LibraryError
 from .rows import scale_library
 
 TRIES = 3
@@ -61,7 +62,10 @@ def spread(
         alone = worker(*arguments)
         yield from ((job, alone.run(job)) for job in jobs)
         return
-    ray = scale_library("ray")
+    try:
+        ray = scale_library("ray")
+    except LibraryError as error:
+        raise LibraryError(f"{error}; --workers 1 needs no Ray") from error
     _connect(ray, workers, address)
     try:
         gpus = int(ray.cluster_resources().get("GPU", 0))

@@ -49,9 +49,8 @@ def use(
     wanted = [one.network for one in (managed, *beside)]
     needed = activations * next(managed.network.parameters()).element_size()
     needed += sum(_weight_bytes(network) for network in set(wanted) - set(_on_device))
-    for other in set(_on_device) - set(wanted):
-        if _has_room(needed):
-            break
+    others = set(_on_device) - set(wanted)
+    for other in others if others and not _has_room(needed) else ():
         forget(other)
         other.to("cpu")
         _on_device.remove(other)
@@ -67,8 +66,10 @@ def _weight_bytes(network: nn.Module) -> int:
 
 
 def _has_room(needed: int) -> bool:
-    """Whether the GPU holds so many bytes more."""
-    return free_memory() >= needed + torch.cuda.mem_get_info()[1] // SPARE
+    """Whether the GPU holds so many bytes more. What torch has in reserve is not counted: some of
+    it belongs to recordings."""
+    free, total = torch.cuda.mem_get_info()
+    return free >= needed + total // SPARE
 
 
 def free_memory() -> int:

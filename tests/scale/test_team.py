@@ -83,7 +83,7 @@ def test_workers_that_do_not_start_are_one_error():
 
 def test_without_ray_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(LibraryError, match=r'pip install "\.\[scale\]"'):
+    with pytest.raises(LibraryError, match=r'pip install "\.\[scale\]".*--workers 1'):
         list(spread(iter(()), Result, (), workers=2))
 
 

@@ -48,8 +48,8 @@ def test_where_there_is_room_networks_stay_with_what_was_recorded(forgotten, mon
 
 
 def test_room_is_what_is_left_beside_a_share_of_the_card(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (0, 9 * 2**30))
-    monkeypatch.setattr(memory, "free_memory", lambda: 5 * 2**30)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (5 * 2**30, 9 * 2**30))
     assert [memory._has_room(n * 2**30) for n in (1, 2, 3)] == [True, True, False]
 
 
