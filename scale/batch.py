@@ -21,7 +21,15 @@ from ..headless.contact_sheet import contact_sheet
 from ..headless.runner import node_classes
 from ..headless.workflow import read_workflow, to_api
 from ..host.embedded.door import warn
-from ..loaders.files.safe import CONFIG_BYTES, Busy, locked, open_regular, read_bytes, write_whole
+from ..loaders.files.safe import (
+    CONFIG_BYTES,
+    Busy,
+    cure_of,
+    locked,
+    open_regular,
+    read_bytes,
+    write_whole,
+)
 from .cluster import Lost, spread
 from .manifest import Journal
 from .rows import Job, apply, check_rows, jobs
@@ -163,8 +171,8 @@ def _sha256(path: Path) -> str:
             while block := file.read(2**20):
                 digest.update(block)
             return digest.hexdigest()
-    except FileNotFoundError:
-        raise UserError(f"there is no file '{path}'") from None
+    except OSError as error:
+        raise UserError(f"'{path}' cannot be read: {cure_of(error)}") from error
 
 
 def _drive(batch: Batch, prompt: Mapping[str, Any], journal: Journal, progress: Progress) -> Done:

@@ -13,7 +13,7 @@ import torch
 from ..edges import UserError
 from ..host import host
 from ..loaders.files.catalogue import Source, find_source
-from ..loaders.files.safe import FORMATS, Busy, locked, write_whole, written
+from ..loaders.files.safe import Busy, locked, write_whole, written
 from ..shapes.grammar import draw_prompts, parse
 from ..shapes.pictures import draw
 from .batch import Batch, Done, Progress, run_batch
@@ -146,10 +146,15 @@ def _drawn(evaluation: Evaluation, protocol: Protocol) -> Evaluation:
         folder = evaluation.out / "references"
         folder.mkdir(exist_ok=True)
         for number, row in enumerate(read_rows(captions)):
+            if CAPTION not in row:
+                raise UserError(f"row {number} of '{captions}' has no column '{CAPTION}'")
             try:
-                scene = parse(str(row.get(CAPTION)))
+                scene = parse(str(row[CAPTION]))
             except ValueError as error:
-                raise UserError(f"row {number} of '{captions}': {error}") from error
+                raise UserError(
+                    f"row {number} of '{captions}' is {error}; give captions as"
+                    " 'a small red circle on a blue background'"
+                ) from error
             with written(folder / f"{number:08}.png") as scratch:
                 draw(scene, number).save(scratch, "PNG")
     return replace(evaluation, captions=captions, references=folder)
@@ -160,8 +165,8 @@ def _found(folder: Path) -> list[Path]:
     found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
     if len(found) < 2:
         raise UserError(
-            f"'{folder}' holds {len(found)} pictures ({', '.join(FORMATS[:3])}); "
-            "--references takes a folder of some thousands"
+            f"'{folder}' holds {len(found)} pictures ({', '.join(sorted(SUFFIXES))}); --references"
+            " takes a folder of some thousands"
         )
     return found
 

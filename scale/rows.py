@@ -18,7 +18,7 @@ from typing import Any
 
 from ..edges import UserError
 from ..headless.checking import check_inputs
-from ..headless.workflow import WorkflowError, assign
+from ..headless.workflow import Unsupported, WorkflowError, assign, unknown_node
 from ..loaders.files.libraries import LibraryError, require
 from ..loaders.files.safe import cure_of
 
@@ -175,8 +175,13 @@ def check_rows(
 
     Raises:
         UserError: no rows, or some that do not fit, with how many and why the first ones do not.
+        Unsupported: the workflow has a node that is not in ``nodes``.
     """
-    schemas = {key: nodes[node["class_type"]].define_schema() for key, node in prompt.items()}
+    schemas = {}
+    for key, node in prompt.items():
+        if node["class_type"] not in nodes:
+            raise Unsupported(unknown_node(key, node["class_type"]))
+        schemas[key] = nodes[node["class_type"]].define_schema()
     count, bad = 0, 0
     reasons: dict[str, int] = {}
     for number, row in enumerate(read_rows(path)):

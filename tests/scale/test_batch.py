@@ -177,6 +177,13 @@ def test_a_folder_that_cannot_be_written_is_one_error(tmp_path, capsys):
     assert "Not a directory" in said and "not foreseen" not in said
 
 
+@pytest.mark.parametrize("name", ["workflow", "rows"])
+def test_a_file_that_is_not_there_or_a_folder_is_named(tmp_path, name):
+    for path in (tmp_path / "nothing", tmp_path):
+        with pytest.raises(UserError, match=f"'{path}' cannot be read"):
+            run_batch(replace(greys(tmp_path, 1), **{name: path}))
+
+
 def test_a_second_driver_is_refused(tmp_path):
     batch = greys(tmp_path, 1)
     batch.out.mkdir()

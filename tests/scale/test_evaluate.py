@@ -127,6 +127,25 @@ def test_references_without_inception_are_refused_first(quick, tmp_path, monkeyp
         evaluate(replace(quick, references=tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"text": "a"}, "row 0 .* has no column 'caption'"),
+        ({"caption": "a newt"}, "row 0 .* 'a newt'; give captions as"),
+    ],
+)
+def test_captions_that_nobody_can_draw_are_refused_first(tmp_path, row, said):
+    captions = table(tmp_path / "captions.jsonl", [row])
+    with pytest.raises(UserError, match=said):
+        evaluate(Evaluation("shapes-karlo", tmp_path / "out", captions))
+
+
+def test_references_of_no_pictures_are_refused_first(tmp_path):
+    captions = table(tmp_path / "captions.jsonl", CAPTIONS)
+    with pytest.raises(UserError, match=r"holds 0 pictures .* some thousands"):
+        evaluate(Evaluation("shapes-karlo", tmp_path / "out", captions, tmp_path))
+
+
 def test_a_chart_has_a_bar_for_each_figure():
     def colours(picture):
         return {colour for _, colour in picture.getcolors(2**16)}

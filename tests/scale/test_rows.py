@@ -96,6 +96,12 @@ def test_a_file_that_is_no_table_is_refused(tmp_path, name, content, said):
         list(read_rows(tmp_path / name))
 
 
+def test_a_node_that_is_not_there_is_named(tmp_path):
+    rows = table(tmp_path / "rows.jsonl", [{"level": 0}])
+    with pytest.raises(UserError, match=r"node 1 \(PriorArtNewt\) is unknown here"):
+        check_rows(rows, [], {"1": {"class_type": "PriorArtNewt", "inputs": {}}}, node_classes())
+
+
 def test_a_missing_or_empty_table_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"rows\.csv' cannot be read"):
         list(read_rows(tmp_path / "rows.csv"))
