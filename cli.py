@@ -86,6 +86,9 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--models", metavar="DIR", help="where weights lie (models/prior_art)")
     run.set_defaults(command=_run)
 
+    _add_batch(commands)
+    _add_evaluate(commands)
+
     download = commands.add_parser("download", help="fetch published weights from the hub")
     download.add_argument("system", nargs="?", default="", help="which; without it: what there is")
     download.add_argument("--models", metavar="DIR", help="where to put them (models/prior_art)")
@@ -108,6 +111,68 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--out", type=Path, default=Path("output"), metavar="DIR")
     demo.set_defaults(command=_demo)
     return parser
+
+
+def _add_batch(commands: Any) -> None:
+    batch = commands.add_parser(
+        "batch",
+        help="execute a workflow for each row of a table",
+        description="Execute a workflow for each row of a table, on one GPU or many. It can be"
+        " stopped at any moment; the same command makes what is missing.",
+    )
+    batch.add_argument("workflow", type=Path, metavar="WORKFLOW", help="as for run")
+    add = batch.add_argument
+    add("--rows", type=Path, required=True, metavar="FILE", help="JSON Lines, CSV or Parquet")
+    add(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NODE.INPUT=VALUE",
+        help="as for run; {column} in VALUE is the row's value, {row} its number from 0",
+    )
+    add("--out", type=Path, required=True, metavar="DIR", help="for pictures and manifest")
+    _add_workers(add)
+    add("--manifest", choices=["jsonl", "parquet"], default="jsonl", help="(jsonl)")
+    add("--batch", type=int, default=1, metavar="K", help="rows in one run, where stages batch (1)")
+    add("--max-failures", type=int, metavar="N", help="stop after more failed rows (never)")
+    add("--dry-run", action="store_true", help="look at all rows, show what the first three change")
+    batch.set_defaults(command=_batch)
+
+
+def _add_evaluate(commands: Any) -> None:
+    evaluate = commands.add_parser(
+        "evaluate",
+        help="CLIP-score and FID as a model card publishes them",
+        description="Make a picture for each caption, score them, and put the figures beside a"
+        " model card's: report.md in DIR. It can be stopped; the same command goes on.",
+    )
+    add = evaluate.add_argument
+    add(
+        "system",
+        metavar="SYSTEM|WORKFLOW",
+        help="a protocol of scale/protocols.json, or a workflow; an unknown name lists them",
+    )
+    add("--captions", type=Path, metavar="FILE", help="a table as batch takes, with a 'caption'")
+    add("--references", type=Path, metavar="DIR", help="pictures to compare with, for FID")
+    add("--out", type=Path, required=True, metavar="DIR")
+    add("--encoder", metavar="NAME", help="the CLIP of CLIP-score, by name or folder")
+    add(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NODE.INPUT=VALUE",
+        help="as for batch; a workflow's caption and seed, as Prompt.text={caption}",
+    )
+    _add_workers(add)
+    evaluate.set_defaults(command=_evaluate)
+
+
+def _add_workers(add: Any) -> None:
+    """What batch and evaluate share."""
+    add("--input", type=Path, default=Path("input"), metavar="DIR", help="where LoadImage looks")
+    add("--models", metavar="DIR", help="where weights lie (models/prior_art)")
+    add("--workers", type=int, metavar="N", help="more than one are Ray's (one a GPU, else one)")
+    add("--ray", metavar="ADDRESS", help="of a Ray cluster, as ray start shows it, or auto")
 
 
 def _add_transfer(recipes: Any) -> None:
@@ -162,6 +227,71 @@ def _run(options: argparse.Namespace) -> int:
     for picture in run.pictures:
         print(picture)
     return 0
+
+
+def _batch(options: argparse.Namespace) -> int:
+    from .scale.batch import Batch, changes, run_batch
+
+    batch = Batch(
+        options.workflow,
+        options.rows,
+        tuple(options.set),
+        options.out,
+        options.input,
+        options.workers,
+        options.ray,
+        options.manifest,
+        options.batch,
+        options.max_failures,
+    )
+    if options.dry_run:
+        for line in changes(batch):
+            print(line)
+        return 0
+    done = run_batch(batch, RowBar().show)
+    print(f"{done.made} of {done.rows} rows are made, {done.failed} failed: {done.manifest}")
+    return 0 if done.made == done.rows else 1
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from .scale.evaluate import Evaluation, evaluate
+
+    evaluation = Evaluation(
+        options.system,
+        options.out,
+        options.captions,
+        options.references,
+        options.encoder,
+        tuple(options.set),
+        options.input,
+        options.workers,
+        options.ray,
+    )
+    path = evaluate(evaluation, RowBar().show)
+    print(path.read_text(encoding="utf-8"))
+    print(path)
+    return 0
+
+
+class RowBar:
+    """One bar for all rows, by tqdm where it is installed."""
+
+    def __init__(self) -> None:
+        self.bar: Any = None
+
+    def show(self, rows: int, made: int, failed: int) -> None:
+        """So many of ``rows`` are made, so many failed."""
+        try:
+            from tqdm import tqdm
+        except ImportError:
+            print(f"{made}/{rows}, {failed} failed", end="\r", file=sys.stderr, flush=True)
+            return
+        if self.bar is None:
+            self.bar = tqdm(total=rows, initial=made, unit="row")
+        self.bar.set_postfix(failed=failed, refresh=False)
+        self.bar.update(made + failed - self.bar.n)
+        if made + failed == rows:
+            self.bar.close()
 
 
 def _runner(nodes: Mapping[str, Any], out: Path, pictures: Path) -> Any:
@@ -221,13 +351,23 @@ class Bars:
 
 def _download(options: argparse.Namespace) -> int:
     from .host import host
-    from .loaders.files.download import console_progress, download, published, together
+    from .loaders.files.download import (
+        console_progress,
+        download,
+        download_file,
+        published,
+        together,
+    )
+    from .scale.inception import SHA256, URL
 
     if not options.system:
-        print("\n".join(sorted({**published(), **together()})))
+        print("\n".join(sorted({**published(), **together(), INCEPTION: ()})))
         return 0
     folder = host.model_folders()[0]
     show = console_progress()
+    if options.system == INCEPTION:
+        print(download_file(URL, folder, SHA256, progress=show))
+        return 0
     for system in together().get(options.system, (options.system,)):
         print(download(system, folder, progress=show, revision=options.revision))
     return 0
@@ -307,6 +447,9 @@ def _nodes(options: argparse.Namespace) -> int:
     return 0
 
 
+INCEPTION = "inception"
+"""What ``download`` calls the network of FID, which is no system's."""
+
 DEMO = HERE / "headless" / "demo.json"
 """The pictures of the demo: a template, its caption on the contact sheet, and settings, in which
 ``{first}`` is the first picture's file."""
@@ -314,6 +457,7 @@ DEMO = HERE / "headless" / "demo.json"
 
 def _demo(options: argparse.Namespace) -> int:
     """Draw :data:`DEMO`: of each system a few pictures, and some across systems."""
+    from .headless.contact_sheet import contact_sheet
     from .headless.runner import node_classes
     from .headless.workflow import read_workflow, to_api
 
@@ -338,31 +482,6 @@ def _demo(options: argparse.Namespace) -> int:
     print(f"\n{len(sheet)} pictures in {options.out.resolve()}")
     print(f"contact sheet: {path.resolve()}")
     return 0
-
-
-def contact_sheet(pictures: Sequence[tuple[str, Path]], path: Path, columns: int = 5) -> Path:
-    """Write (caption, picture) pairs as one PNG."""
-    from PIL import Image, ImageDraw, ImageOps
-
-    from .loaders.files.safe import open_picture, written
-
-    cell, text, gap = 128, 30, 8
-    rows = -(-len(pictures) // columns)
-    sheet = Image.new(
-        "RGB", (columns * (cell + gap) + gap, rows * (cell + text + gap) + gap), "white"
-    )
-    draw = ImageDraw.Draw(sheet)
-    for i, (caption, picture) in enumerate(pictures):
-        x = gap + i % columns * (cell + gap)
-        y = gap + i // columns * (cell + text + gap)
-        with open_picture(picture) as opened:
-            sheet.paste(ImageOps.pad(opened.convert("RGB"), (cell, cell), color="white"), (x, y))
-        half = caption.rfind(" on ") if " on " in caption else len(caption)
-        draw.text((x, y + cell + 2), f"{caption[:half]}\n{caption[half:].strip()}", fill="black")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with written(path) as scratch:
-        sheet.save(scratch, "PNG")
-    return path
 
 
 if __name__ == "__main__":

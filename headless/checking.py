@@ -115,7 +115,7 @@ class _Walk:
         if key in self._verdicts:
             return
         try:
-            _check_inputs(key, self._prompt, self._schemas, self._nodes)
+            check_inputs(key, self._prompt, self._schemas, self._nodes)
         except Unsupported:
             raise
         except WorkflowError as error:
@@ -135,9 +135,18 @@ def _ancestors(prompt: Mapping[str, Any], outputs: list[str]) -> set[str]:
     return wanted
 
 
-def _check_inputs(
+def check_inputs(
     key: str, prompt: Mapping[str, Any], schemas: Mapping[str, Any], nodes: Mapping[str, Any]
 ) -> None:
+    """Check one node's own inputs, and make them what their types ask for, in place.
+
+    Args:
+        key: the node's id in ``prompt``; schemas: of every node by id; nodes: classes by name.
+
+    Raises:
+        WorkflowError: an input is missing or does not fit.
+        Unsupported: something that only ComfyUI can do.
+    """
     node, schema = prompt[key], schemas[key]
     sockets = {socket.id: socket for socket in schema.inputs}
     # As in the host: what a node does not know (an editor's widget, an old input) is left out.

@@ -63,6 +63,8 @@ class Runner:
         keep: keep every node's outputs for the next run. Switched off, each output is freed once
             the last node that needs it has run, a loader's text encoder before its U-Net, and each
             run starts anew.
+        saves_again: output nodes run in every run, also where nothing changed: somebody takes
+            their files away.
         on_node: called with (id, title) before a node runs.
         on_progress: called with (id, step, steps, preview or None) while it runs.
     """
@@ -71,6 +73,7 @@ class Runner:
     output_folder: Path = Path("output")
     input_folder: Path = Path("input")
     keep: bool = True
+    saves_again: bool = False
     on_node: Callable[[str, str], None] | None = None
     on_progress: Callable[[str, int, int, Any], None] | None = None
     _cache: dict[int, tuple[tuple, dict | None]] = field(default_factory=dict)
@@ -187,7 +190,9 @@ class Runner:
             for name, value in sorted(node["inputs"].items())
         )
         schema = self.nodes[node["class_type"]].define_schema()
-        alone = key if schema.not_idempotent or schema.hidden or not self.keep else None
+        alone: Any = key if schema.not_idempotent or schema.hidden or not self.keep else None
+        if self.saves_again and schema.is_output_node:
+            alone = object()
         signature = (node["class_type"], inputs, self._fingerprint(node), alone)
         return self._numbers.setdefault(signature, next(self._counter))
 

@@ -16,7 +16,7 @@ from torch import nn
 
 from ..edges import SPACES, EmbeddingSpace, reason_of
 from . import clip, unclip
-from .files.catalogue import Source, Stage, System
+from .files.catalogue import Published, Source, Stage, System
 from .files.checkpoint import (
     AGAIN,
     CheckpointError,
@@ -49,6 +49,12 @@ SYSTEMS = (
                 "openai-vit-b-32", 512, "OpenAI CLIP ViT-B/32 (minDALL-E's reranker)", 768
             ),
         ),
+        published={
+            f"clip-vit-b-{patch}": Published(
+                f"clip-vit-base-patch{patch}", {f"openai/clip-vit-base-patch{patch}": ("",)}
+            )
+            for patch in (16, 32)
+        },
         place="Put the files of openai/clip-vit-base-patch32 into a folder of the model folder",
     ),
 )

@@ -141,6 +141,8 @@ def _schema(
 class KandinskyDecoder(Node):
     """Kandinsky's decoder with its published sampler."""
 
+    ROW_BY_ROW = True
+
     @classmethod
     def define_schema(cls) -> io.Schema:
         return _schema(
@@ -761,6 +763,8 @@ def _kandinsky_outputs() -> list:
 
 class KandinskyPrior(Node):
     """Kandinsky's prior: the embedding of a picture, and of what it shall not be."""
+
+    ROW_BY_ROW = True
 
     @classmethod
     def define_schema(cls) -> io.Schema:

@@ -29,6 +29,8 @@ from .widgets import (
 class KarloDecoder(Node):
     """Karlo's unCLIP decoder with its published sampler (learned variance, own betas)."""
 
+    ROW_BY_ROW = True
+
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -163,6 +165,8 @@ class LoadUpscaler(Node):
 
 class KarloUpscale(Node):
     """Karlo's improved super-resolution, the last step by its own network."""
+
+    ROW_BY_ROW = True
 
     @classmethod
     def define_schema(cls) -> io.Schema:

@@ -37,6 +37,8 @@ AS_PUBLISHED = "as published"
 class KoalaTextEncode(Node):
     """A prompt for SDXL's U-Nets: both encoders' hidden states, pooled embedding, sizes."""
 
+    ROW_BY_ROW = True
+
     @classmethod
     def define_schema(cls) -> io.Schema:
         def side(name: str, default: int, tooltip: str) -> Any:
@@ -99,6 +101,8 @@ class KoalaTextEncode(Node):
 
 class KoalaSample(Node):
     """KOALA's published sampler."""
+
+    ROW_BY_ROW = True
 
     @classmethod
     def define_schema(cls) -> io.Schema:

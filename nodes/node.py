@@ -38,7 +38,14 @@ LONGEST = 100_000
 
 
 class Node(io.ComfyNode):
-    """A node whose ``execute`` gets what its schema says, or is not called."""
+    """A node whose ``execute`` gets what its schema says, or is not called.
+
+    Attributes:
+        ROW_BY_ROW: row i of what it gives depends on row i of what it gets and on seed + i alone,
+            so that rows of a table can run together in it.
+    """
+
+    ROW_BY_ROW = False
 
     def __init_subclass__(cls, **options: Any) -> None:
         """Put the check in front of the class's own ``execute``."""

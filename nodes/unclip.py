@@ -43,6 +43,8 @@ LATENT = titles("latent_decoder")
 class PriorSample(Node):
     """The unCLIP prior's diffusion over image embeddings."""
 
+    ROW_BY_ROW = True
+
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -247,6 +249,8 @@ class LoadImageNormalizer(Node):
 
 class TextEncode(Node):
     """A prompt as the prior and the decoder want it: hidden states, pooled embedding, mask."""
+
+    ROW_BY_ROW = True
 
     @classmethod
     def define_schema(cls) -> io.Schema:

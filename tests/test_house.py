@@ -17,6 +17,7 @@ from .test_layers import MODULES, ROOT, room_of
 
 ROOMS = {
     *("cli", "headless", "nodes", "host", "loaders", "samplers", "networks", "edges", "training"),
+    "scale",
 }
 
 MOST_PARAMETERS = 9

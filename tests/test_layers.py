@@ -13,7 +13,11 @@ ROOT = Path(__file__).resolve().parents[1]
 
 MAY_IMPORT = {
     "__init__": {"nodes"},
-    "cli": {"headless", "host", "nodes", "loaders", "samplers", "networks", "edges", "training"},
+    "cli": {
+        *("headless", "host", "nodes", "loaders", "samplers", "networks", "edges"),
+        *("training", "scale"),
+    },
+    "scale": {"headless", "host", "nodes", "loaders", "samplers", "networks", "edges", "shapes"},
     "headless": {"nodes", "host", "loaders", "samplers", "networks", "edges"},
     "nodes": {"host", "loaders", "samplers", "networks", "edges"},
     "host": {"loaders", "samplers", "networks", "edges"},

@@ -1,4 +1,5 @@
-"""The embedded host's memory management: on the GPU, where there is one, lies what a stage uses."""
+"""The embedded host's memory management: on the GPU, where there is one, lies what a stage uses,
+and what others used as long as there is room, so that the next row of a batch finds it there."""
 
 from __future__ import annotations
 
@@ -32,16 +33,24 @@ def manage(network: nn.Module) -> Managed:
     return Managed(network)
 
 
+SPARE = 3
+"""One part in so many of the GPU stays free for what a stage computes beyond what it tells."""
+
+
 def use(
     managed: Managed, activations: int = 0, beside: Sequence[Managed] = ()
 ) -> tuple[nn.Module, torch.device, torch.dtype]:
-    """Put a network on the device, and those of the stage before back: (network, device, dtype).
+    """Put a network on the device, and those of other stages back where room is short: (network,
+    device, dtype).
 
     ``beside`` are networks that the same stage uses too.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     wanted = [one.network for one in (managed, *beside)]
-    for other in set(_on_device) - set(wanted):
+    needed = activations * next(managed.network.parameters()).element_size()
+    needed += sum(_weight_bytes(network) for network in set(wanted) - set(_on_device))
+    others = set(_on_device) - set(wanted)
+    for other in others if others and not _has_room(needed) else ():
         forget(other)
         other.to("cpu")
         _on_device.remove(other)
@@ -50,6 +59,17 @@ def use(
             channels_last(network.to(device))
             _on_device.add(network)
     return managed.network, device, next(managed.network.parameters()).dtype
+
+
+def _weight_bytes(network: nn.Module) -> int:
+    return sum(weight.numel() * weight.element_size() for weight in network.parameters())
+
+
+def _has_room(needed: int) -> bool:
+    """Whether the GPU holds so many bytes more. What torch has in reserve is not counted: some of
+    it belongs to recordings."""
+    free, total = torch.cuda.mem_get_info()
+    return free >= needed + total // SPARE
 
 
 def free_memory() -> int:

@@ -136,6 +136,61 @@ def download(
     return target
 
 
+def download_file(url: str, folder: Path, sha256: str, *, progress: Progress | None = None) -> Path:
+    """Fetch one file that lies outside of the hub, or verify one that was fetched.
+
+    Args:
+        url: its last part is the file's name.
+        folder: the model folder; made if missing.
+        sha256: how the published checksum begins.
+        progress: told as bytes arrive.
+
+    Raises:
+        UserError: no connection, no space, or another checksum. What was fetched stays beside the
+            file and is resumed.
+    """
+    name = url.rpartition("/")[2]
+    target, tell = folder / name, progress or (lambda name, done, total: None)
+    fetched = target.with_name(f"{name}.partial")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with locked(target):
+            if not target.exists():
+                request = urllib.request.Request(url, method="HEAD")
+                with urllib.request.urlopen(request, timeout=60) as answer:
+                    size = int(answer.headers["Content-Length"])
+                _refuse_links(fetched, folder)
+                _read_all(url, fetched, size, _counted(tell, name, 0, size))
+                tell("", size, size)
+                if _digest(fetched).startswith(sha256):
+                    fetched.rename(target)
+                else:
+                    fetched.unlink()
+            if not target.exists() or not _digest(target).startswith(sha256):
+                raise UserError(
+                    f"'{target}' does not have its published checksum ({sha256}...). Remove it if"
+                    " it is there, and run the command again"
+                )
+    except Busy as error:
+        raise UserError(str(error)) from error
+    except (urllib.error.URLError, http.client.HTTPException, TypeError) as error:
+        raise UserError(
+            f"'{url}' could not be downloaded ({reason_of(error)}). Check the connection and run"
+            f" the command again, or put the file into '{folder}' yourself"
+        ) from error
+    except OSError as error:
+        raise _unwritable(target, fetched, error) from error
+    return target
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
 def _wanted(system: str) -> Published:
     offered = published()
     if system not in offered:
@@ -271,7 +326,7 @@ def choose(names: Iterable[str], components: Iterable[str]) -> list[str]:
                 f"the hub lists a file called '{name}', which is not a safe file name. Nothing was"
                 " downloaded"
             )
-        if component == "":
+        if component == "" and wanted != {""}:
             if file == "model_index.json":
                 by_component.setdefault(component, []).append(file)
         elif re.search(r"\.(json|txt|safetensors|bin)$", file):
@@ -387,25 +442,30 @@ def _hub_fetch(api: Any) -> Fetch:
 
     def fetch(file: File, path: Path, arrived: Callable[[int], None]) -> None:
         url = address(file.repository, file.path, revision=file.commit, endpoint=endpoint)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(path.name + PART)
-        failures = 0
-        while True:
-            before = part.stat().st_size if part.exists() else 0
-            try:
-                _read_on(url, part, file.size, arrived)
-                break
-            except (OSError, http.client.HTTPException) as error:
-                if _is_disk_full(error) or _is_final(error):
-                    raise
-                gained = part.exists() and part.stat().st_size > before
-                failures = 1 if gained else failures + 1
-                if failures >= TRIES:
-                    raise
-                time.sleep(2 ** (failures - 1))
-        part.replace(path)
+        _read_all(url, path, file.size, arrived)
 
     return fetch
+
+
+def _read_all(url: str, path: Path, size: int, arrived: Callable[[int], None]) -> None:
+    """Read ``size`` bytes into ``path``, going on where a connection broke off."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + PART)
+    failures = 0
+    while True:
+        before = part.stat().st_size if part.exists() else 0
+        try:
+            _read_on(url, part, size, arrived)
+            break
+        except (OSError, http.client.HTTPException) as error:
+            if _is_disk_full(error) or _is_final(error):
+                raise
+            gained = part.exists() and part.stat().st_size > before
+            failures = 1 if gained else failures + 1
+            if failures >= TRIES:
+                raise
+            time.sleep(2 ** (failures - 1))
+    part.replace(path)
 
 
 def _read_on(url: str, part: Path, size: int, arrived: Callable[[int], None]) -> None:

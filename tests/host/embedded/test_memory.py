@@ -31,10 +31,29 @@ def forgotten(monkeypatch):
     monkeypatch.setattr(memory, "_on_device", weakref.WeakSet())
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(memory, "forget", said.append)
+    monkeypatch.setattr(memory, "_has_room", lambda needed: False)
     return said
 
 
-def test_a_stage_puts_the_last_stages_networks_back_with_what_was_recorded(forgotten):
+def test_where_there_is_room_networks_stay_with_what_was_recorded(forgotten, monkeypatch):
+    asked = []
+    monkeypatch.setattr(memory, "_has_room", lambda needed: asked.append(needed) or True)
+    one, two = (memory.manage(Network()) for _ in range(2))
+    memory.use(one)
+    memory.use(two, activations=7)
+    memory.use(one)
+    assert [m.network.place for m in (one, two)] == ["cuda", "cuda"] and not forgotten
+    weights = sum(weight.numel() for weight in Network().parameters())
+    assert asked == [4 * (weights + 7), 0], "bytes of what is not there yet, and of activations"
+
+
+def test_room_is_what_is_left_beside_a_share_of_the_card(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (5 * 2**30, 9 * 2**30))
+    assert [memory._has_room(n * 2**30) for n in (1, 2, 3)] == [True, True, False]
+
+
+def test_without_room_a_stage_puts_the_others_back_with_what_was_recorded(forgotten):
     one, two, three = (memory.manage(Network()) for _ in range(3))
     assert memory.use(one, beside=[two])[:2] == (one.network, torch.device("cuda"))
     assert (one.network.place, two.network.place) == ("cuda", "cuda") and not forgotten

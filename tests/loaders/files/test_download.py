@@ -491,3 +491,48 @@ def test_two_at_once(state: Hub, tmp_path: Path) -> None:
 
     target = download("karlo", tmp_path, api=FakeApi(state), fetch=put)
     assert [p.name for p in tmp_path.iterdir()] == [target.name]
+
+
+@pytest.fixture
+def plain_server(tmp_path: Path):
+    """A folder over HTTP; its address."""
+    from functools import partial
+    from http.server import SimpleHTTPRequestHandler
+
+    folder = tmp_path / "published"
+    folder.mkdir()
+    (folder / "file.pth").write_bytes(b"weights")
+    server = ThreadingHTTPServer(
+        ("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=folder)
+    )
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/file.pth"
+    server.shutdown()
+
+
+def test_a_single_file_is_fetched_once_and_verified(plain_server: str, tmp_path: Path) -> None:
+    begins, folder = hashlib.sha256(b"weights").hexdigest()[:8], tmp_path / "models"
+    path = module.download_file(plain_server, folder, begins)
+    assert path == folder / "file.pth" and path.read_bytes() == b"weights"
+    assert module.download_file("http://127.0.0.1:9/file.pth", folder, begins) == path
+    path.write_bytes(b"damaged")
+    with pytest.raises(UserError, match="does not have its published checksum"):
+        module.download_file(plain_server, folder, begins)
+
+
+def test_a_single_file_of_another_checksum_is_not_kept(plain_server: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="does not have its published checksum"):
+        module.download_file(plain_server, tmp_path / "models", "00000000")
+    assert list((tmp_path / "models").iterdir()) == []
+
+
+def test_a_single_file_that_nobody_sends_says_so(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"could not be downloaded .* put the file into"):
+        module.download_file("http://127.0.0.1:9/file.pth", tmp_path, "00000000")
+
+
+def test_a_repository_that_is_one_component_is_fetched_whole() -> None:
+    names = ["README.md", "config.json", "flax_model.msgpack", "merges.txt", "pytorch_model.bin"]
+    assert choose(names, [""]) == ["config.json", "merges.txt", "pytorch_model.bin"]
+    assert choose([*names, "model.safetensors"], [""])[-2:] == ["merges.txt", "model.safetensors"]
+    assert {"clip-vit-b-16", "clip-vit-b-32"} <= set(module.published())

@@ -1,0 +1,1 @@
+"""Many rows and many GPUs: a workflow over a table, and the model cards' evaluation."""
