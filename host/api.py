@@ -53,7 +53,7 @@ class Adapter:
 
 
 class Host(Protocol):
-    """The names of a door; 19 of them."""
+    """The names of a door; 20 of them."""
 
     NAME: str
     """In messages."""
@@ -137,6 +137,11 @@ class Host(Protocol):
 
     def warn(self, message: str) -> None:
         """Tell the user."""
+        ...
+
+    def shown(self, image: torch.Tensor) -> dict[str, Any]:
+        """What a node returns as ``ui`` for an IMAGE ``[B, H, W, 3]`` to be seen in the node; empty
+        without an editor."""
         ...
 
     def clip_vision_output(self, image_embeds: torch.Tensor, **extra: Any) -> Any:

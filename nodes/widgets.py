@@ -85,11 +85,12 @@ class Bar:
 
     Args:
         preview: of x0, where there is a picture to see.
-        runs: how many samplers, one after another, share the bar, each an equal part of it.
+        runs: how many samplers, one after another, share the bar, each an equal part of it. A
+            run of its own kind sets ``preview`` before it begins.
     """
 
     def __init__(self, preview: Callable[[Any], Any] | None = None, runs: int = 1) -> None:
-        self._preview, self._runs = preview, runs
+        self.preview, self._runs = preview, runs
         self._update: Callable[..., None] | None = None
         self._length = self._done = 0
 
@@ -98,7 +99,7 @@ class Bar:
         if self._update is None:
             self._length = total
             self._update = host.progress(total * self._runs)
-        shown = None if self._preview is None else self._preview(x0)
+        shown = None if self.preview is None else self.preview(x0)
         self._update(self._done + step * self._length // total, shown)
         if step == total:
             self._done += self._length

@@ -60,6 +60,11 @@ def pick_dtype(choice: str, role: Role) -> torch.dtype:
     return named_dtype(choice)
 
 
+def shown(image: torch.Tensor) -> dict[str, Any]:
+    """Nothing: there is no editor to see it in."""
+    return {}
+
+
 def model_files(kind: str) -> list[str]:
     """Files of the host's own folder ``kind`` ("text_encoders", "vae"): it has none."""
     return []
@@ -110,6 +115,7 @@ __all__ = [
     "pick_dtype",
     "progress",
     "session",
+    "shown",
     "stop_if_asked",
     "use",
     "warn",

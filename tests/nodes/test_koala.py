@@ -155,8 +155,9 @@ def test_the_native_sampler_runs_it(loaded):
 )
 def test_the_info_node_tells_the_variant(loaded, name, words):
     model, _, _ = loaded(name)
-    same, info = KoalaInfo.execute(model).args
-    assert same is model
+    output = KoalaInfo.execute(model)
+    same, info = output.args
+    assert same is model and output.ui == {"text": [info]}
     millions = sum(p.numel() for p in model.managed.network.parameters()) / 1e6
     for word in (*words, f"{millions:,.1f}M", "GiB in float32", "memory at 1024×1024"):
         assert word in info
