@@ -38,6 +38,7 @@ class CLIPRerank(Node):
             category="PriorArt/sample",
             description="Sorts pictures by the cosine between their CLIP embedding and the"
             " prompt's, as minDALL-E publishes it, and keeps the best.",
+            has_intermediate_output=True,
             inputs=[
                 io.Clip.Input("clip", tooltip="The text model, from Load CLIP (Rerank)."),
                 io.ClipVision.Input(

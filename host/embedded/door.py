@@ -76,8 +76,9 @@ def load_files(stage: str, *names: str) -> Any:
     raise EdgeError(f"{NAME} has no folder for {named}; run this in ComfyUI")
 
 
-def show(picture: Callable[[], torch.Tensor]) -> None:
-    """Nothing: there is no editor to show a picture in."""
+def show(picture: Callable[[], torch.Tensor]) -> dict[str, str] | None:
+    """``None``: there is no editor to show a picture in."""
+    return None
 
 
 def wrap(stage: str, loaded: Any, **options: Any) -> Any:
