@@ -139,9 +139,13 @@ class Host(Protocol):
         """Tell the user."""
         ...
 
-    def shown(self, image: torch.Tensor) -> dict[str, Any]:
-        """What a node returns as ``ui`` for an IMAGE ``[B, H, W, 3]`` to be seen in the node; empty
-        without an editor."""
+    def show(self, picture: Callable[[], torch.Tensor]) -> dict[str, str] | None:
+        """Keep a picture, IMAGE ``[1, H, W, 3]`` in [0, 1], where the node's widget finds it.
+
+        Returns:
+            What the editor asks for it by (``filename``, ``subfolder``, ``type``), for the node's
+            ``ui``; ``None``, and nothing is called, where there is no editor.
+        """
         ...
 
     def clip_vision_output(self, image_embeds: torch.Tensor, **extra: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from ..loaders.files.safe import cure_of
 from ..samplers.embeddings import MODES, along, cosines, interpolate, mix, move_by_texts, on_pad
 from .charts import matrix
 from .node import Node
-from .widgets import named
+from .widgets import drawn_input, from_json, named
 
 CATEGORY = "PriorArt/mix"
 WEIGHT = {"min": -10.0, "max": 10.0, "step": 0.01}
@@ -65,7 +64,7 @@ CORNERS = ("image_embeds_a", "image_embeds_b", "image_embeds_c", "image_embeds_d
 """Top left, top right, bottom left, bottom right."""
 
 
-def _pad_inputs(tooltip: str) -> list[Any]:
+def _pad_inputs(widget: str, tooltip: str) -> list[Any]:
     """The lower corners of a pad, and what is drawn on it."""
     return [
         io.ClipVisionOutput.Input(
@@ -74,7 +73,7 @@ def _pad_inputs(tooltip: str) -> list[Any]:
         io.ClipVisionOutput.Input(
             "image_embeds_d", optional=True, tooltip="A fourth: the corner at the bottom right."
         ),
-        io.String.Input("pad", default="", optional=True, tooltip=tooltip),
+        drawn_input("pad", widget, tooltip),
     ]
 
 
@@ -84,10 +83,12 @@ def points_on(pad: str) -> Points:
     Raises:
         EdgeError: anything else, or a place outside the pad.
     """
+    found = from_json(pad, "pad", "a list of points such as [[0.5, 0.5]]")
+    if found is None:
+        return []
     try:
-        found = json.loads(pad) if pad.strip() else []
         points = [(float(x), float(y)) for x, y in found] if isinstance(found, list) else OFF
-    except (ValueError, TypeError, OverflowError, RecursionError):
+    except (ValueError, TypeError, OverflowError):
         points = OFF
     if not all(0 <= number <= 1 for point in points for number in point):
         raise EdgeError(
@@ -143,9 +144,10 @@ class MixEmbeddings(Node):
                     " slerp goes from the first to the second on the sphere.",
                 ),
                 *_pad_inputs(
+                    "PRIOR_ART_PAD",
                     "The place on the pad whose corners are the embeddings, as JSON: [[x, y]] from"
                     " 0 to 1, from the left and from the top. It takes the place of both weights;"
-                    " empty it is the weights, or with a third embedding the middle."
+                    " empty it is the weights, or with a third embedding the middle.",
                 ),
             ],
             outputs=[_output("For a decoder or another mix.")],
@@ -204,9 +206,10 @@ class InterpolateEmbeddings(Node):
                     tooltip="On the sphere, or straight.",
                 ),
                 *_pad_inputs(
+                    "PRIOR_ART_PATH",
                     "A path on the pad whose corners are the embeddings, as JSON: [[x, y], ...]"
                     " from 0 to 1, from the left and from the top. Empty: straight from one"
-                    " embedding to the next."
+                    " embedding to the next.",
                 ),
             ],
             outputs=[_output("As many rows as asked, for a decoder.")],
@@ -346,8 +349,8 @@ class CompareEmbeddings(Node):
         cell = max(1, min(32, 4096 // max(table.shape)))
         cells = (table * 0.5 + 0.5).repeat_interleave(cell, 0).repeat_interleave(cell, 1)
         picture = cells[None, :, :, None].expand(-1, -1, -1, 3).contiguous()
-        chart = matrix(table, "a", "b")
-        return io.NodeOutput(said, host.offload(picture), ui=host.shown(chart))
+        seen = host.show(lambda: matrix(table, "a", "b"))
+        return io.NodeOutput(said, host.offload(picture), ui={"images": [seen]} if seen else None)
 
 
 class SaveEmbeddings(Node):

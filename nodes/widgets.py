@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -132,6 +133,33 @@ def noise_offset_output() -> Any:
         display_name="noise_offset",
         tooltip="Random numbers drawn per image so far. For the next stage's noise_offset.",
     )
+
+
+def drawn_input(name: str, widget: str, tooltip: str) -> Any:
+    """A JSON text that the editor shows as a widget of the pack's own.
+
+    Args:
+        widget: its type, as ``web/js`` registers it; also what the node calls its part of ``ui``.
+    """
+    return io.String.Input(
+        name, default="", optional=True, tooltip=tooltip, extra_dict={"widgetType": widget}
+    )
+
+
+def from_json(text: str, name: str, example: str) -> Any:
+    """What the JSON ``text`` of a :func:`drawn_input` says; ``None`` where it is empty.
+
+    Raises:
+        EdgeError: it is no JSON; shows the ``example``.
+    """
+    if not text.strip():
+        return None
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        raise EdgeError(
+            f"'{name}' is no JSON; give {example}, or nothing, or clear it in the node's widget"
+        ) from None
 
 
 LOAD = "PriorArt/load"

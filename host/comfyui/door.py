@@ -17,11 +17,12 @@ import comfy.model_management as memory
 import comfy.utils
 import folder_paths
 import torch
-from comfy_api.latest import ComfyExtension, ui
+from comfy_api.latest import ComfyExtension
 
 from ...edges import Role, placed
 from ..api import DTYPES, adapters, named_dtype
 from .compat import io, warn
+from .editor import show
 from .memory import Managed, manage, use
 from .unclip import clip_vision_output
 
@@ -107,11 +108,6 @@ def stop_if_asked() -> None:
     memory.throw_exception_if_processing_interrupted()
 
 
-def shown(image: torch.Tensor) -> dict[str, Any]:
-    """The pictures of an IMAGE as the node's own preview, among the host's temporary files."""
-    return ui.PreviewImage(image).as_dict()
-
-
 def free_memory() -> int:
     """Bytes that are free on the device that computes."""
     return int(memory.get_free_memory(memory.get_torch_device()))
@@ -174,7 +170,7 @@ __all__ = [
     "open",
     "pick_dtype",
     "progress",
-    "shown",
+    "show",
     "stop_if_asked",
     "use",
     "warn",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -60,11 +61,6 @@ def pick_dtype(choice: str, role: Role) -> torch.dtype:
     return named_dtype(choice)
 
 
-def shown(image: torch.Tensor) -> dict[str, Any]:
-    """Nothing: there is no editor to see it in."""
-    return {}
-
-
 def model_files(kind: str) -> list[str]:
     """Files of the host's own folder ``kind`` ("text_encoders", "vae"): it has none."""
     return []
@@ -78,6 +74,11 @@ def load_files(stage: str, *names: str) -> Any:
     """
     named = " and ".join(f"'{name}'" for name in names)
     raise EdgeError(f"{NAME} has no folder for {named}; run this in ComfyUI")
+
+
+def show(picture: Callable[[], torch.Tensor]) -> dict[str, str] | None:
+    """``None``: there is no editor to show a picture in."""
+    return None
 
 
 def wrap(stage: str, loaded: Any, **options: Any) -> Any:
@@ -115,7 +116,7 @@ __all__ = [
     "pick_dtype",
     "progress",
     "session",
-    "shown",
+    "show",
     "stop_if_asked",
     "use",
     "warn",

@@ -104,9 +104,9 @@ def test_text_difference_moves_along_the_difference():
 
 def test_compare_gives_numbers_and_a_picture(monkeypatch):
     a = rows(2)
-    monkeypatch.setattr(host, "shown", lambda image: {"images": image.shape})
+    monkeypatch.setattr(host, "show", lambda picture: {"size": picture().shape})
     output = CompareEmbeddings.execute(embeds(a), embeds(torch.cat([a, -a[:1]])))
-    assert output.ui == {"images": (1, 136, 184, 3)}
+    assert output.ui == {"images": [{"size": (1, 136, 184, 3)}]}
     said, image = output.args
     table = torch.tensor([[float(x) for x in line.split()] for line in said.splitlines()])
     near(table[:, :2].diagonal(), torch.ones(2))
@@ -198,7 +198,7 @@ BROKEN_PADS += [
 
 @pytest.mark.parametrize("pad", BROKEN_PADS, ids=lambda pad: pad[:12])
 def test_what_is_no_place_on_the_pad_is_refused(pad):
-    with pytest.raises(EdgeError, match=r"^'pad' is '.*list of points \[x, y\]"):
+    with pytest.raises(EdgeError, match=r"^.pad. is .*list of points"):
         MixEmbeddings.execute(embeds(rows()), embeds(rows()), 1, 1, pad=pad)
 
 
