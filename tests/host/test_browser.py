@@ -29,6 +29,7 @@ pytestmark = [pytest.mark.host, pytest.mark.browser]
 
 def open_template(page: Any, name: str) -> None:
     graph = json.loads((PACK / "example_workflows" / f"{name}.json").read_text())
+    graph["extra"]["linearMode"] = False  # as a graph; as an app: test_apps.py
     page.evaluate("graph => window.app.loadGraphData(graph)", graph)
     page.wait_for_timeout(1000)
 
