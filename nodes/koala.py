@@ -183,6 +183,10 @@ class KoalaSample(Node):
         return io.NodeOutput({"samples": host.offload(latents)})
 
 
+INFO = "PRIOR_ART_INFO"
+"""What the node's table in the editor is called."""
+
+
 class KoalaInfo(Node):
     """Which U-Net a MODEL holds."""
 
@@ -205,7 +209,7 @@ class KoalaInfo(Node):
     @classmethod
     def execute(cls, model: Any) -> io.NodeOutput:
         said = describe(host.open("koala_unet", model)[1].variant)
-        return io.NodeOutput(model, said, ui={"text": [said]})
+        return io.NodeOutput(model, said, ui={INFO: [said]})
 
 
 def describe(variant: Any) -> str:

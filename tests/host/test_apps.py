@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.host, pytest.mark.browser]
 
 
 @pytest.fixture(scope="module")
-def editor(page: Any) -> Iterator[Any]:
+def app_editor(page: Any) -> Iterator[Any]:
     """The page, if its editor has app mode."""
     commands = page.evaluate("() => app.extensionManager.command.commands.map(c => c.id)")
     if "Comfy.ToggleLinear" not in commands:
@@ -49,27 +49,27 @@ def open_app(page: Any, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_a_template_opens_as_an_app(editor: Any, name: str) -> None:
-    open_app(editor, name)
-    assert editor.get_by_role("button", name="Run", exact=True).count() == 1
-    assert not editor.locator(".p-dialog:visible").all_inner_texts()
-    assert not editor.locator(".p-toast-message:visible").all_inner_texts()
+def test_a_template_opens_as_an_app(app_editor: Any, name: str) -> None:
+    open_app(app_editor, name)
+    assert app_editor.get_by_role("button", name="Run", exact=True).count() == 1
+    assert not app_editor.locator(".p-dialog:visible").all_inner_texts()
+    assert not app_editor.locator(".p-toast-message:visible").all_inner_texts()
 
 
 @pytest.mark.parametrize("name", ["karlo_text_to_image", "mindalle_rerank"])
-def test_an_app_paints_what_it_is_asked_for(editor: Any, comfy: Any, name: str) -> None:
+def test_an_app_paints_what_it_is_asked_for(app_editor: Any, comfy: Any, name: str) -> None:
     """A prompt that is typed, and two pictures instead of one or four."""
     from prior_art.shapes.check import check
     from prior_art.shapes.grammar import parse
 
     text = "a large blue square on a white background"
-    open_app(editor, name)
-    items = editor.locator("[data-testid=app-mode-widget-item]")
+    open_app(app_editor, name)
+    items = app_editor.locator("[data-testid=app-mode-widget-item]")
     items.filter(has_text="Prompt").locator("textarea").fill(text)
     count = items.filter(has_text="How many").locator("input")
     count.fill("2")
     count.press("Enter")
-    run = queued(editor, comfy)
+    run = queued(app_editor, comfy)
     saved = [
         image
         for output in run["outputs"].values()
@@ -79,20 +79,19 @@ def test_an_app_paints_what_it_is_asked_for(editor: Any, comfy: Any, name: str) 
     assert len(saved) == 2
     pictures = [Image.open(comfy.base / "output" / image["filename"]) for image in saved]
     assert check(np.asarray(pictures[0].convert("RGB"))).all_right(parse(text))
-    shown = editor.locator(f"img[src*='{saved[0]['filename']}']")
+    shown = app_editor.locator(f"img[src*='{saved[0]['filename']}']")
     shown.first.wait_for(timeout=30_000)
 
 
 @pytest.mark.parametrize("name", BLUEPRINTS)
-def test_the_editor_lists_the_blueprint(editor: Any, name: str) -> None:
-    editor.evaluate("() => app.loadGraphData()")
-    editor.wait_for_timeout(1000)
-    editor.locator("canvas#graph-canvas").dblclick(position={"x": 700, "y": 650})
-    editor.wait_for_timeout(500)
-    editor.keyboard.type(name)
-    found = editor.get_by_text("Blueprint", exact=True).first
+def test_the_editor_lists_the_blueprint(app_editor: Any, name: str) -> None:
+    app_editor.evaluate("() => app.loadGraphData()")
+    app_editor.evaluate("() => app.extensionManager.command.execute('Workspace.SearchBox.Toggle')")
+    app_editor.wait_for_timeout(1000)
+    app_editor.keyboard.type(name)
+    found = app_editor.get_by_text("Blueprint", exact=True).first
     found.wait_for()
     described = json.loads((PACK / "subgraphs" / f"{name}.json").read_text())
     (inner,) = described["definitions"]["subgraphs"]
-    assert editor.get_by_text(inner["description"]).count()
-    editor.keyboard.press("Escape")
+    assert app_editor.get_by_text(inner["description"]).count()
+    app_editor.keyboard.press("Escape")
