@@ -121,9 +121,9 @@ export function widgetOf(node, name) {
   return node.widgets?.find((widget) => widget.name === name);
 }
 
-/** The address of a picture that the host keeps: {filename, subfolder, type}. */
-export function pictureUrl({ filename, subfolder = "", type = "temp" }) {
-  return api.apiURL(`/view?${new URLSearchParams({ filename, subfolder, type })}`);
+/** The address of a picture that the host keeps: {filename, subfolder, type}, as `show` gives it. */
+export function pictureUrl(kept) {
+  return api.apiURL(`/view?${new URLSearchParams(kept)}`);
 }
 
 /** element("button", { class: "x", onclick: f, "aria-label": "y" }, "text", child) */
