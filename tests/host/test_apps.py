@@ -10,11 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from .test_browser import BLUEPRINTS, PACK, TEMPLATES, picture_to_load, queued
+from .editing import PACK, queued
+from .test_browser import BLUEPRINTS, TEMPLATES
 
-__all__ = ["picture_to_load"]
-
-pytestmark = [pytest.mark.host, pytest.mark.browser]
+pytestmark = [
+    pytest.mark.host,
+    pytest.mark.browser,
+    pytest.mark.usefixtures("picture_to_load"),
+]
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,7 @@ export function valueWidget(type, height, build) {
     getCustomWidgets: () => ({
       [type]: (node, name) => ({ widget: new Part(node, name, type, height, build).widget }),
     }),
-    onNodeOutputsUpdated: restore,
+    ...restoring(type),
   });
 }
 
@@ -41,19 +41,22 @@ export function viewWidget(nodeId, type, height, build) {
       const { widget } = new Part(node, type, type, height, build);
       widget.serialize = widget.options.serialize = false;
     },
-    onNodeOutputsUpdated: restore,
+    ...restoring(type),
   });
 }
 
 const alive = new Set(); // every Part in a graph, for what comes without naming a widget
 
-/** Outputs by the editor's name of a node: after another workflow's tab, say, was looked at. */
-function restore(outputs) {
-  for (const part of alive) {
-    const { id, graph } = part.node;
-    const name = !graph || graph === app.graph?.rootGraph ? id : `${graph.id}:${id}`;
-    part.tell(outputs[name] ?? outputs[id]);
-  }
+/** What the last run told, for nodes that were made again: after undo, or on a workflow's tab. */
+function restoring(type) {
+  const restore = (outputs) => {
+    for (const part of alive) {
+      const { id, graph } = part.node;
+      const name = graph?.isRootGraph === false ? `${graph.id}:${id}` : id;
+      if (part.type === type) part.tell(outputs?.[name]);
+    }
+  };
+  return { onNodeOutputsUpdated: restore, afterConfigureGraph: () => restore(app.nodeOutputs) };
 }
 
 class Part {

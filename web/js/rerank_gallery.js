@@ -50,8 +50,9 @@ valueWidget("PRIOR_ART_GALLERY", 320, (part) => {
   }
 
   function following() {
+    if (!run || !keep()) return [];
     const last = picks().length ? Math.max(...picks().map(rank)) : keep();
-    return run && keep() ? run.ranking.slice(last, last + keep()) : [];
+    return run.ranking.slice(last, last + keep());
   }
 
   function pickNext() {
