@@ -44,7 +44,7 @@ score: $(VENV)/.ready
 $(VENV)/.ready: pyproject.toml requirements.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/pip install --quiet "$(TORCH)"
-	$(BIN)/pip install --quiet --editable ".[headless,dev]"
+	$(BIN)/pip install --quiet --editable ".[headless,dev,registry]"
 	touch $@
 
 clean:

@@ -133,9 +133,6 @@ def noise_offset_output() -> Any:
     )
 
 
-LOAD = "PriorArt/load"
-
-
 DTYPES = ["auto", "fp32", "fp16", "bf16"]
 
 
@@ -147,7 +144,7 @@ def source_inputs(stage: str) -> list:
             "source",
             options=names,
             tooltip="Where the weights come from: the embedded family that ships with the pack"
-            " (shapes-…), a diffusers folder or an original checkpoint under models/prior_art.",
+            " (shapes-...), a diffusers folder or an original checkpoint under models/prior_art.",
         ),
         io.Combo.Input(
             "dtype",
