@@ -341,7 +341,7 @@ class ARScore(Node):
                 io.Float.Output(
                     display_name="log_likelihoods",
                     is_output_list=True,
-                    tooltip="log p(picture | prompt) of each picture; nearer to 0 is likelier.",
+                    tooltip="log p(picture given prompt) of each picture; nearer to 0 is likelier.",
                 ),
                 io.String.Output(
                     display_name="report",
