@@ -14,6 +14,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 LARGEST = 45_000_000
@@ -50,6 +51,15 @@ def test_python_sources_are_ascii():
     ).stdout.split()
     other = [name for name in tracked if not (ROOT / name).read_bytes().isascii()]
     assert tracked and not other
+
+
+def test_icon_and_banner_have_the_registrys_shapes():
+    with (
+        Image.open(ROOT / "docs" / "icon.png") as icon,
+        Image.open(ROOT / "docs" / "banner.png") as banner,
+    ):
+        assert icon.size == (400, 400)
+        assert banner.width * 9 == banner.height * 21
 
 
 def test_the_registry_would_accept_it():
