@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 
 from prior_art.headless.locales import ENGLISH, english, text
 
-ROOT = Path(__file__).resolve().parents[2]
+from .translated import NOTED, ROOT, prints
 
 
 @pytest.mark.parametrize("name", ["main.json", "nodeDefs.json"])
@@ -33,7 +34,7 @@ def test_the_locale_names_the_packs_own_types_and_no_host_type():
     }
 
 
-LOCALES, TEXTS = ROOT / "locales", ROOT / "web" / "js" / "texts"
+LOCALES, DOCS, TEXTS = ROOT / "locales", ROOT / "web" / "docs", ROOT / "web" / "js" / "texts"
 LANGUAGES = ("ko", "ru", "zh")
 
 
@@ -80,6 +81,29 @@ def test_what_widgets_say_is_translated(language):
     assert not lost, "words that are filled in differ"
 
 
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_every_help_page_is_translated(language):
+    pages = {path.stem: path for path in DOCS.glob("*.md")}
+    own = {path.parent.name: path for path in DOCS.glob(f"*/{language}.md")}
+    assert sorted(own) == sorted(pages)
+    nodes = json.loads((LOCALES / language / "nodeDefs.json").read_text(encoding="utf-8"))
+    for name, page in pages.items():
+        english, translated = (path.read_text(encoding="utf-8") for path in (page, own[name]))
+        assert translated.startswith(f"# {nodes[name]['display_name']}\n"), name
+        for mark in (r"`[^`\n]+`", r"(?m)^\|", r"(?m)^$", r"(?m)^- ", r"\d+(?:\.\d+)?"):
+            lost = Counter(re.findall(mark, english)) - Counter(re.findall(mark, translated))
+            assert not lost, f"{own[name].relative_to(ROOT)}: {dict(lost)}"
+        for key, socket in nodes[name]["inputs"].items():
+            assert f"{socket['name']} `{key}`" in translated, f"{name}: {key}"
+
+
+def test_no_english_text_has_changed_since_it_was_translated():
+    noted = json.loads(NOTED.read_text(encoding="utf-8"))
+    changed = {name for name in prints().keys() | noted if prints().get(name) != noted.get(name)}
+    assert not changed, "translate these anew, then run `python -m tests.headless.translated`"
+
+
 def test_every_language_is_known():
     assert {path.name for path in LOCALES.iterdir()} == {"en", *LANGUAGES}
     assert {path.stem for path in TEXTS.iterdir()} == {"en", *LANGUAGES}
+    assert {path.stem for path in DOCS.glob("*/*.md")} == set(LANGUAGES)
