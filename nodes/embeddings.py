@@ -28,7 +28,6 @@ from .charts import matrix
 from .node import Node
 from .widgets import drawn_input, from_json, named
 
-CATEGORY = "PriorArt/mix"
 WEIGHT = {"min": -10.0, "max": 10.0, "step": 0.01}
 NAME = re.compile(r"[\w .()-]{1,120}")
 
@@ -120,7 +119,8 @@ class MixEmbeddings(Node):
         return io.Schema(
             node_id="PriorArtMixEmbeddings",
             display_name="Mix Image Embeddings",
-            category=CATEGORY,
+            category="PriorArt/embeddings",
+            search_aliases=["blend", "average", "interpolate", "slerp"],
             description="Mixes two image embeddings of one space: as a weighted sum, as"
             f" {titles('latent_decoder')}'s interpolation of texts and pictures, or another way."
             " For more than two wire one mix into the next, with weight 1.",
@@ -189,7 +189,8 @@ class InterpolateEmbeddings(Node):
         return io.Schema(
             node_id="PriorArtInterpolateEmbeddings",
             display_name="Interpolate Image Embeddings",
-            category=CATEGORY,
+            category="PriorArt/embeddings",
+            search_aliases=["walk", "slerp", "lerp", "morph"],
             description="A batch of embeddings on the way from the first to the second, both ends"
             " exact, for a decoder to paint as one batch. Inputs of several rows are points on the"
             " way, in their order.",
@@ -275,8 +276,9 @@ class TextDifference(Node):
         return io.Schema(
             node_id="PriorArtTextDifference",
             display_name="Add Text Difference",
-            category=CATEGORY,
-            description="Moves an image embedding by strength × (text − from_text) in CLIP's joint"
+            category="PriorArt/embeddings",
+            search_aliases=["text diff", "embedding arithmetic", "unclip"],
+            description="Moves an image embedding by strength x (text - from_text) in CLIP's joint"
             " space, unCLIP's text diffs: a photo of a cat, plus 'an old cat', minus 'a cat'.",
             inputs=[
                 io.ClipVisionOutput.Input("image_embeds", tooltip="What is moved."),
@@ -319,7 +321,8 @@ class CompareEmbeddings(Node):
         return io.Schema(
             node_id="PriorArtCompareEmbeddings",
             display_name="Compare Image Embeddings",
-            category=CATEGORY,
+            category="PriorArt/embeddings",
+            search_aliases=["cosine similarity", "clip score"],
             description="The cosine of every embedding with every other, in the node, as text and"
             " as a picture: black is -1 or opposite, white 1 or equal.",
             inputs=[
@@ -361,7 +364,8 @@ class SaveEmbeddings(Node):
         return io.Schema(
             node_id="PriorArtSaveEmbeddings",
             display_name="Save Image Embeddings",
-            category=CATEGORY,
+            category="PriorArt/embeddings",
+            search_aliases=["export embedding"],
             description="Writes image embeddings to a safetensors file in the output folder"
             " 'image_embeds', with their space and who made them, to keep or to send.",
             inputs=[
@@ -423,7 +427,8 @@ class LoadEmbeddings(Node):
         return io.Schema(
             node_id="PriorArtLoadEmbeddings",
             display_name="Load Image Embeddings",
-            category=CATEGORY,
+            category="PriorArt/embeddings",
+            search_aliases=["import embedding"],
             description="Reads image embeddings that Save Image Embeddings wrote: from the output"
             " folder 'image_embeds', or from the input folder.",
             inputs=[

@@ -31,7 +31,6 @@ from ..samplers.rerank import order
 from .node import Node
 from .pictures import fit, from_image, preview, thumbnails, to_image
 from .widgets import (
-    LOAD,
     drawn_input,
     fingerprint,
     from_json,
@@ -42,8 +41,6 @@ from .widgets import (
     source_inputs,
     unpacking,
 )
-
-CATEGORY = "PriorArt/sample"
 
 TOKENS = "PRIOR_ART_TOKENS"
 """The type of the token grid, the widget of AR Complete and AR Variations, and what it shows."""
@@ -134,7 +131,8 @@ class ARSample(Node):
         return io.Schema(
             node_id="PriorArtARSample",
             display_name="AR Sample",
-            category=CATEGORY,
+            category="PriorArt/minDALL-E/sample",
+            search_aliases=["mindalle", "dalle", "dall-e", "autoregressive", "text to image"],
             description="Writes pictures code by code with minDALL-E, exactly as published. Many"
             " candidates share the work on the prompt; let CLIP Rerank choose among them.",
             inputs=[
@@ -181,7 +179,8 @@ class ARVariations(Node):
         return io.Schema(
             node_id="PriorArtARVariations",
             display_name="AR Variations",
-            category=CATEGORY,
+            category="PriorArt/minDALL-E/sample",
+            search_aliases=["mindalle", "dalle", "dall-e", "autoregressive"],
             description="Keeps the first rows of a picture's codes and draws the rest anew, exactly"
             " as the model would have gone on. Of codes painted in the token grid this is exact"
             " where none stays after the first one drawn anew, else an approximation.",
@@ -257,7 +256,8 @@ class ARComplete(Node):
         return io.Schema(
             node_id="PriorArtARComplete",
             display_name="AR Complete",
-            category=CATEGORY,
+            category="PriorArt/minDALL-E/sample",
+            search_aliases=["mindalle", "dalle", "dall-e", "autoregressive", "inpaint", "outpaint"],
             description="Draws the masked region of a picture anew. Exact where everything after"
             " the region's first code is masked too, in reading order. For any other mask an"
             " approximation: candidates are drawn from left to right around the codes that stay,"
@@ -367,7 +367,8 @@ class ARScore(Node):
         return io.Schema(
             node_id="PriorArtARScore",
             display_name="AR Score",
-            category=CATEGORY,
+            category="PriorArt/minDALL-E/sample",
+            search_aliases=["mindalle", "dalle", "dall-e", "log likelihood", "perplexity"],
             description="The logarithm of the probability that the model gives each picture for a"
             " prompt, exact, in one pass. The difference between two prompts tells which fits"
             " better.",
@@ -382,7 +383,7 @@ class ARScore(Node):
                 io.Float.Output(
                     display_name="log_likelihoods",
                     is_output_list=True,
-                    tooltip="log p(picture | prompt) of each picture; nearer to 0 is likelier.",
+                    tooltip="log p(picture given prompt) of each picture; nearer to 0 is likelier.",
                 ),
                 io.String.Output(
                     display_name="report",
@@ -472,8 +473,8 @@ class Pair:
         grid = self.vqgan.grid
         if codes.shape[1:] != (grid, grid):
             raise EdgeError(
-                f"'{name}' is {codes.shape[2]}×{codes.shape[1]} codes, but this transformer writes"
-                f" {grid}×{grid}. Encode the picture with 'VQGAN Encode', which resizes it"
+                f"'{name}' is {codes.shape[2]}x{codes.shape[1]} codes, but this transformer writes"
+                f" {grid}x{grid}. Encode the picture with 'VQGAN Encode', which resizes it"
             )
         return codes
 
@@ -488,7 +489,7 @@ def _load(model: Transformer, vae: Any, count: int) -> Pair:
     config = model.config
     if vqgan.codes != config.image_vocab or vqgan.grid**2 != config.image_tokens:
         raise EdgeError(
-            f"'vae' ('{vqgan.name}') makes {vqgan.grid}×{vqgan.grid} codes out of {vqgan.codes},"
+            f"'vae' ('{vqgan.name}') makes {vqgan.grid}x{vqgan.grid} codes out of {vqgan.codes},"
             f" but 'ar_transformer' ('{model.name}') writes {config.image_tokens} codes out of"
             f" {config.image_vocab}. They come from different models; load both from one source"
         )
@@ -713,7 +714,8 @@ class LoadVQGAN(Node):
         return io.Schema(
             node_id="PriorArtLoadVQGAN",
             display_name="Load VQGAN",
-            category=LOAD,
+            category="PriorArt/minDALL-E/load",
+            search_aliases=["vae loader", "taming", "mindalle", "dalle"],
             description="Loads minDALL-E's VQGAN, which turns a picture into a grid of codes and"
             " back, as a native VAE: VAE Encode, VAE Decode and their tiled forms work on it.",
             inputs=source_inputs("vqgan"),
@@ -742,7 +744,8 @@ class LoadARTransformer(Node):
         return io.Schema(
             node_id="PriorArtLoadARTransformer",
             display_name="Load minDALL-E",
-            category=LOAD,
+            category="PriorArt/minDALL-E/load",
+            search_aliases=["dalle", "dall-e", "mindalle", "autoregressive", "checkpoint loader"],
             description="Loads minDALL-E's transformer, which writes a picture's codes one after"
             " another. Text-conditional, class-conditional and unconditional models are told apart"
             " by their weights.",
@@ -792,7 +795,8 @@ class VQGANEncode(Node):
         return io.Schema(
             node_id="PriorArtVQGANEncode",
             display_name="VQGAN Encode",
-            category="PriorArt/encode",
+            category="PriorArt/minDALL-E/encode",
+            search_aliases=["image to tokens", "image codes", "vae encode"],
             description="Turns pictures into codes as published: resized and cropped to the size"
             " that the model was made for, then the nearest entries of the codebook. Native VAE"
             " Encode takes pictures of any size.",
@@ -826,7 +830,8 @@ class VQGANDecode(Node):
         return io.Schema(
             node_id="PriorArtVQGANDecode",
             display_name="VQGAN Decode",
-            category="PriorArt/sample",
+            category="PriorArt/minDALL-E/sample",
+            search_aliases=["tokens to image", "image codes", "vae decode"],
             description="Finds the codes nearest to a latent and decodes them, some pictures at a"
             " time, as many as memory allows. Native VAE Decode gives the same pictures.",
             inputs=[

@@ -18,7 +18,7 @@ from ..samplers.rerank import order, preprocess, rerank_scores
 from .node import Node
 from .pictures import grid, thumbnails
 from .unclip import AT_ONCE
-from .widgets import LOAD, drawn_input, fingerprint, from_json, load_stage, source_inputs
+from .widgets import drawn_input, fingerprint, from_json, load_stage, source_inputs
 
 GALLERY = "PRIOR_ART_GALLERY"
 """The type of CLIP Rerank's widget, and of what it shows."""
@@ -35,7 +35,8 @@ class CLIPRerank(Node):
         return io.Schema(
             node_id="PriorArtCLIPRerank",
             display_name="CLIP Rerank",
-            category="PriorArt/sample",
+            category="PriorArt/rerank",
+            search_aliases=["clip score", "best of n", "sort images", "pick images"],
             description="Sorts pictures by the cosine between their CLIP embedding and the"
             " prompt's, as minDALL-E publishes it, and keeps the best.",
             has_intermediate_output=True,
@@ -106,7 +107,8 @@ class ImageGrid(Node):
         return io.Schema(
             node_id="PriorArtImageGrid",
             display_name="Image Grid",
-            category="PriorArt/sample",
+            category="PriorArt/rerank",
+            search_aliases=["contact sheet", "collage", "montage"],
             description="Lays the pictures of a batch out as one, row by row, for a view of many"
             " candidates.",
             inputs=[
@@ -116,7 +118,7 @@ class ImageGrid(Node):
                     default=3,
                     min=1,
                     max=64,
-                    tooltip="Pictures in a row; 3 for nine pictures as 3×3.",
+                    tooltip="Pictures in a row; 3 for nine pictures as 3x3.",
                 ),
             ],
             outputs=[io.Image.Output(display_name="image", tooltip="One picture of them all.")],
@@ -202,7 +204,8 @@ class LoadReranker(Node):
         return io.Schema(
             node_id="PriorArtLoadReranker",
             display_name="Load CLIP (Rerank)",
-            category=LOAD,
+            category="PriorArt/rerank",
+            search_aliases=["clip score", "vit-b-32", "clip loader"],
             description="Loads the text and the vision model of a CLIP for CLIP Rerank: ViT-B/32 as"
             " published with"
             " minDALL-E, or any other in transformers' or OpenAI's layout. Pictures are prepared as"

@@ -24,7 +24,6 @@ from ..samplers.prior import sample_prior
 from .charts import cosine_to
 from .node import Node
 from .widgets import (
-    LOAD,
     Bar,
     fingerprint,
     load_stage,
@@ -49,7 +48,8 @@ class PriorSample(Node):
         return io.Schema(
             node_id="PriorArtPrior",
             display_name="Prior Sample (unCLIP)",
-            category="PriorArt/sample",
+            category="PriorArt/unCLIP/sample",
+            search_aliases=["diffusion prior", "text to image embedding", "dalle 2", "karlo"],
             description="Samples image embeddings for a prompt with the unCLIP prior. Image i of"
             " the batch uses seed + i, so each can be made again alone.",
             inputs=[
@@ -115,7 +115,8 @@ class LoadTextEncoder(Node):
         return io.Schema(
             node_id="PriorArtLoadTextEncoder",
             display_name="Load Text Encoder (unCLIP)",
-            category=LOAD,
+            category="PriorArt/unCLIP/load",
+            search_aliases=["clip loader", "unclip", "dalle 2", "karlo", "kandinsky"],
             description=f"Loads the CLIP text model of {titles('text_encoder')}, with its"
             " tokenizer. Native CLIP Text Encode works on it too.",
             inputs=source_inputs("text_encoder"),
@@ -140,7 +141,8 @@ class LoadImageEncoder(Node):
         return io.Schema(
             node_id="PriorArtLoadImageEncoder",
             display_name="Load Image Encoder (unCLIP)",
-            category=LOAD,
+            category="PriorArt/unCLIP/load",
+            search_aliases=["clip vision loader", "image variation", "karlo", "kandinsky"],
             description=f"Loads the CLIP vision model of {titles('image_encoder')}, to vary"
             " and mix pictures. Native CLIP Vision Encode works on it too.",
             inputs=source_inputs("image_encoder"),
@@ -169,7 +171,8 @@ class LoadPrior(Node):
         return io.Schema(
             node_id="PriorArtLoadPrior",
             display_name="Load Prior (unCLIP)",
-            category=LOAD,
+            category="PriorArt/unCLIP/load",
+            search_aliases=["unclip prior", "diffusion prior", "dalle 2", "karlo", "kandinsky"],
             description="Loads the unCLIP prior, the network that turns a text embedding into an"
             " image embedding.",
             inputs=source_inputs("prior"),
@@ -218,7 +221,9 @@ class LoadImageNormalizer(Node):
         return io.Schema(
             node_id="PriorArtLoadImageNormalizer",
             display_name="Load Image Normalizer (Stable unCLIP)",
-            category=LOAD,
+            category="PriorArt/unCLIP/load",
+            search_aliases=["sd21-unclip", "stable unclip", "noise augmentation"],
+            is_experimental=True,
             description="ComfyUI noises the image embeddings of a Stable Diffusion 2.1 unCLIP"
             " checkpoint without the statistics that it was trained with. This puts them in, so"
             " that unCLIPConditioning does what diffusers' StableUnCLIPPipeline does: for"
@@ -255,7 +260,8 @@ class TextEncode(Node):
         return io.Schema(
             node_id="PriorArtTextEncode",
             display_name="Text Encode (unCLIP)",
-            category="PriorArt/encode",
+            category="PriorArt/unCLIP/encode",
+            search_aliases=["clip text encode", "prompt", "unclip", "mclip"],
             description="Encodes a prompt with the loaded text model, exactly as the published"
             " pipeline does: one chunk of 77 tokens, unnormalised text embedding, padding mask.",
             inputs=[
@@ -299,7 +305,8 @@ class BatchPrompts(Node):
         return io.Schema(
             node_id="PriorArtBatchPrompts",
             display_name="Batch Prompts",
-            category="PriorArt/encode",
+            category="PriorArt/unCLIP/encode",
+            search_aliases=["prompt batch", "conditioning batch"],
             description="Puts prompts of one text encoder into one batch, so that each stage runs"
             " all of them at once; with a batch_size every prompt gets so many seeds. For more than"
             " two wire one batch into the next.",
@@ -331,7 +338,8 @@ class ImageEncode(Node):
         return io.Schema(
             node_id="PriorArtImageEncode",
             display_name="Image Encode (unCLIP)",
-            category="PriorArt/encode",
+            category="PriorArt/unCLIP/encode",
+            search_aliases=["clip vision encode", "image embedding", "image variation", "unclip"],
             description="Encodes pictures with the loaded CLIP vision model, preprocessed exactly"
             " as published, into unnormalised image embeddings.",
             inputs=[
@@ -373,7 +381,8 @@ class ZeroImage(Node):
         return io.Schema(
             node_id="PriorArtZeroImage",
             display_name="Zero Image Embedding",
-            category="PriorArt/encode",
+            category="PriorArt/unCLIP/encode",
+            search_aliases=["negative embedding", "unconditional embedding"],
             description=f"What guidance of {LATENT}'s decoders subtracts: the embedding of a"
             f" picture of zeros. {LATENT}'s own priors give it; other priors and encoded pictures"
             " do not bring it along.",

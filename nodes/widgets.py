@@ -162,9 +162,6 @@ def from_json(text: str, name: str, example: str) -> Any:
         ) from None
 
 
-LOAD = "PriorArt/load"
-
-
 DTYPES = ["auto", "fp32", "fp16", "bf16"]
 
 
@@ -176,7 +173,7 @@ def source_inputs(stage: str) -> list:
             "source",
             options=names,
             tooltip="Where the weights come from: the embedded family that ships with the pack"
-            " (shapes-…), a diffusers folder or an original checkpoint under models/prior_art.",
+            " (shapes-...), a diffusers folder or an original checkpoint under models/prior_art.",
         ),
         io.Combo.Input(
             "dtype",

@@ -30,7 +30,7 @@ def mix(a: Tensor, b: Tensor, weight_a: float, weight_b: float, mode: str) -> Te
 
     Args:
         mode: "weighted sum" ``wa*a + wb*b``; "average" divides that by ``wa + wb``; "average,
-            length kept" gives it the average of their lengths; "add" and "subtract" are ``a ±
+            length kept" gives it the average of their lengths; "add" and "subtract" are ``a +-
             wb*b``; "slerp" goes from a to b on the sphere, as far as ``wb / (wa + wb)``.
 
     Raises:

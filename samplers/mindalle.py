@@ -39,7 +39,7 @@ class Draw(Sampling):
             may raise.
         top_k: draw from the k likeliest tokens, and those that tie with the k-th; 0 for all.
         top_p: then from the likeliest that together reach p, with the one that crosses it;
-            0 < p ≤ 1, and 1 for all.
+            0 < p <= 1, and 1 for all.
         temperature: divides the logits; 0 takes the likeliest token and draws nothing.
         chunk: candidates at once, all of them by default. Halved where memory runs out.
         compiled: run the blocks by torch.compile, which needs a compiler and a minute at first.

@@ -39,7 +39,7 @@ def sample_prior(
     Args:
         network: diffusers' ``PriorTransformer``.
         schedule: its published constants.
-        text: R prompts; negative: as many or others, unused at ``guidance_scale`` ≤ 1.
+        text: R prompts; negative: as many or others, unused at ``guidance_scale`` <= 1.
         sampling: its callback sees x0 ``[B, D]``, unnormalised as the result.
         start: image embeddings ``[R, D]`` to begin from, unnormalised.
         with_negative: sample the negative prompt's own embeddings too, which some decoders

@@ -87,6 +87,6 @@ def warn(message: str) -> None:
         context = get_executing_context()
         if context is not None:
             server = PromptServer.instance
-            server.send_progress_text(f"⚠ {message}", context.node_id, server.client_id)
+            server.send_progress_text(f"\u26a0 {message}", context.node_id, server.client_id)
     except Exception as error:
         logger.debug("could not show the warning on the node: %s", error)

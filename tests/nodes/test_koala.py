@@ -167,7 +167,7 @@ def test_the_info_node_tells_the_variant(loaded, name, words):
     same, info = output.args
     assert same is model and output.ui == {INFO: [info]}
     millions = sum(p.numel() for p in model.managed.network.parameters()) / 1e6
-    for word in (*words, f"{millions:,.1f}M", "GiB in float32", "memory at 1024×1024"):
+    for word in (*words, f"{millions:,.1f}M", "GiB in float32", "memory at 1024x1024"):
         assert word in info
 
 
@@ -228,7 +228,7 @@ def test_a_unet_file_needs_to_be_told_where_the_rest_is(loaded, models, monkeypa
 @pytest.mark.parametrize(("width", "height"), [(60, 64), (64, 12), (1020, 1024)])
 def test_sizes_that_are_no_multiples_of_eight(loaded, width, height):
     model, clip, _ = loaded()
-    with pytest.raises(EdgeError, match=r"multiples of 8; take \d+×\d+"):
+    with pytest.raises(EdgeError, match=r"multiples of 8; take \d+x\d+"):
         sampled(model, said(clip), width=width, height=height)
 
 
