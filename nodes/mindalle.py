@@ -649,7 +649,7 @@ def _painted(text: str, grid: int) -> torch.Tensor | None:
         widest = max(map(len, rows), default=0)
         raise EdgeError(
             f"'redraw' has {len(rows)} rows of up to {widest} codes, but this model's pictures have"
-            f" {grid}×{grid}; clear the token grid and paint it again"
+            f" {grid}x{grid}; clear the token grid and paint it again"
         )
     painted = torch.tensor([[mark == "1" for mark in row] for row in rows])
     if not bool(painted.any()):

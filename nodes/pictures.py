@@ -64,7 +64,7 @@ def grid(image: torch.Tensor, columns: int) -> torch.Tensor:
 
 
 def thumbnails(image: torch.Tensor, columns: int, longest: int) -> torch.Tensor:
-    """IMAGE ``[B, H, W, 3 or 4]`` → one picture of them all as :func:`grid` lays them out, each
+    """IMAGE ``[B, H, W, 3 or 4]`` -> one picture of them all as :func:`grid` lays them out, each
     scaled down until its longer side has at most ``longest`` pixels."""
     pixels = image[..., :3].permute(0, 3, 1, 2).float()
     height, width = pixels.shape[2:]
