@@ -98,7 +98,7 @@ def points_on(pad: str) -> Points:
 
 
 def _corners(*outputs: Any) -> tuple[list[torch.Tensor | None], EmbeddingSpace]:
-    """A pad's corners, which must be of the first one's space; what is not wired below is ``None``."""
+    """A pad's corners, which must be of the first one's space; a lower one may be missing."""
     space = _space_of(outputs[0], CORNERS[0])
     upper = CORNERS[:2]
     return [
