@@ -48,6 +48,7 @@ from ..samplers.parts.noise import Noise
 from ..samplers.parts.resize import resized
 from ..samplers.parts.sampling import Sampling, Start
 from ..samplers.prior import sample_prior
+from .charts import cosine_to
 from .node import Node
 from .pictures import from_image, latent_preview, rgb_factors
 from .widgets import (
@@ -865,6 +866,7 @@ def _sample_prior(prior: Prior, inputs: PriorInputs, start: Start | None = None)
     bar = Bar(runs=1 if prompt is None else 2)
 
     def sample(text: TextEncoding, noise: Noise, **options: Any) -> torch.Tensor:
+        bar.preview = cosine_to(text.pooled)
         sampling = Sampling(noise, device, dtype, inputs.steps, bar)
         with named(text="positive", start="image_embeds"):
             return host.offload(

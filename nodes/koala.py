@@ -184,6 +184,10 @@ class KoalaSample(Node):
         return io.NodeOutput({"samples": host.offload(latents)})
 
 
+INFO = "PRIOR_ART_INFO"
+"""What the node's table in the editor is called."""
+
+
 class KoalaInfo(Node):
     """Which U-Net a MODEL holds."""
 
@@ -201,11 +205,13 @@ class KoalaInfo(Node):
                 io.Model.Output(display_name="model", tooltip="The same model."),
                 io.String.Output(display_name="info", tooltip="For Preview Any."),
             ],
+            is_output_node=True,
         )
 
     @classmethod
     def execute(cls, model: Any) -> io.NodeOutput:
-        return io.NodeOutput(model, describe(host.open("koala_unet", model)[1].variant))
+        said = describe(host.open("koala_unet", model)[1].variant)
+        return io.NodeOutput(model, said, ui={INFO: [said]})
 
 
 def describe(variant: Any) -> str:

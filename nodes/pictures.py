@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from ..host import host
 from ..loaders.files.cache import cached
@@ -60,6 +61,18 @@ def grid(image: torch.Tensor, columns: int) -> torch.Tensor:
     empty = image.new_zeros(rows * columns - count, height, width, channels)
     cells = torch.cat([image, empty]).view(rows, columns, height, width, channels)
     return cells.transpose(1, 2).reshape(1, rows * height, columns * width, channels)
+
+
+def thumbnails(image: torch.Tensor, columns: int, longest: int) -> torch.Tensor:
+    """IMAGE ``[B, H, W, 3 or 4]`` -> one picture of them all as :func:`grid` lays them out, each
+    scaled down until its longer side has at most ``longest`` pixels."""
+    pixels = image[..., :3].permute(0, 3, 1, 2).float()
+    height, width = pixels.shape[2:]
+    scale = min(1.0, longest / max(height, width))
+    size = max(1, round(height * scale)), max(1, round(width * scale))
+    if scale < 1:
+        pixels = nn.functional.interpolate(pixels, size, mode="bilinear", antialias=True)
+    return grid(pixels.permute(0, 2, 3, 1), columns)
 
 
 def preview(x0: torch.Tensor, count: int = 1) -> Image:

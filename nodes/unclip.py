@@ -21,6 +21,7 @@ from ..loaders.files.catalogue import SYSTEMS, Source, find_source, list_sources
 from ..samplers.clip import encode_image, encode_text, encode_zero_image
 from ..samplers.parts.sampling import Sampling
 from ..samplers.prior import sample_prior
+from .charts import cosine_to
 from .node import Node
 from .widgets import (
     Bar,
@@ -95,7 +96,8 @@ class PriorSample(Node):
         network, device, dtype = host.use(prior.managed)
         with named(text="positive"):
             noise = seeded(seed, len(text.pooled) * batch_size, noise_offset)
-            sampling = Sampling(noise, device, dtype, steps, Bar())
+            bar = Bar(cosine_to(text.pooled))
+            sampling = Sampling(noise, device, dtype, steps, bar)
             embeds = sample_prior(network, prior.schedule, text, unconditional, sampling, cfg)
         output = host.clip_vision_output(
             host.offload(embeds),

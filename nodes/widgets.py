@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -85,11 +86,12 @@ class Bar:
 
     Args:
         preview: of x0, where there is a picture to see.
-        runs: how many samplers, one after another, share the bar, each an equal part of it.
+        runs: how many samplers, one after another, share the bar, each an equal part of it. A
+            run of its own kind sets ``preview`` before it begins.
     """
 
     def __init__(self, preview: Callable[[Any], Any] | None = None, runs: int = 1) -> None:
-        self._preview, self._runs = preview, runs
+        self.preview, self._runs = preview, runs
         self._update: Callable[..., None] | None = None
         self._length = self._done = 0
 
@@ -98,7 +100,7 @@ class Bar:
         if self._update is None:
             self._length = total
             self._update = host.progress(total * self._runs)
-        shown = None if self._preview is None else self._preview(x0)
+        shown = None if self.preview is None else self.preview(x0)
         self._update(self._done + step * self._length // total, shown)
         if step == total:
             self._done += self._length
@@ -131,6 +133,33 @@ def noise_offset_output() -> Any:
         display_name="noise_offset",
         tooltip="Random numbers drawn per image so far. For the next stage's noise_offset.",
     )
+
+
+def drawn_input(name: str, widget: str, tooltip: str) -> Any:
+    """A JSON text that the editor shows as a widget of the pack's own.
+
+    Args:
+        widget: its type, as ``web/js`` registers it; also what the node calls its part of ``ui``.
+    """
+    return io.String.Input(
+        name, default="", optional=True, tooltip=tooltip, extra_dict={"widgetType": widget}
+    )
+
+
+def from_json(text: str, name: str, example: str) -> Any:
+    """What the JSON ``text`` of a :func:`drawn_input` says; ``None`` where it is empty.
+
+    Raises:
+        EdgeError: it is no JSON; shows the ``example``.
+    """
+    if not text.strip():
+        return None
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        raise EdgeError(
+            f"'{name}' is no JSON; give {example}, or nothing, or clear it in the node's widget"
+        ) from None
 
 
 DTYPES = ["auto", "fp32", "fp16", "bf16"]

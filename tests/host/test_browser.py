@@ -6,13 +6,14 @@ import base64
 import json
 import os
 import re
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+
+from .editing import open_template, queued
 
 PACK = Path(__file__).resolve().parents[2]
 BLUEPRINTS = sorted(path.stem for path in (PACK / "subgraphs").glob("*.json"))
@@ -25,27 +26,11 @@ PICTURES = {
 }
 """Where a template saves more than one."""
 
-pytestmark = [pytest.mark.host, pytest.mark.browser]
-
-
-def open_template(page: Any, name: str) -> None:
-    graph = json.loads((PACK / "example_workflows" / f"{name}.json").read_text())
-    page.evaluate("graph => window.app.loadGraphData(graph)", graph)
-    page.wait_for_timeout(1000)
-
-
-def queued(page: Any, comfy: Any) -> dict[str, Any]:
-    """What the host keeps of a run of the open graph, started with the editor's own button."""
-    before = set(comfy.get("/history"))
-    # By what a user reads on it; a menu of the same name may stand behind it.
-    page.get_by_role("button", name="Run", exact=True).first.click()
-    deadline = time.monotonic() + 240
-    while not (new := set(comfy.get("/history")) - before):
-        assert time.monotonic() < deadline, "no picture after 240 s"
-        time.sleep(0.5)
-    (run,) = (comfy.get("/history")[key] for key in new)
-    assert run["status"]["status_str"] == "success", run["status"]
-    return run
+pytestmark = [
+    pytest.mark.host,
+    pytest.mark.browser,
+    pytest.mark.usefixtures("picture_to_load"),
+]
 
 
 def overlaps(page: Any) -> list[list[str]]:
@@ -59,19 +44,6 @@ def overlaps(page: Any) -> list[list[str]]:
                 .filter(b => !apart(a, b) && !apart(b, a)).map(b => [a.type, b.type]));
         }"""
     )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def picture_to_load(comfy: Any) -> None:
-    """What the templates load: a red circle on blue, as the family draws it; its lower half masked
-    as the mask editor does it."""
-    picture = Image.new("RGB", (64, 64), (40, 60, 220))
-    for x in range(64):
-        for y in range(64):
-            if (x - 32) ** 2 + (y - 32) ** 2 < 20**2:
-                picture.putpixel((x, y), (220, 40, 40))
-    picture.putalpha(Image.new("L", (64, 32), 255).crop((0, 0, 64, 64)))
-    picture.save(comfy.base / "input" / "example.png")
 
 
 def test_templates_are_listed_with_thumbnails(comfy: Any) -> None:

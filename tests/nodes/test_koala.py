@@ -17,7 +17,15 @@ from prior_art.loaders import koala
 from prior_art.loaders.files.catalogue import find_source
 from prior_art.loaders.files.checkpoint import CheckpointError
 from prior_art.networks.koala import prepare_sdxl
-from prior_art.nodes.koala import NEGATIVE, OWN, KoalaInfo, KoalaSample, KoalaTextEncode, LoadKoala
+from prior_art.nodes.koala import (
+    INFO,
+    NEGATIVE,
+    OWN,
+    KoalaInfo,
+    KoalaSample,
+    KoalaTextEncode,
+    LoadKoala,
+)
 from prior_art.samplers.koala import sample_koala
 from prior_art.samplers.parts.noise import Noise
 from prior_art.samplers.parts.sampling import Sampling
@@ -155,8 +163,9 @@ def test_the_native_sampler_runs_it(loaded):
 )
 def test_the_info_node_tells_the_variant(loaded, name, words):
     model, _, _ = loaded(name)
-    same, info = KoalaInfo.execute(model).args
-    assert same is model
+    output = KoalaInfo.execute(model)
+    same, info = output.args
+    assert same is model and output.ui == {INFO: [info]}
     millions = sum(p.numel() for p in model.managed.network.parameters()) / 1e6
     for word in (*words, f"{millions:,.1f}M", "GiB in float32", "memory at 1024x1024"):
         assert word in info
