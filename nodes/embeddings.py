@@ -98,17 +98,25 @@ def points_on(pad: str) -> Points:
 
 
 def _corners(*outputs: Any) -> tuple[list[torch.Tensor | None], EmbeddingSpace]:
-    """A pad's corners, which must be of the first one's space; what is not wired is ``None``."""
+    """A pad's corners, which must be of the first one's space; a lower one may be missing."""
     space = _space_of(outputs[0], CORNERS[0])
-    corners: list[torch.Tensor | None] = [
-        None if output is None else image_embeds_of(output, space, name)
+    upper = CORNERS[:2]
+    return [
+        None if output is None and name not in upper else image_embeds_of(output, space, name)
         for name, output in zip(CORNERS, outputs, strict=True)
-    ]
+    ], space
+
+
+def _check_rows(corners: list[torch.Tensor | None]) -> None:
+    """Refuse corners of different numbers of rows, but for single ones.
+
+    Raises:
+        EdgeError: says how many each has.
+    """
     rows = {name: len(c) for name, c in zip(CORNERS, corners, strict=True) if c is not None}
     if len(set(rows.values()) - {1}) > 1:
         said = ", ".join(f"'{name}' has {count}" for name, count in rows.items())
         raise EdgeError(f"{said} rows; make them equal, or single rows")
-    return corners, space
 
 
 class MixEmbeddings(Node):
@@ -177,6 +185,7 @@ class MixEmbeddings(Node):
                 mixed = mix(a, b, weight_a, weight_b, mode)
             return _made(mixed, space, "Mix Image Embeddings")
         corners, space = _corners(image_embeds_a, image_embeds_b, image_embeds_c, image_embeds_d)
+        _check_rows(corners)
         (place,) = places or [(0.5, 0.5)]
         return _made(on_pad(corners, *place, mode), space, "Mix Image Embeddings")
 
@@ -228,17 +237,11 @@ class InterpolateEmbeddings(Node):
         pad: str = "",
     ) -> io.NodeOutput:
         path = points_on(pad)
-        outputs = image_embeds_a, image_embeds_b, image_embeds_c, image_embeds_d
+        corners, space = _corners(image_embeds_a, image_embeds_b, image_embeds_c, image_embeds_d)
         if path:
-            corners, space = _corners(*outputs)
             walk = _walk_on_pad(corners, path, count, mode)
         else:
-            space = _space_of(image_embeds_a, CORNERS[0])
-            points = [
-                image_embeds_of(output, space, name).float()
-                for name, output in zip(CORNERS, outputs, strict=True)
-                if output is not None
-            ]
+            points = [corner.float() for corner in corners if corner is not None]
             walk = interpolate(torch.cat([p.to(points[0].device) for p in points]), count, mode)
         return _made(walk, space, "Interpolate Image Embeddings")
 

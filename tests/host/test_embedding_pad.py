@@ -169,7 +169,7 @@ def test_a_path_is_made_by_keys_and_clicks(editor: Any, comfy: Comfy) -> None:
     pad.draw((0.9, 0.9))
     assert pad.points()[2] == pytest.approx([0.9, 0.9], abs=0.01)
     assert pad.said().startswith("3 embeddings, the last at a 1%")
-    editor.get_by_role("button", name="Clear").click()
+    editor.get_by_role("button", name="Clear", exact=True).click()
     assert pad.points() == ""
 
 

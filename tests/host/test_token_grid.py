@@ -184,14 +184,15 @@ def test_variations_keep_rows_or_what_is_painted(grid: Callable[..., Grid]) -> N
     assert "8 codes stay" in found.said()
     told, pictures = found.run()
     assert told["redrawn"] == found.painted() and len(pictures) == 2
-    alike = np.abs(pictures[0] - pictures[1]).max(axis=-1)
-    assert alike[pixels(told["redrawn"])].max() > 10 > alike[:24].max()
+    apart = np.abs(pictures[0] - pictures[1]).max(axis=-1)
+    # The VQGAN looks beyond a code: a change is strong in its own pixels and faint in others.
+    assert apart[pixels(told["redrawn"])].mean() > 3 * apart[:32].mean()
 
 
 def test_a_code_and_its_probability_are_told_under_the_pointer(grid: Callable[..., Grid]) -> None:
     found = grid(UNMASKED)
     found.page.evaluate(SCORE)
-    found.drag((7, 6), (7, 7))
+    found.drag((4, 6), (4, 7))
     told, _ = found.run()
     found.page.wait_for_timeout(1000)
     found.cells.nth(3 * 8 + 4).hover()

@@ -10,9 +10,7 @@ const MIDDLE = [0.5, 0.5];
 const APART = 0.015; // of a drawn path's points
 const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 
-document.head.append(
-  element("link", { rel: "stylesheet", href: new URL("./embedding_pad.css", import.meta.url).href }),
-);
+const STYLES = new URL("./embedding_pad.css", import.meta.url).href;
 
 valueWidget("PRIOR_ART_PAD", 300, (part) => {
   const pad = new Pad(part, text("pad.place"));
@@ -70,7 +68,7 @@ class Pad {
     this.status = statusLine();
     this.clear = element("button", { type: "button", onclick: () => this.set([]) }, text("pad.clear"));
     const bar = element("div", { class: "prior-art-bar" }, this.clear, this.status);
-    part.root.append(this.square, bar);
+    part.root.append(element("link", { rel: "stylesheet", href: STYLES }), this.square, bar);
     this.square.addEventListener("pointerdown", (event) => this.press(event));
     this.square.addEventListener("keydown", (event) => this.key(event));
     for (const seen of ["pointerenter", "focus"]) {

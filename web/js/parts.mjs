@@ -12,9 +12,7 @@ import { app } from "../../../scripts/app.js";
 
 const MARGIN = 10; // that a DOM widget keeps on each side in the canvas renderer
 
-document.head.append(
-  element("link", { rel: "stylesheet", href: new URL("./parts.css", import.meta.url).href }),
-);
+const STYLES = new URL("./parts.css", import.meta.url).href;
 
 /**
  * A widget whose value is the JSON text of a STRING input with `widgetType: type` in its schema.
@@ -65,6 +63,7 @@ class Part {
     this.type = type;
     this.text = "";
     this.root = element("div", { class: "prior-art", style: `min-height: ${height}px` });
+    this.root.append(element("link", { rel: "stylesheet", href: STYLES }));
     keepFromCanvas(this.root);
     this.widget = node.addDOMWidget(name, type, this.root, {
       getValue: () => this.text,
