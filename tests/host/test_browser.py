@@ -157,6 +157,7 @@ def test_an_original_file_that_is_missing_is_offered(page: Any) -> None:
     """`properties.models` of a loader: who opens the graph elsewhere is told where the file is."""
     path = PACK / "example_workflows" / "kandinsky_2_1_text_to_image.json"
     graph = json.loads(path.read_text())
+    graph["extra"]["linearMode"] = False  # as a graph
     (loader,) = (node for node in graph["nodes"] if node["type"] == "PriorArtLoadPrior")
     (model,) = loader["properties"]["models"]
     loader["widgets_values"][0] = model["name"]
