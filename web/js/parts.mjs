@@ -202,7 +202,7 @@ export function drag(target, event, move, done) {
 
 /** What is done inside moves neither node nor canvas, and no key of it is one of the editor's. */
 function keepFromCanvas(root) {
-  const own = ["pointerdown", "pointermove", "mousedown", "dblclick", "contextmenu", "wheel"];
+  const own = ["pointerdown", "pointermove", "mousedown", "dblclick", "contextmenu"];
   for (const kind of own) {
     root.addEventListener(kind, (event) => {
       if (event.button !== 1) event.stopPropagation(); // the middle button pans the canvas

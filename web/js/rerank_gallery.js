@@ -22,6 +22,7 @@ valueWidget("PRIOR_ART_GALLERY", 320, (part) => {
   const tray = labelled("listbox", "Picked, in the order in which they come out", "tray");
   const gallery = labelled("listbox", "Candidates, the best first", "gallery");
   gallery.setAttribute("aria-multiselectable", "true");
+  gallery.dataset.captureWheel = true; // the Vue renderer: scrolls, once it has the focus
   part.root.append(element("div", { class: "prior-art-bar" }, best, next), tray, gallery, status);
 
   const picks = () => {
@@ -60,7 +61,7 @@ valueWidget("PRIOR_ART_GALLERY", 320, (part) => {
     pick(places, `Ranks ${rank(places[0])} to ${rank(places.at(-1))} are picked.`);
   }
 
-  function thumbnail(place, role) {
+  function thumbnail(place) {
     const column = place % run.columns;
     const row = Math.floor(place / run.columns);
     const rows = Math.ceil(run.scores.length / run.columns);
@@ -109,10 +110,8 @@ valueWidget("PRIOR_ART_GALLERY", 320, (part) => {
       const state = number ? `, picked, number ${number}` : kept ? ", kept" : "";
       option.setAttribute("aria-label", `Rank ${at + 1}, score ${score}${state}`);
     }
-    const shown = run ? places : [];
-    tray.hidden = !shown.length;
     tray.replaceChildren(
-      ...shown.map((place, at) => {
+      ...(run ? places : []).map((place, at) => {
         const option = thumbnail(place);
         option.setAttribute("aria-label", `Number ${at + 1}, rank ${rank(place)}`);
         option.setAttribute("aria-keyshortcuts", "Shift+ArrowLeft Shift+ArrowRight Delete");
