@@ -115,7 +115,7 @@ def test_picks_are_saved_with_the_graph_and_can_be_undone(gallery: Gallery) -> N
     both = gallery.picked()
     page.keyboard.press("Control+z")
     wait_for_value(page, "PriorArtCLIPRerank", "picked", gallery.places(3))
-    gallery.candidates.nth(15).wait_for()
+    gallery.candidates.nth(15).wait_for(state="attached")
     page.keyboard.press("Control+Shift+z")
     wait_for_value(page, "PriorArtCLIPRerank", "picked", both)
     page.evaluate("() => app.loadGraphData(app.graph.serialize())")

@@ -23,6 +23,7 @@ valueWidget("PRIOR_ART_GALLERY", 320, (part) => {
   const tray = labelled("listbox", text("gallery.tray"), "tray");
   const gallery = labelled("listbox", text("gallery.candidates"), "gallery");
   gallery.setAttribute("aria-multiselectable", "true");
+  gallery.dataset.captureWheel = true; // the Vue renderer: scrolls, once it has the focus
   part.root.append(element("div", { class: "prior-art-bar" }, best, next), tray, gallery, status);
 
   const picks = () => {
@@ -62,7 +63,7 @@ valueWidget("PRIOR_ART_GALLERY", 320, (part) => {
     pick(places, text("gallery.followed", { first: rank(places[0]), last: rank(places.at(-1)) }));
   }
 
-  function thumbnail(place, role) {
+  function thumbnail(place) {
     const column = place % run.columns;
     const row = Math.floor(place / run.columns);
     const rows = Math.ceil(run.scores.length / run.columns);
@@ -111,10 +112,8 @@ valueWidget("PRIOR_ART_GALLERY", 320, (part) => {
       const key = number ? "gallery.onePicked" : kept ? "gallery.oneKept" : "gallery.one";
       option.setAttribute("aria-label", text(key, { rank: at + 1, score, number }));
     }
-    const shown = run ? places : [];
-    tray.hidden = !shown.length;
     tray.replaceChildren(
-      ...shown.map((place, at) => {
+      ...(run ? places : []).map((place, at) => {
         const option = thumbnail(place);
         option.setAttribute("aria-label", text("gallery.inTray", { number: at + 1, rank: rank(place) }));
         option.setAttribute("aria-keyshortcuts", "Shift+ArrowLeft Shift+ArrowRight Delete");
