@@ -157,10 +157,10 @@ def test_an_original_file_that_is_missing_is_offered(page: Any) -> None:
     """`properties.models` of a loader: who opens the graph elsewhere is told where the file is."""
     path = PACK / "example_workflows" / "kandinsky_2_1_text_to_image.json"
     graph = json.loads(path.read_text())
+    graph["extra"]["linearMode"] = False  # as a graph
     (loader,) = (node for node in graph["nodes"] if node["type"] == "PriorArtLoadPrior")
     (model,) = loader["properties"]["models"]
     loader["widgets_values"][0] = model["name"]
-    graph["extra"]["linearMode"] = False
     page.evaluate("graph => window.app.loadGraphData(graph)", graph)
     page.get_by_text(model["name"]).first.wait_for(timeout=30_000)
     details = page.get_by_role("button", name="View details")

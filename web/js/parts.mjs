@@ -44,6 +44,7 @@ export function viewWidget(nodeId, type, height, build) {
 }
 
 const alive = new Set(); // every Part in a graph, for what comes without naming a widget
+const left = new Map(); // roots of removed nodes, by the node's id and the widget's name
 
 /** What the last run told, for nodes that were made again: after undo, or on a workflow's tab. */
 function restoring(type) {
@@ -54,7 +55,20 @@ function restoring(type) {
       if (part.type === type) part.tell(outputs?.[name]);
     }
   };
-  return { onNodeOutputsUpdated: restore, afterConfigureGraph: () => restore(app.nodeOutputs) };
+  const afterConfigureGraph = () => {
+    restore(app.nodeOutputs);
+    requestAnimationFrame(takePlaces);
+  };
+  return { onNodeOutputsUpdated: restore, afterConfigureGraph };
+}
+
+/** The Vue renderer goes on showing the old element where a node is made again under its old id. */
+function takePlaces() {
+  for (const part of alive) {
+    const old = left.get(part.place);
+    if (old?.isConnected && !part.root.isConnected) old.replaceWith(part.root);
+  }
+  left.clear();
 }
 
 class Part {
@@ -75,7 +89,7 @@ class Part {
     chain(node, "onExecuted", (output) => this.tell(output));
     chain(this.widget, "onRemove", () => {
       alive.delete(this);
-      this.root.replaceChildren();
+      left.set(this.place, this.root);
     });
     alive.add(this);
     this.show("");
@@ -95,6 +109,10 @@ class Part {
     app.canvas.emitBeforeChange();
     this.widget.value = value === null ? "" : JSON.stringify(value);
     app.canvas.emitAfterChange();
+  }
+
+  get place() {
+    return `${this.node.id} ${this.widget.name}`;
   }
 
   show(text) {
@@ -183,7 +201,7 @@ export function drag(target, event, move, done) {
 
 /** What is done inside moves neither node nor canvas, and no key of it is one of the editor's. */
 function keepFromCanvas(root) {
-  const own = ["pointerdown", "pointermove", "mousedown", "dblclick", "contextmenu", "wheel"];
+  const own = ["pointerdown", "pointermove", "mousedown", "dblclick", "contextmenu"];
   for (const kind of own) {
     root.addEventListener(kind, (event) => {
       if (event.button !== 1) event.stopPropagation(); // the middle button pans the canvas

@@ -13,15 +13,17 @@ import {
   valueWidget,
   widgetOf,
 } from "./parts.mjs";
+import { text } from "./texts.mjs";
 
 valueWidget("PRIOR_ART_GALLERY", 320, (part) => {
   let run = null; // {sheet, columns, scores by place, ranking: places, the best first}
   const next = element("button", { type: "button", onclick: pickNext });
-  const best = element("button", { type: "button", onclick: () => pick([], "The best are kept.") });
+  const best = element("button", { type: "button", onclick: () => pick([], text("gallery.kept")) });
   const status = statusLine();
-  const tray = labelled("listbox", "Picked, in the order in which they come out", "tray");
-  const gallery = labelled("listbox", "Candidates, the best first", "gallery");
+  const tray = labelled("listbox", text("gallery.tray"), "tray");
+  const gallery = labelled("listbox", text("gallery.candidates"), "gallery");
   gallery.setAttribute("aria-multiselectable", "true");
+  gallery.dataset.captureWheel = true; // the Vue renderer: scrolls, once it has the focus
   part.root.append(element("div", { class: "prior-art-bar" }, best, next), tray, gallery, status);
 
   const picks = () => {
@@ -39,14 +41,15 @@ valueWidget("PRIOR_ART_GALLERY", 320, (part) => {
   function toggle(place) {
     const others = picks().filter((one) => one !== place);
     const taken = others.length < picks().length;
-    const words = taken ? "is not picked any more" : `is picked, number ${others.length + 1}`;
-    pick(taken ? others : [...others, place], `Rank ${rank(place)} ${words}.`);
+    const places = taken ? others : [...others, place];
+    const said = { rank: rank(place), number: places.length };
+    pick(places, text(taken ? "gallery.putBack" : "gallery.picked", said));
   }
 
   function move(from, to) {
     const places = [...picks()];
     places.splice(to, 0, ...places.splice(from, 1));
-    pick(places, `Rank ${rank(places[to])} is number ${to + 1} now.`);
+    pick(places, text("gallery.moved", { rank: rank(places[to]), number: to + 1 }));
   }
 
   function following() {
@@ -57,10 +60,10 @@ valueWidget("PRIOR_ART_GALLERY", 320, (part) => {
 
   function pickNext() {
     const places = following();
-    pick(places, `Ranks ${rank(places[0])} to ${rank(places.at(-1))} are picked.`);
+    pick(places, text("gallery.followed", { first: rank(places[0]), last: rank(places.at(-1)) }));
   }
 
-  function thumbnail(place, role) {
+  function thumbnail(place) {
     const column = place % run.columns;
     const row = Math.floor(place / run.columns);
     const rows = Math.ceil(run.scores.length / run.columns);
@@ -106,25 +109,23 @@ valueWidget("PRIOR_ART_GALLERY", 320, (part) => {
       option.setAttribute("aria-selected", number > 0);
       option.firstChild.textContent = number || "";
       const score = run.scores[option.dataset.place].toFixed(3);
-      const state = number ? `, picked, number ${number}` : kept ? ", kept" : "";
-      option.setAttribute("aria-label", `Rank ${at + 1}, score ${score}${state}`);
+      const key = number ? "gallery.onePicked" : kept ? "gallery.oneKept" : "gallery.one";
+      option.setAttribute("aria-label", text(key, { rank: at + 1, score, number }));
     }
-    const shown = run ? places : [];
-    tray.hidden = !shown.length;
     tray.replaceChildren(
-      ...shown.map((place, at) => {
+      ...(run ? places : []).map((place, at) => {
         const option = thumbnail(place);
-        option.setAttribute("aria-label", `Number ${at + 1}, rank ${rank(place)}`);
+        option.setAttribute("aria-label", text("gallery.inTray", { number: at + 1, rank: rank(place) }));
         option.setAttribute("aria-keyshortcuts", "Shift+ArrowLeft Shift+ArrowRight Delete");
-        option.title = "Drag, or Shift with an arrow key, changes the order; Delete takes it out";
+        option.title = text("gallery.order");
         return option;
       }),
     );
     rove(tray.children, tray.firstChild);
-    best.textContent = keep() ? `Best ${keep()}` : "All";
+    best.textContent = keep() ? text("gallery.best", { count: keep() }) : text("gallery.all");
     best.setAttribute("aria-pressed", part.value === null);
-    next.textContent = keep() ? `Next ${keep()}` : "Next";
-    next.title = "Picks the next in rank order; nothing is drawn anew";
+    next.textContent = keep() ? text("gallery.next", { count: keep() }) : text("gallery.nextOnes");
+    next.title = text("gallery.nextHint");
     next.disabled = !following().length;
   }
 
@@ -197,7 +198,7 @@ valueWidget("PRIOR_ART_GALLERY", 320, (part) => {
   });
 
   chain(widgetOf(part.node, "keep"), "callback", drawPicks);
-  status.textContent = "Run once: the candidates appear here.";
+  status.textContent = text("gallery.none");
   return {
     show: drawPicks,
     executed(data) {
@@ -206,8 +207,8 @@ valueWidget("PRIOR_ART_GALLERY", 320, (part) => {
       drawCandidates();
       drawPicks();
       status.textContent = others
-        ? "These are other candidates than those that were picked from: pick again."
-        : `${run.scores.length} candidates. Click, or Space, picks; no pick keeps the best.`;
+        ? text("gallery.others")
+        : text("gallery.shown", { count: run.scores.length });
     },
   };
 });

@@ -15,6 +15,7 @@ import {
   valueWidget,
   widgetOf,
 } from "./parts.mjs";
+import { text } from "./texts.mjs";
 
 const TYPE = "PRIOR_ART_TOKENS";
 const PUBLISHED = 16; // codes in a row of minDALL-E's pictures
@@ -34,19 +35,15 @@ valueWidget(TYPE, 420, (part) => {
   let cells = []; // in reading order
   let erasing = false;
 
-  const button = (text, title, onclick) =>
-    element("button", { type: "button", title, onclick }, text);
-  const draw = button("Draw", "Paint codes to draw them anew", () => use(false));
-  const erase = button("Erase", "Paint codes to keep them", () => use(true));
-  const toEnd = button("To the end", "Draw all codes after the first one anew: exact", paintToEnd);
+  const button = (key, onclick) =>
+    element("button", { type: "button", title: text(`${key}Hint`), onclick }, text(key));
+  const draw = button("grid.draw", () => use(false));
+  const erase = button("grid.erase", () => use(true));
+  const toEnd = button("grid.toEnd", paintToEnd);
   const bar = element("div", { class: "prior-art-bar" }, draw, erase);
-  bar.append(
-    button("Invert", "Keep what is drawn anew, and the other way round", invert),
-    toEnd,
-    button("Clear", "Leave it to the node's other inputs", () => commit([])),
-  );
+  bar.append(button("grid.invert", invert), toEnd, button("grid.clear", () => commit([])));
   const picture = element("div", { class: "prior-art-picture" });
-  const board = labelled("grid", "Codes of the picture in reading order", "board");
+  const board = labelled("grid", text("grid.codes"), "board");
   board.setAttribute("aria-multiselectable", "true");
   const status = statusLine();
   const hint = element("p", { class: "prior-art-status" });
@@ -108,8 +105,8 @@ valueWidget(TYPE, 420, (part) => {
       const header = element("div", {
         role: "rowheader",
         class: "prior-art-row",
-        title: "Draws the whole row anew, or keeps it",
-        "aria-label": `Row ${row + 1}`,
+        title: text("grid.rowHint"),
+        "aria-label": text("grid.row", { row: row + 1 }),
       });
       const own = cells.slice(row * n, row * n + n);
       return element("div", { role: "row" }, header, ...own);
@@ -132,7 +129,8 @@ valueWidget(TYPE, 420, (part) => {
       const follows = first >= 0 && i > first && !counted[i];
       after += follows;
       cell.setAttribute("aria-selected", marks[i]);
-      cell.setAttribute("aria-label", `${described(i)}, ${marks[i] ? "drawn anew" : "stays"}`);
+      const place = described(i);
+      cell.setAttribute("aria-label", text(marks[i] ? "grid.anew" : "grid.stays", { place }));
       cell.classList.toggle("follows", follows);
       cell.classList.toggle("masked", masked?.[i] ?? false);
     }
@@ -143,24 +141,21 @@ valueWidget(TYPE, 420, (part) => {
   }
 
   function said(first, after) {
-    const mask = run?.masked ? "The noise mask of latent_image says what is drawn anew. " : "";
-    if (first < 0) return "Paint the codes to draw anew, or wire a noise mask.";
-    if (!after) return `${mask}Exact: nothing stays after the first code drawn anew.`;
-    const choice = widgetOf(node, "keep_rows")
-      ? "each variation is drawn around them without seeing them; AR Complete takes the best of N."
-      : "candidates are drawn around them, and of N the best are kept.";
-    return `${mask}Best of N: ${after} codes stay after the first one drawn anew; ${choice}`;
+    if (first < 0) return text("grid.none");
+    const around = widgetOf(node, "keep_rows") ? "grid.unseen" : "grid.bestOfN";
+    const choice = text(after ? around : "grid.exact", { count: after });
+    return run?.masked ? `${text("grid.masked")} ${choice}` : choice;
   }
 
   function described(i) {
     const n = side();
     const row = Math.floor(i / n);
     const code = run?.codes[row]?.[i % n];
-    const place = `Row ${row + 1}, column ${(i % n) + 1}`;
-    if (code === undefined) return place;
+    const place = { row: row + 1, column: (i % n) + 1, code };
+    if (code === undefined) return text("grid.place", place);
     const known = logProbs.get(run.codes.flat().join());
-    const chance = known ? `, p = ${Math.exp(known[i]).toPrecision(3)}` : "";
-    return `${place}: code ${code}${chance}`;
+    if (!known) return text("grid.code", place);
+    return text("grid.scored", { ...place, p: Math.exp(known[i]).toPrecision(3) });
   }
 
   function showPicture() {
