@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 # The CPU build is enough for the embedded family; TORCH="torch" takes the registry's newest.
 TORCH ?= torch==2.13.0
 
-.PHONY: demo test check lint types locales score clean
+.PHONY: demo test check host lint types locales score clean
 
 demo: $(VENV)/.ready
 	$(BIN)/prior-art demo --out output
@@ -19,6 +19,10 @@ test: $(VENV)/.ready lint
 # The fast lane: what a change breaks most often, without templates, parity, training and hosts.
 check: $(VENV)/.ready lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m "not slow and not host and not browser"
+
+# The pack in a ComfyUI's editor: in the one that is found, or how to get one.
+host: $(VENV)/.ready
+	$(BIN)/python -m tests.host.editor
 
 lint: $(VENV)/.ready types
 	$(BIN)/ruff check .
@@ -40,7 +44,7 @@ score: $(VENV)/.ready
 $(VENV)/.ready: pyproject.toml requirements.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/pip install --quiet "$(TORCH)"
-	$(BIN)/pip install --quiet --editable ".[headless,dev]"
+	$(BIN)/pip install --quiet --editable ".[headless,dev,registry]"
 	touch $@
 
 clean:

@@ -166,7 +166,7 @@ class ImageScaleBy(io.ComfyNode):
         if not all(size):
             raise WorkflowError(
                 f"'scale_by' is {scale_by}, which leaves nothing of a picture of"
-                f" {image.shape[2]}×{image.shape[1]}; take more"
+                f" {image.shape[2]}x{image.shape[1]}; take more"
             )
         return io.NodeOutput(
             resized(image.movedim(-1, 1), size[0], size[1], upscale_method).movedim(1, -1)

@@ -344,7 +344,7 @@ class LatentUpscaleBy(io.ComfyNode):
         if not all(size):
             raise WorkflowError(
                 f"'scale_by' is {scale_by}, which leaves nothing of a latent of"
-                f" {rows.shape[3]}×{rows.shape[2]} places; take more"
+                f" {rows.shape[3]}x{rows.shape[2]} places; take more"
             )
         return io.NodeOutput(
             {**samples, "samples": resized(rows, size[0], size[1], upscale_method)}

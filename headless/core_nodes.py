@@ -38,11 +38,11 @@ class PixelSpaceVAE:
     factor = 1
 
     def decode(self, samples: torch.Tensor) -> torch.Tensor:
-        """``[B, 3, H, W]`` in [-1, 1] → IMAGE ``[B, H, W, 3]``."""
+        """``[B, 3, H, W]`` in [-1, 1] -> IMAGE ``[B, H, W, 3]``."""
         return (samples.float() * 0.5 + 0.5).clamp(0, 1).movedim(1, -1)
 
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
-        """IMAGE ``[B, H, W, 3]`` → ``[B, 3, H, W]`` in [-1, 1]."""
+        """IMAGE ``[B, H, W, 3]`` -> ``[B, 3, H, W]`` in [-1, 1]."""
         return pixels[..., :3].movedim(-1, 1) * 2 - 1
 
     def decode_tiled(self, samples: torch.Tensor, tile: int, overlap: int) -> torch.Tensor:

@@ -200,7 +200,7 @@ def _webp(picture: Picture, path: Path) -> Frame:
     lossless = _is_lossless(path)
     # FFmpeg's way of halved colours over the edge is another than Pillow's.
     if not lossless and (wide % 2 or (high % 2 and wide % 32 == 0)):
-        raise _only_comfyui(path, f"a lossy WebP of an odd size, {wide}×{high}")
+        raise _only_comfyui(path, f"a lossy WebP of an odd size, {wide}x{high}")
     return _levels(picture, WIDE, alpha=lossless)
 
 

@@ -44,7 +44,7 @@ STEPS = {"default": 20, "min": 1, "max": 10000}
 CFG = {"default": 8.0, "min": 0.0, "max": 100.0, "step": 0.1, "round": 0.01}
 
 Denoise = Callable[[torch.Tensor, float], torch.Tensor]
-"""``(x [B, 4, h, w], sigma) → x0``, after guidance."""
+"""``(x [B, 4, h, w], sigma) -> x0``, after guidance."""
 
 Draw = Callable[[], torch.Tensor]
 """Noise like x."""

@@ -53,7 +53,7 @@ class Adapter:
 
 
 class Host(Protocol):
-    """The names of a door; 19 of them."""
+    """The names of a door; 20 of them."""
 
     NAME: str
     """In messages."""
@@ -137,6 +137,15 @@ class Host(Protocol):
 
     def warn(self, message: str) -> None:
         """Tell the user."""
+        ...
+
+    def show(self, picture: Callable[[], torch.Tensor]) -> dict[str, str] | None:
+        """Keep a picture, IMAGE ``[1, H, W, 3]`` in [0, 1], where the node's widget finds it.
+
+        Returns:
+            What the editor asks for it by (``filename``, ``subfolder``, ``type``), for the node's
+            ``ui``; ``None``, and nothing is called, where there is no editor.
+        """
         ...
 
     def clip_vision_output(self, image_embeds: torch.Tensor, **extra: Any) -> Any:

@@ -47,7 +47,7 @@ P_SAMPLER = LatentSchedule(
     start_betas=START_BETAS,
 )
 """``p_sample_loop`` of ``model/gaussian_diffusion.py``, ancestral with learned variance: x0 clamped
-to ±2, what inpainting knows put in, and then thresholded. The original takes sample 0's threshold
+to +-2, what inpainting knows put in, and then thresholded. The original takes sample 0's threshold
 for the whole batch; here each picture has its own, so that it does not depend on the others."""
 
 SAMPLERS = {

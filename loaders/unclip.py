@@ -145,7 +145,7 @@ def load_prior(
 ) -> LoadedPrior:
     """Load the prior.
 
-    Its x0 clip is the scheduler JSON's (±5) for a hub folder and ±10 for an original checkpoint,
+    Its x0 clip is the scheduler JSON's (+-5) for a hub folder and +-10 for an original checkpoint,
     whose tables are computed in float64 as the original repository does.
 
     Raises:

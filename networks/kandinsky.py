@@ -47,7 +47,7 @@ def call_latent_decoder(
     conditions: dict[str, Tensor],
     hidden: Tensor | None,
 ) -> Tensor:
-    """A Kandinsky decoder's U-Net once, ``[R, C, h, w]`` at ``timesteps`` ``[R]`` →
+    """A Kandinsky decoder's U-Net once, ``[R, C, h, w]`` at ``timesteps`` ``[R]`` ->
     ``[R, C', h, w]``, with the conditioning of :func:`prepare_latent_decoder`."""
     if is_known(unet):
         return call(unet, x, timesteps, _told(unet, conditions, hidden))

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import Linear
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class MultilingualCLIP(nn.Module):
         super().__init__()
         self.config = config
         self.transformer = transformer
-        self.LinearTransformation = nn.Linear(width, dim)
+        self.LinearTransformation = Linear(width, dim)
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> TextOutput:
         """Encode token ids ``[B, L]`` whose mask ``[B, L]`` is 1 on all but padding."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import LayerNorm, Linear
 
 from .unet import Predict, Run, Told, call, embed_times, is_known
 
@@ -34,15 +35,15 @@ class TextProjection(nn.Module):
         self.learned_classifier_free_guidance_embeddings = nn.Parameter(
             torch.zeros(clip_embeddings_dim)
         )
-        self.embedding_proj = nn.Linear(clip_embeddings_dim, time_embed_dim)
-        self.clip_image_embeddings_project_to_time_embeddings = nn.Linear(
+        self.embedding_proj = Linear(clip_embeddings_dim, time_embed_dim)
+        self.clip_image_embeddings_project_to_time_embeddings = Linear(
             clip_embeddings_dim, time_embed_dim
         )
-        self.clip_extra_context_tokens_proj = nn.Linear(
+        self.clip_extra_context_tokens_proj = Linear(
             clip_embeddings_dim, clip_extra_context_tokens * cross_attention_dim
         )
-        self.encoder_hidden_states_proj = nn.Linear(clip_embeddings_dim, cross_attention_dim)
-        self.text_encoder_hidden_states_norm = nn.LayerNorm(cross_attention_dim)
+        self.encoder_hidden_states_proj = Linear(clip_embeddings_dim, cross_attention_dim)
+        self.text_encoder_hidden_states_norm = LayerNorm(cross_attention_dim)
 
     def unconditional(self, count: int) -> torch.Tensor:
         """The learned image embedding of the unconditional branch, ``[count, D]``."""
@@ -51,7 +52,7 @@ class TextProjection(nn.Module):
     def forward(
         self, image_embeds: torch.Tensor, pooled: torch.Tensor, hidden: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """``[B, D]``, ``[B, D]``, ``[B, L, D]`` → context ``[B, 4 + L, C]``, labels ``[B, T]``."""
+        """``[B, D]``, ``[B, D]``, ``[B, L, D]`` -> context ``[B, 4 + L, C]``, labels ``[B, T]``."""
         labels = self.clip_image_embeddings_project_to_time_embeddings(
             image_embeds
         ) + self.embedding_proj(pooled)
@@ -121,7 +122,7 @@ def call_decoder(
     class_labels: Tensor,
     mask: Tensor,
 ) -> Tensor:
-    """Karlo's decoder U-Net once, ``[R, 3, S, S]`` at ``timesteps`` ``[R]`` → ``[R, 6, S, S]``,
+    """Karlo's decoder U-Net once, ``[R, 3, S, S]`` at ``timesteps`` ``[R]`` -> ``[R, 6, S, S]``,
     with the conditioning of :func:`prepare_decoder`."""
     if is_known(unet):
         return call(unet, x, timesteps, _told(unet, context, class_labels, mask))

@@ -18,6 +18,7 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import Embedding, LayerNorm, Linear
 
 from . import few_rows
 from .few_rows import attend_shared
@@ -36,8 +37,8 @@ _LARGE = 2**22
 _WORTH_STEPS = 100
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
-Linear = Callable[[nn.Linear, Tensor], Tensor]
-Norm = Callable[[nn.LayerNorm, Tensor], Tensor]
+ApplyLinear = Callable[[Linear, Tensor], Tensor]
+ApplyNorm = Callable[[LayerNorm, Tensor], Tensor]
 RunBlock = Callable[..., Tensor]  # as run_block
 
 
@@ -74,10 +75,10 @@ class SelfAttention(nn.Module):
     def __init__(self, config: ARConfig) -> None:
         super().__init__()
         self.heads = config.heads
-        self.key = nn.Linear(config.width, config.width)
-        self.query = nn.Linear(config.width, config.width)
-        self.value = nn.Linear(config.width, config.width)
-        self.proj = nn.Linear(config.width, config.width)
+        self.key = Linear(config.width, config.width)
+        self.query = Linear(config.width, config.width)
+        self.value = Linear(config.width, config.width)
+        self.proj = Linear(config.width, config.width)
 
 
 class Block(nn.Module):
@@ -85,19 +86,23 @@ class Block(nn.Module):
 
     def __init__(self, config: ARConfig) -> None:
         super().__init__()
-        self.ln1 = nn.LayerNorm(config.width)
-        self.ln2 = nn.LayerNorm(config.width)
+        self.ln1 = LayerNorm(config.width)
+        self.ln2 = LayerNorm(config.width)
         self.attn = SelfAttention(config)
         self.mlp = nn.Sequential(
-            nn.Linear(config.width, 4 * config.width),
+            Linear(config.width, 4 * config.width),
             nn.GELU(),
-            nn.Linear(4 * config.width, config.width),
+            Linear(4 * config.width, config.width),
         )
 
     def forward(
-        self, x: Tensor, attend: Attend, linear: Linear | None = None, norm: Norm | None = None
+        self,
+        x: Tensor,
+        attend: Attend,
+        linear: ApplyLinear | None = None,
+        norm: ApplyNorm | None = None,
     ) -> Tensor:
-        """``[B, T, W]`` → ``[B, T, W]``.
+        """``[B, T, W]`` -> ``[B, T, W]``.
 
         Args:
             attend: of queries, keys and values ``[B, heads, T, head_dim]`` makes the attended
@@ -127,28 +132,28 @@ class ARTransformer(nn.Module):
             raise ValueError(f"width {config.width} is no multiple of {config.heads} heads")
         self.config = config
         if config.text_vocab is not None:
-            self.tok_emb_txt = nn.Embedding(config.text_vocab, config.width)
-            self.pos_emb_txt = nn.Embedding(config.text_tokens, config.width)
+            self.tok_emb_txt = Embedding(config.text_vocab, config.width)
+            self.pos_emb_txt = Embedding(config.text_tokens, config.width)
         elif config.classes is not None:
-            self.sos = nn.Embedding(config.classes, config.width)
+            self.sos = Embedding(config.classes, config.width)
         else:
             self.sos = nn.Parameter(torch.empty(1, 1, config.width).normal_(0, 0.02))
-        self.tok_emb_img = nn.Embedding(config.image_vocab, config.width)
-        self.pos_emb_img = nn.Embedding(config.image_tokens, config.width)
+        self.tok_emb_img = Embedding(config.image_vocab, config.width)
+        self.pos_emb_img = Embedding(config.image_tokens, config.width)
         self.blocks = nn.Sequential(*(Block(config) for _ in range(config.layers)))
-        self.ln_f = nn.LayerNorm(config.width)
+        self.ln_f = LayerNorm(config.width)
         if config.text_vocab is None:
-            self.head = nn.Linear(config.width, config.image_vocab, bias=False)
+            self.head = Linear(config.width, config.image_vocab, bias=False)
         else:
-            self.head_img = nn.Linear(config.width, config.image_vocab, bias=False)
-            self.head_txt = nn.Linear(config.width, config.text_vocab, bias=False)
+            self.head_img = Linear(config.width, config.image_vocab, bias=False)
+            self.head_txt = Linear(config.width, config.text_vocab, bias=False)
 
     def initialise(self) -> None:
         """Draw all weights as the published training starts: normal with a deviation of 0.02."""
         for module in self.modules():
-            if isinstance(module, (nn.Linear, nn.Embedding)):
+            if isinstance(module, (Linear, Embedding)):
                 nn.init.normal_(module.weight, 0, 0.02)
-            if isinstance(module, nn.Linear) and module.bias is not None:
+            if isinstance(module, Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
 
     def forward(self, context: Tensor | None, tokens: Tensor) -> Tensor:
@@ -180,7 +185,7 @@ class ARTransformer(nn.Module):
         return x + self.pos_emb_img.weight[start : start + tokens.shape[1]].to(x)
 
     @property
-    def image_head(self) -> nn.Linear:
+    def image_head(self) -> Linear:
         """The layer that makes logits of image tokens, without a bias."""
         return self.head if self.config.text_vocab is None else self.head_img
 
@@ -245,7 +250,7 @@ def lay_out(network: ARTransformer, rows: int, steps: int) -> None:
     by_column = rows <= _COLUMN_ROWS
     for block in network.blocks:
         layer, weight = block.mlp[0], block.mlp[0].weight
-        if weight.numel() < _LARGE or not is_plain(layer, nn.Linear):
+        if weight.numel() < _LARGE or not is_plain(layer, Linear):
             continue
         if weight.is_contiguous() == by_column:
             with torch.inference_mode(weight.is_inference()):
@@ -302,9 +307,9 @@ class Cache:
             ):
                 part[:, :, : self._used] = given
         few = 1 < rows <= _FEW_ROWS and all(
-            is_plain(layer, nn.Linear)
+            is_plain(layer, Linear)
             for layer in network.blocks.modules()
-            if isinstance(layer, nn.Linear)
+            if isinstance(layer, Linear)
         )
         self._single = _few_rows if few else _call
 
@@ -399,7 +404,7 @@ def run_block(
     slot: Tensor,
     mask: Tensor,
 ) -> Tensor:
-    """One block for one token of each row, ``[B, 1, W]`` → ``[B, 1, W]``: tensors and no more.
+    """One block for one token of each row, ``[B, 1, W]`` -> ``[B, 1, W]``: tensors and no more.
 
     What a host does when a layer is called, it does not do: the weights are read as they are.
 
@@ -439,11 +444,11 @@ def run_rows(
     return few_rows.linear_add(mlp[2], y, rows)[:, None]
 
 
-def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
+def _linear(layer: Linear, x: Tensor) -> Tensor:
     return F.linear(x, layer.weight.to(x), layer.bias.to(x))
 
 
-def _norm(layer: nn.LayerNorm, x: Tensor) -> Tensor:
+def _norm(layer: LayerNorm, x: Tensor) -> Tensor:
     return F.layer_norm(x, layer.normalized_shape, layer.weight.to(x), layer.bias.to(x), layer.eps)
 
 
@@ -455,7 +460,7 @@ def _call(layer: nn.Module, x: Tensor) -> Tensor:
     return layer(x)
 
 
-def _few_rows(layer: nn.Linear, x: Tensor) -> Tensor:
+def _few_rows(layer: Linear, x: Tensor) -> Tensor:
     """``layer(x)`` for ``[B, 1, W]``, as a product with the weight on the left."""
     if not layer.weight.is_contiguous():
         return layer(x)

@@ -193,7 +193,7 @@ class Run:
         return self._times[index]
 
     def __call__(self, x: torch.Tensor, place: torch.Tensor | int) -> torch.Tensor:
-        """Noisy embeddings ``[R, n, D]`` → the clean ones that the network predicts.
+        """Noisy embeddings ``[R, n, D]`` -> the clean ones that the network predicts.
 
         Args:
             place: the step's index, or what :meth:`at` says of it.

@@ -230,7 +230,7 @@ class Run:
 
     @torch.no_grad()
     def __call__(self, x: Tensor, place: Tensor | int) -> Tensor:
-        """``[R, C, h, w]`` → the network's answer ``[R, C', h, w]``.
+        """``[R, C, h, w]`` -> the network's answer ``[R, C', h, w]``.
 
         Args:
             place: the step's index, or what :meth:`at` says of it.
@@ -360,7 +360,7 @@ def embed_times(
 
 @torch.no_grad()
 def call(unet: nn.Module, x: Tensor, timesteps: Tensor, told: Told) -> Tensor:
-    """A known U-Net once: ``[R, C, h, w]`` at ``timesteps`` ``[R]`` → ``[R, C', h, w]``.
+    """A known U-Net once: ``[R, C, h, w]`` at ``timesteps`` ``[R]`` -> ``[R, C', h, w]``.
 
     What its own ``forward`` computes, for a host that has a loop of its own.
     """

@@ -23,11 +23,11 @@ from ..loaders.embeddings import Embedding, read_embedding, write_embedding
 from ..loaders.files.catalogue import titles
 from ..loaders.files.checkpoint import inside
 from ..loaders.files.safe import cure_of
-from ..samplers.embeddings import MODES, cosines, interpolate, mix, move_by_texts
+from ..samplers.embeddings import MODES, along, cosines, interpolate, mix, move_by_texts, on_pad
+from .charts import matrix
 from .node import Node
-from .widgets import named
+from .widgets import drawn_input, from_json, named
 
-CATEGORY = "PriorArt/mix"
 WEIGHT = {"min": -10.0, "max": 10.0, "step": 0.01}
 NAME = re.compile(r"[\w .()-]{1,120}")
 
@@ -54,15 +54,81 @@ def _space_of(output: Any, name: str) -> EmbeddingSpace:
     return space_named(space_of_output(output), embeds.shape[-1])
 
 
+Points = list[tuple[float, float]]
+"""Places on a pad: x from 0 (left) to 1 (right), y from 0 (top) to 1 (bottom)."""
+
+OFF: Points = [(-1.0, -1.0)]
+
+CORNERS = ("image_embeds_a", "image_embeds_b", "image_embeds_c", "image_embeds_d")
+"""Top left, top right, bottom left, bottom right."""
+
+
+def _pad_inputs(widget: str, tooltip: str) -> list[Any]:
+    """The lower corners of a pad, and what is drawn on it."""
+    return [
+        io.ClipVisionOutput.Input(
+            "image_embeds_c", optional=True, tooltip="A third: the pad's corner at the bottom left."
+        ),
+        io.ClipVisionOutput.Input(
+            "image_embeds_d", optional=True, tooltip="A fourth: the corner at the bottom right."
+        ),
+        drawn_input("pad", widget, tooltip),
+    ]
+
+
+def points_on(pad: str) -> Points:
+    """What is drawn on a pad, out of its widget's JSON: a list of ``[x, y]``; empty for nothing.
+
+    Raises:
+        EdgeError: anything else, or a place outside the pad.
+    """
+    found = from_json(pad, "pad", "a list of points such as [[0.5, 0.5]]")
+    if found is None:
+        return []
+    try:
+        points = [(float(x), float(y)) for x, y in found] if isinstance(found, list) else OFF
+    except (ValueError, TypeError, OverflowError):
+        points = OFF
+    if not all(0 <= number <= 1 for point in points for number in point):
+        raise EdgeError(
+            f"'pad' is '{pad}', which is no place on it; give a list of points [x, y] with numbers"
+            " from 0 to 1, as [[0.5, 0.5]] for its middle, or leave it empty"
+        )
+    return points
+
+
+def _corners(*outputs: Any) -> tuple[list[torch.Tensor | None], EmbeddingSpace]:
+    """A pad's corners, which must be of the first one's space; a lower one may be missing."""
+    space = _space_of(outputs[0], CORNERS[0])
+    upper = CORNERS[:2]
+    return [
+        None if output is None and name not in upper else image_embeds_of(output, space, name)
+        for name, output in zip(CORNERS, outputs, strict=True)
+    ], space
+
+
+def _check_rows(corners: list[torch.Tensor | None]) -> None:
+    """Refuse corners of different numbers of rows, but for single ones.
+
+    Raises:
+        EdgeError: says how many each has.
+    """
+    rows = {name: len(c) for name, c in zip(CORNERS, corners, strict=True) if c is not None}
+    if len(set(rows.values()) - {1}) > 1:
+        said = ", ".join(f"'{name}' has {count}" for name, count in rows.items())
+        raise EdgeError(f"{said} rows; make them equal, or single rows")
+
+
 class MixEmbeddings(Node):
-    """Two image embeddings as one; chains mix any number."""
+    """Two to four image embeddings as one; chains mix any number."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="PriorArtMixEmbeddings",
             display_name="Mix Image Embeddings",
-            category=CATEGORY,
+            category="PriorArt/embeddings",
+            search_aliases=["blend", "average", "interpolate", "slerp"],
             description="Mixes two image embeddings of one space: as a weighted sum, as"
             f" {titles('latent_decoder')}'s interpolation of texts and pictures, or another way."
             " For more than two wire one mix into the next, with weight 1.",
@@ -85,6 +151,12 @@ class MixEmbeddings(Node):
                     " the average of the lengths if kept; add and subtract leave the first whole;"
                     " slerp goes from the first to the second on the sphere.",
                 ),
+                *_pad_inputs(
+                    "PRIOR_ART_PAD",
+                    "The place on the pad whose corners are the embeddings, as JSON: [[x, y]] from"
+                    " 0 to 1, from the left and from the top. It takes the place of both weights;"
+                    " empty it is the weights, or with a third embedding the middle.",
+                ),
             ],
             outputs=[_output("For a decoder or another mix.")],
         )
@@ -97,11 +169,25 @@ class MixEmbeddings(Node):
         weight_a: float,
         weight_b: float,
         mode: str = MODES[0],
+        image_embeds_c: Any = None,
+        image_embeds_d: Any = None,
+        pad: str = "",
     ) -> io.NodeOutput:
-        a, b, space = _both(image_embeds_a, image_embeds_b)
-        with named(a="image_embeds_a", b="image_embeds_b"):
-            mixed = mix(a, b, weight_a, weight_b, mode)
-        return _made(mixed, space, "Mix Image Embeddings")
+        places = points_on(pad)
+        if len(places) > 1:
+            raise EdgeError(
+                f"'pad' has {len(places)} points, but a mix is one place on it; give one, or wire"
+                " the embeddings into 'Interpolate Image Embeddings' for a walk"
+            )
+        if not places and image_embeds_c is None and image_embeds_d is None:
+            a, b, space = _both(image_embeds_a, image_embeds_b)
+            with named(a="image_embeds_a", b="image_embeds_b"):
+                mixed = mix(a, b, weight_a, weight_b, mode)
+            return _made(mixed, space, "Mix Image Embeddings")
+        corners, space = _corners(image_embeds_a, image_embeds_b, image_embeds_c, image_embeds_d)
+        _check_rows(corners)
+        (place,) = places or [(0.5, 0.5)]
+        return _made(on_pad(corners, *place, mode), space, "Mix Image Embeddings")
 
 
 class InterpolateEmbeddings(Node):
@@ -112,7 +198,8 @@ class InterpolateEmbeddings(Node):
         return io.Schema(
             node_id="PriorArtInterpolateEmbeddings",
             display_name="Interpolate Image Embeddings",
-            category=CATEGORY,
+            category="PriorArt/embeddings",
+            search_aliases=["walk", "slerp", "lerp", "morph"],
             description="A batch of embeddings on the way from the first to the second, both ends"
             " exact, for a decoder to paint as one batch. Inputs of several rows are points on the"
             " way, in their order.",
@@ -128,17 +215,60 @@ class InterpolateEmbeddings(Node):
                     default="slerp",
                     tooltip="On the sphere, or straight.",
                 ),
+                *_pad_inputs(
+                    "PRIOR_ART_PATH",
+                    "A path on the pad whose corners are the embeddings, as JSON: [[x, y], ...]"
+                    " from 0 to 1, from the left and from the top. Empty: straight from one"
+                    " embedding to the next.",
+                ),
             ],
             outputs=[_output("As many rows as asked, for a decoder.")],
         )
 
     @classmethod
     def execute(
-        cls, image_embeds_a: Any, image_embeds_b: Any, count: int, mode: str
+        cls,
+        image_embeds_a: Any,
+        image_embeds_b: Any,
+        count: int,
+        mode: str,
+        image_embeds_c: Any = None,
+        image_embeds_d: Any = None,
+        pad: str = "",
     ) -> io.NodeOutput:
-        a, b, space = _both(image_embeds_a, image_embeds_b)
-        points = torch.cat([a.float(), b.float().to(a.device)])
-        return _made(interpolate(points, count, mode), space, "Interpolate Image Embeddings")
+        path = points_on(pad)
+        corners, space = _corners(image_embeds_a, image_embeds_b, image_embeds_c, image_embeds_d)
+        if path:
+            walk = _walk_on_pad(corners, path, count, mode)
+        else:
+            points = [corner.float() for corner in corners if corner is not None]
+            walk = interpolate(torch.cat([p.to(points[0].device) for p in points]), count, mode)
+        return _made(walk, space, "Interpolate Image Embeddings")
+
+
+def _walk_on_pad(
+    corners: list[torch.Tensor | None], path: Points, count: int, mode: str
+) -> torch.Tensor:
+    """``[count, D]`` along a path on a pad of single embeddings.
+
+    Raises:
+        EdgeError: one point alone, a corner of several rows.
+    """
+    if len(path) < 2:
+        raise EdgeError(
+            "'pad' has one point, but a walk has two ends; draw a path, or wire the embeddings into"
+            " 'Mix Image Embeddings' for one place"
+        )
+    for name, corner in zip(CORNERS, corners, strict=True):
+        if corner is not None and len(corner) > 1:
+            raise EdgeError(
+                f"'{name}' has {len(corner)} rows, but a corner of the pad is one embedding; empty"
+                " 'pad' to walk through all rows, or wire one"
+            )
+    with named(path="pad"):
+        places = along(path, count)
+    mixing = "slerp" if mode == "slerp" else "weighted sum"
+    return torch.cat([on_pad(corners, x, y, mixing) for x, y in places])
 
 
 class TextDifference(Node):
@@ -149,8 +279,9 @@ class TextDifference(Node):
         return io.Schema(
             node_id="PriorArtTextDifference",
             display_name="Add Text Difference",
-            category=CATEGORY,
-            description="Moves an image embedding by strength × (text − from_text) in CLIP's joint"
+            category="PriorArt/embeddings",
+            search_aliases=["text diff", "embedding arithmetic", "unclip"],
+            description="Moves an image embedding by strength x (text - from_text) in CLIP's joint"
             " space, unCLIP's text diffs: a photo of a cat, plus 'an old cat', minus 'a cat'.",
             inputs=[
                 io.ClipVisionOutput.Input("image_embeds", tooltip="What is moved."),
@@ -193,9 +324,10 @@ class CompareEmbeddings(Node):
         return io.Schema(
             node_id="PriorArtCompareEmbeddings",
             display_name="Compare Image Embeddings",
-            category=CATEGORY,
-            description="The cosine of every embedding with every other, as text and as a picture:"
-            " black is -1 or opposite, white 1 or equal.",
+            category="PriorArt/embeddings",
+            search_aliases=["cosine similarity", "clip score"],
+            description="The cosine of every embedding with every other, in the node, as text and"
+            " as a picture: black is -1 or opposite, white 1 or equal.",
             inputs=[
                 io.ClipVisionOutput.Input("image_embeds_a", tooltip="The rows."),
                 io.ClipVisionOutput.Input("image_embeds_b", tooltip="The columns."),
@@ -207,6 +339,7 @@ class CompareEmbeddings(Node):
                     tooltip="A cell of 32 pixels for each, smaller ones for very many.",
                 ),
             ],
+            is_output_node=True,
         )
 
     @classmethod
@@ -222,7 +355,8 @@ class CompareEmbeddings(Node):
         cell = max(1, min(32, 4096 // max(table.shape)))
         cells = (table * 0.5 + 0.5).repeat_interleave(cell, 0).repeat_interleave(cell, 1)
         picture = cells[None, :, :, None].expand(-1, -1, -1, 3).contiguous()
-        return io.NodeOutput(said, host.offload(picture))
+        seen = host.show(lambda: matrix(table, "a", "b"))
+        return io.NodeOutput(said, host.offload(picture), ui={"images": [seen]} if seen else None)
 
 
 class SaveEmbeddings(Node):
@@ -233,7 +367,8 @@ class SaveEmbeddings(Node):
         return io.Schema(
             node_id="PriorArtSaveEmbeddings",
             display_name="Save Image Embeddings",
-            category=CATEGORY,
+            category="PriorArt/embeddings",
+            search_aliases=["export embedding"],
             description="Writes image embeddings to a safetensors file in the output folder"
             " 'image_embeds', with their space and who made them, to keep or to send.",
             inputs=[
@@ -295,7 +430,8 @@ class LoadEmbeddings(Node):
         return io.Schema(
             node_id="PriorArtLoadEmbeddings",
             display_name="Load Image Embeddings",
-            category=CATEGORY,
+            category="PriorArt/embeddings",
+            search_aliases=["import embedding"],
             description="Reads image embeddings that Save Image Embeddings wrote: from the output"
             " folder 'image_embeds', or from the input folder.",
             inputs=[

@@ -48,10 +48,10 @@ from ..samplers.parts.noise import Noise
 from ..samplers.parts.resize import resized
 from ..samplers.parts.sampling import Sampling, Start
 from ..samplers.prior import sample_prior
+from .charts import cosine_to
 from .node import Node
 from .pictures import from_image, latent_preview, rgb_factors
 from .widgets import (
-    LOAD,
     Bar,
     fingerprint,
     load_stage,
@@ -104,6 +104,7 @@ def _schema(
     after: tuple = (),
     size: tuple[int, str] = (0, OWN_SIZE),
     reads_text: bool = True,
+    aliases: tuple[str, ...] = (),
 ) -> io.Schema:
     """What the decoder nodes share: what they have of their own stands before and after the
     embeddings."""
@@ -115,7 +116,8 @@ def _schema(
     return io.Schema(
         node_id=node_id,
         display_name=display_name,
-        category="PriorArt/sample",
+        category="PriorArt/Kandinsky/sample",
+        search_aliases=list(aliases),
         description=description,
         inputs=[
             *before,
@@ -151,6 +153,7 @@ class KandinskyDecoder(Node):
             "Samples latents from image embeddings with Kandinsky's decoder, with the"
             " sampler that its folder names: 2.2's DDPM with learned variance and dynamic"
             " thresholding, 2.1's DDIM.",
+            aliases=("text to image", "unclip", "ddpm"),
             before=[io.Model.Input("model", tooltip="From Load Decoder (Kandinsky).")],
             size=(512, SIZE),
         )
@@ -173,6 +176,7 @@ class KandinskyImage(Node):
             "Kandinsky Image to Image",
             "Begins with a picture instead of noise and repaints it after the image"
             " embedding, as published.",
+            aliases=("img2img", "unclip"),
             before=[
                 io.Model.Input("model", tooltip="The text-to-image decoder."),
                 io.Vae.Input("vae", tooltip="From Load MoVQ."),
@@ -220,6 +224,7 @@ class KandinskyInpaint(Node):
             "Repaints the masked part of pictures after the image embedding with"
             " Kandinsky's inpainting decoder. What is white in the mask is repainted, and a"
             " little around it, as published; latents of the rest come back exactly.",
+            aliases=("outpaint", "mask", "unclip"),
             before=[
                 io.Model.Input("model", tooltip="The inpainting decoder (9 channels)."),
                 io.Vae.Input("vae", tooltip="From Load MoVQ."),
@@ -270,6 +275,7 @@ class KandinskyDepth(Node):
             "Kandinsky Decoder (Depth)",
             "Samples latents from image embeddings that follow a depth map, with"
             " Kandinsky 2.2's ControlNet decoder.",
+            aliases=("controlnet", "depth map", "unclip"),
             before=[
                 io.Model.Input("model", tooltip="The depth decoder (8 channels)."),
                 io.Image.Input("depth", tooltip="Depth maps as pictures, near is white."),
@@ -296,7 +302,8 @@ class KandinskyConditioning(Node):
         return io.Schema(
             node_id="PriorArtKandinskyConditioning",
             display_name="Kandinsky Conditioning",
-            category="PriorArt/encode",
+            category="PriorArt/Kandinsky/encode",
+            search_aliases=["image embeds to conditioning", "controlnet"],
             description="Image embeddings as native conditioning, so that KSampler and"
             " SamplerCustom run a Kandinsky decoder. Native Combine and Average mix them.",
             inputs=[
@@ -348,7 +355,8 @@ class KandinskySampler(Node):
         return io.Schema(
             node_id="PriorArtKandinskySampler",
             display_name="Kandinsky DDPM",
-            category="PriorArt/sample",
+            category="PriorArt/Kandinsky/sample",
+            search_aliases=["ddpm", "learned variance", "dynamic thresholding"],
             description="Kandinsky's published sampler (learned variance, dynamic thresholding)"
             " for native SamplerCustom, with Kandinsky Schedule's sigmas.",
             inputs=[],
@@ -368,7 +376,8 @@ class KandinskySchedule(Node):
         return io.Schema(
             node_id="PriorArtKandinskySchedule",
             display_name="Kandinsky Schedule",
-            category="PriorArt/sample",
+            category="PriorArt/Kandinsky/sample",
+            search_aliases=["scheduler", "sigmas"],
             description="The sigmas of Kandinsky's published timesteps, for SamplerCustom.",
             inputs=[
                 io.Model.Input("model", tooltip="From Load Decoder (Kandinsky)."),
@@ -531,7 +540,7 @@ def _asked(image: torch.Tensor, width: int, height: int) -> tuple[int, int]:
 def _fitted(
     image: torch.Tensor, asked: tuple[int, int], name: str, exact: bool = False
 ) -> torch.Tensor:
-    """IMAGE → ``[B, 3, H, W]`` in -1..1 of the wanted size, rounded up to multiples of 64, by
+    """IMAGE -> ``[B, 3, H, W]`` in -1..1 of the wanted size, rounded up to multiples of 64, by
     Pillow's bicubic filter on 8 bits, reduced first where it is much larger, as published.
 
     Args:
@@ -550,7 +559,7 @@ def _fitted(
         )
     if wanted != own:
         host.warn(
-            f"'{name}' is {own[1]}×{own[0]}; it was resized to {wanted[1]}×{wanted[0]}"
+            f"'{name}' is {own[1]}x{own[0]}; it was resized to {wanted[1]}x{wanted[0]}"
             + ("" if exact else ", as a Kandinsky decoder's sides are multiples of 64")
         )
         image = resized(image[..., :3], wanted, Image.Resampling.BICUBIC, reducing_gap=1)
@@ -606,7 +615,8 @@ class LoadLatentDecoder(Node):
         return io.Schema(
             node_id="PriorArtLoadLatentDecoder",
             display_name="Load Decoder (Kandinsky)",
-            category=LOAD,
+            category="PriorArt/Kandinsky/load",
+            search_aliases=["kandinsky 2.1", "kandinsky 2.2", "unclip", "controlnet depth"],
             description="Loads a decoder of Kandinsky 2.2 or 2.1 as a native MODEL: text-to-image,"
             " inpainting (9 channels) or depth (8 channels). Kandinsky Decoder samples it as"
             " published; native KSampler runs it too, with image embeddings through Kandinsky"
@@ -655,7 +665,8 @@ class LoadMCLIP(Node):
         return io.Schema(
             node_id="PriorArtLoadMCLIP",
             display_name="Load mCLIP (Kandinsky 2.1)",
-            category=LOAD,
+            category="PriorArt/Kandinsky/load",
+            search_aliases=["xlm-roberta", "multilingual clip"],
             description="Loads the multilingual text model (XLM-R) that Kandinsky 2.1's decoder"
             " reads prompts with. Its prior reads them with CLIP, from Load Text Encoder.",
             inputs=source_inputs("mclip"),
@@ -683,7 +694,8 @@ class LoadMoVQ(Node):
         return io.Schema(
             node_id="PriorArtLoadMoVQ",
             display_name="Load MoVQ",
-            category=LOAD,
+            category="PriorArt/Kandinsky/load",
+            search_aliases=["vae loader", "vqgan", "kandinsky"],
             description="Loads Kandinsky's MoVQ, which turns latents into pictures and back, as a"
             " native VAE: VAE Encode, VAE Decode and their tiled forms work on it.",
             inputs=source_inputs("movq"),
@@ -772,7 +784,8 @@ class KandinskyPrior(Node):
         return io.Schema(
             node_id="PriorArtKandinskyPrior",
             display_name="Prior Sample (Kandinsky)",
-            category="PriorArt/sample",
+            category="PriorArt/Kandinsky/sample",
+            search_aliases=["diffusion prior", "text to image embedding", "unclip"],
             description="Samples image embeddings for a prompt with Kandinsky's prior, and the"
             " negative ones that its decoder subtracts. Image i of the batch uses seed + i.",
             inputs=[*before, *sampling_inputs(steps=25, cfg=4.0), *after],
@@ -793,7 +806,8 @@ class KandinskyPriorImage(Node):
         return io.Schema(
             node_id="PriorArtKandinskyPriorImage",
             display_name="Prior Image to Image (Kandinsky)",
-            category="PriorArt/sample",
+            category="PriorArt/Kandinsky/sample",
+            search_aliases=["img2img", "diffusion prior", "unclip"],
             description="Begins with a picture's embedding instead of noise and leads it towards"
             " the prompt with Kandinsky's prior.",
             inputs=[
@@ -856,6 +870,7 @@ def _sample_prior(prior: Prior, inputs: PriorInputs, start: Start | None = None)
     bar = Bar(runs=1 if prompt is None else 2)
 
     def sample(text: TextEncoding, noise: Noise, **options: Any) -> torch.Tensor:
+        bar.preview = cosine_to(text.pooled)
         sampling = Sampling(noise, device, dtype, inputs.steps, bar)
         with named(text="positive", start="image_embeds"):
             return host.offload(

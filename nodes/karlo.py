@@ -13,7 +13,6 @@ from ..samplers.parts.sampling import Sampling
 from .node import Node
 from .pictures import from_image, preview, to_image
 from .widgets import (
-    LOAD,
     Bar,
     fingerprint,
     load_stage,
@@ -36,7 +35,8 @@ class KarloDecoder(Node):
         return io.Schema(
             node_id="PriorArtKarloDecoder",
             display_name="Karlo Decoder",
-            category="PriorArt/sample",
+            category="PriorArt/Karlo/sample",
+            search_aliases=["unclip", "dalle 2", "text to image", "image variation"],
             description="Samples 64px pictures from image embeddings with Karlo's decoder, as"
             " published. The embedding may come from the prior, from Image Encode or from native"
             " CLIP Vision Encode (ViT-L/14).",
@@ -111,7 +111,8 @@ class LoadDecoder(Node):
         return io.Schema(
             node_id="PriorArtLoadDecoder",
             display_name="Load Decoder (unCLIP)",
-            category=LOAD,
+            category="PriorArt/Karlo/load",
+            search_aliases=["karlo", "unclip decoder", "dalle 2"],
             description="Loads Karlo's decoder as a native MODEL whose latent is the 3-channel"
             " picture itself: Karlo Decoder samples it as published, native KSampler runs it too"
             " (text through CONDITIONING, the image embedding through unCLIPConditioning, decode"
@@ -141,7 +142,8 @@ class LoadUpscaler(Node):
         return io.Schema(
             node_id="PriorArtLoadUpscaler",
             display_name="Load Upscaler (Karlo)",
-            category=LOAD,
+            category="PriorArt/Karlo/load",
+            search_aliases=["super resolution", "karlo"],
             description="Loads Karlo's super-resolution: the network of the first steps and the"
             " fine-tuned one that takes the last step.",
             inputs=source_inputs("upscaler"),
@@ -173,7 +175,8 @@ class KarloUpscale(Node):
         return io.Schema(
             node_id="PriorArtKarloUpscale",
             display_name="Karlo Upscale",
-            category="PriorArt/sample",
+            category="PriorArt/Karlo/sample",
+            search_aliases=["super resolution", "unclip"],
             description="Upscales Karlo's 64px pictures to 256px by diffusion in 7 steps; a"
             " network fine-tuned for detail takes the last one.",
             inputs=[
@@ -195,9 +198,9 @@ class KarloUpscale(Node):
         height, width, size = image.shape[1], image.shape[2], upscaler.low_size
         if (height, width) != (size, size):
             raise EdgeError(
-                f"'image' is {width}×{height}, but this upscaler was trained on {size}×{size}"
+                f"'image' is {width}x{height}, but this upscaler was trained on {size}x{size}"
                 f" pictures. Wire Karlo Decoder's picture into it, or resize with 'Upscale Image'"
-                f" to {size}×{size} first"
+                f" to {size}x{size} first"
             )
         count = len(image)
         network, device, dtype = host.use(

@@ -19,7 +19,6 @@ from ..samplers.parts.sampling import Sampling
 from .node import Node
 from .pictures import latent_preview, rgb_factors
 from .widgets import (
-    LOAD,
     Bar,
     fingerprint,
     load_stage,
@@ -51,7 +50,8 @@ class KoalaTextEncode(Node):
         return io.Schema(
             node_id="PriorArtKoalaTextEncode",
             display_name="Text Encode (KOALA)",
-            category="PriorArt/encode",
+            category="PriorArt/KOALA/encode",
+            search_aliases=["clip text encode", "prompt", "sdxl"],
             description="Encodes a prompt with both of SDXL's text encoders, exactly as the"
             " published pipeline does, and notes the sizes that the U-Net is told. Brackets are no"
             " weights here; native CLIP Text Encode (SDXL) has those.",
@@ -120,7 +120,8 @@ class KoalaSample(Node):
         return io.Schema(
             node_id="PriorArtKoalaSample",
             display_name="KOALA Sample",
-            category="PriorArt/sample",
+            category="PriorArt/KOALA/sample",
+            search_aliases=["sdxl distilled", "sdxl", "ksampler", "koala lightning"],
             description="Samples latents with a KOALA (or any SDXL U-Net) exactly as the published"
             " pipeline does: Euler, 25 steps, guidance 7.5, noise of image i from seed + i.",
             inputs=[
@@ -164,8 +165,8 @@ class KoalaSample(Node):
     ) -> io.NodeOutput:
         if width % FACTOR or height % FACTOR:
             raise EdgeError(
-                f"{width}×{height} is no size for KOALA: 'width' and 'height' must be multiples of"
-                f" {FACTOR}; take {width // FACTOR * FACTOR}×{height // FACTOR * FACTOR}"
+                f"{width}x{height} is no size for KOALA: 'width' and 'height' must be multiples of"
+                f" {FACTOR}; take {width // FACTOR * FACTOR}x{height // FACTOR * FACTOR}"
             )
         managed, facts = host.open("koala_unet", model)
         schedule = facts.schedule
@@ -187,6 +188,10 @@ class KoalaSample(Node):
         return io.NodeOutput({"samples": host.offload(latents)})
 
 
+INFO = "PRIOR_ART_INFO"
+"""What the node's table in the editor is called."""
+
+
 class KoalaInfo(Node):
     """Which U-Net a MODEL holds."""
 
@@ -195,7 +200,8 @@ class KoalaInfo(Node):
         return io.Schema(
             node_id="PriorArtKoalaInfo",
             display_name="Model Info (KOALA)",
-            category="PriorArt/load",
+            category="PriorArt/KOALA/load",
+            search_aliases=["parameters", "vram", "sdxl"],
             description="Shows which variant was loaded: parameters, transformer blocks, mid block,"
             " size of the weights and the memory that sampling needs.",
             inputs=[io.Model.Input("model", tooltip="From Load KOALA, or any SDXL model.")],
@@ -203,11 +209,13 @@ class KoalaInfo(Node):
                 io.Model.Output(display_name="model", tooltip="The same model."),
                 io.String.Output(display_name="info", tooltip="For Preview Any."),
             ],
+            is_output_node=True,
         )
 
     @classmethod
     def execute(cls, model: Any) -> io.NodeOutput:
-        return io.NodeOutput(model, describe(host.open("koala_unet", model)[1].variant))
+        said = describe(host.open("koala_unet", model)[1].variant)
+        return io.NodeOutput(model, said, ui={INFO: [said]})
 
 
 def describe(variant: Any) -> str:
@@ -220,7 +228,7 @@ def describe(variant: Any) -> str:
             f"transformer blocks: {list(variant.transformer_blocks)}",
             f"mid block: {'yes' if variant.mid_block else 'no'}",
             f"weights: {variant.size / gib:.2f} GiB in {str(variant.dtype).split('.')[-1]}",
-            f"memory at 1024×1024, about: {variant.memory() / gib:.1f} GiB",
+            f"memory at 1024x1024, about: {variant.memory() / gib:.1f} GiB",
         )
     )
 
@@ -246,7 +254,8 @@ class LoadKoala(Node):
         return io.Schema(
             node_id="PriorArtLoadKoala",
             display_name="Load KOALA",
-            category=LOAD,
+            category="PriorArt/KOALA/load",
+            search_aliases=["sdxl distilled", "koala 700m", "koala 1b", "koala lightning"],
             description="Loads a KOALA (or SDXL) in the hub's folder layout, or a KOALA U-Net file:"
             " the compressed U-Net, both of SDXL's text encoders and its VAE.",
             inputs=[

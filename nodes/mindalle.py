@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -22,16 +23,17 @@ from ..samplers.mindalle import (
     Draw,
     bytes_per_candidate,
     complete_by_likelihood,
-    log_likelihood,
+    log_probabilities,
     sample_tokens,
 )
 from ..samplers.parts.chunks import in_chunks
 from ..samplers.rerank import order
 from .node import Node
-from .pictures import fit, from_image, preview, to_image
+from .pictures import fit, from_image, preview, thumbnails, to_image
 from .widgets import (
-    LOAD,
+    drawn_input,
     fingerprint,
+    from_json,
     load_stage,
     named,
     seed_input,
@@ -40,7 +42,13 @@ from .widgets import (
     unpacking,
 )
 
-CATEGORY = "PriorArt/sample"
+TOKENS = "PRIOR_ART_TOKENS"
+"""The type of the token grid, the widget of AR Complete and AR Variations, and what it shows."""
+
+SCORED = "PRIOR_ART_SCORED_TOKENS"
+"""What AR Score tells the token grids, and of how many pictures."""
+
+SCORED_PICTURES = 96
 
 
 def _model_inputs() -> list[Any]:
@@ -70,6 +78,15 @@ def _class_input() -> Any:
         max=1_000_000,
         optional=True,
         tooltip="The class of a class-conditional model, from 0; other models do not read it.",
+    )
+
+
+def _redraw_input(else_: str) -> Any:
+    return drawn_input(
+        "redraw",
+        TOKENS,
+        "The codes to draw anew, painted in the token grid: JSON, a text of 0 (stays) and 1 (is"
+        f" drawn anew) for each row of codes. {else_}",
     )
 
 
@@ -114,7 +131,8 @@ class ARSample(Node):
         return io.Schema(
             node_id="PriorArtARSample",
             display_name="AR Sample",
-            category=CATEGORY,
+            category="PriorArt/minDALL-E/sample",
+            search_aliases=["mindalle", "dalle", "dall-e", "autoregressive", "text to image"],
             description="Writes pictures code by code with minDALL-E, exactly as published. Many"
             " candidates share the work on the prompt; let CLIP Rerank choose among them.",
             inputs=[
@@ -161,9 +179,12 @@ class ARVariations(Node):
         return io.Schema(
             node_id="PriorArtARVariations",
             display_name="AR Variations",
-            category=CATEGORY,
+            category="PriorArt/minDALL-E/sample",
+            search_aliases=["mindalle", "dalle", "dall-e", "autoregressive"],
             description="Keeps the first rows of a picture's codes and draws the rest anew, exactly"
-            " as the model would have gone on.",
+            " as the model would have gone on. Of codes painted in the token grid this is exact"
+            " where none stays after the first one drawn anew, else an approximation.",
+            has_intermediate_output=True,
             inputs=[
                 *_model_inputs(),
                 io.Image.Input(
@@ -181,6 +202,7 @@ class ARVariations(Node):
                     " embedded family's 8.",
                 ),
                 *_draw_inputs("Variations to draw."),
+                _redraw_input("Empty, all below 'keep_rows' is."),
             ],
             outputs=[
                 io.Latent.Output(display_name="latent", tooltip="For VAE Decode or AR Score.")
@@ -201,9 +223,11 @@ class ARVariations(Node):
         top_p: float,
         temperature: float,
         class_id: int = 0,
+        redraw: str = "",
     ) -> io.NodeOutput:
         _, vqgan = host.open("vqgan", vae)
-        if not 0 < keep_rows < vqgan.grid:
+        redrawn = _painted(redraw, vqgan.grid)
+        if redrawn is None and not 0 < keep_rows < vqgan.grid:
             raise EdgeError(
                 f"'keep_rows' is {keep_rows}, but this model's pictures have {vqgan.grid} rows of"
                 f" codes; keep 1 to {vqgan.grid - 1} of them"
@@ -213,9 +237,15 @@ class ARVariations(Node):
         context = _context(ar_transformer, text, class_id)
         with _drawing():
             draw = pair.draw(seed, candidates, top_k, top_p, temperature)
-            leading = codes[:, :keep_rows].flatten(1)
-            tokens = sample_tokens(pair.network, context, draw, leading)
-        return io.NodeOutput(to_latent(pair.coder, pair.codes(tokens)))
+            if redrawn is None:
+                redrawn = torch.arange(vqgan.grid)[:, None].expand(-1, vqgan.grid) >= keep_rows
+                leading = codes[:, :keep_rows].flatten(1)
+                tokens = sample_tokens(pair.network, context, draw, leading)
+            else:
+                known, given = ~redrawn.flatten(), codes.flatten(1)
+                tokens, _ = complete_by_likelihood(pair.network, context, given, known, draw)
+        shown = _shown(codes[0], redrawn, lambda: image[:1])
+        return io.NodeOutput(to_latent(pair.coder, pair.codes(tokens)), ui=shown)
 
 
 class ARComplete(Node):
@@ -226,18 +256,21 @@ class ARComplete(Node):
         return io.Schema(
             node_id="PriorArtARComplete",
             display_name="AR Complete",
-            category=CATEGORY,
+            category="PriorArt/minDALL-E/sample",
+            search_aliases=["mindalle", "dalle", "dall-e", "autoregressive", "inpaint", "outpaint"],
             description="Draws the masked region of a picture anew. Exact where everything after"
             " the region's first code is masked too, in reading order. For any other mask an"
             " approximation: candidates are drawn from left to right around the codes that stay,"
             " and the best of N are taken, by how likely they make what follows them.",
+            has_intermediate_output=True,
             inputs=[
                 *_model_inputs(),
                 io.Latent.Input(
                     "latent_image",
-                    tooltip="One picture with a noise mask: VQGAN Encode, then native Set Latent"
-                    " Noise Mask. A code is drawn anew if any of its pixels is masked. A mask that"
-                    " is not square is cropped to its centre, as VQGAN Encode crops pictures.",
+                    tooltip="One picture: from VQGAN Encode, with native Set Latent Noise Mask"
+                    " after it or the region painted below. A code is drawn anew if any of its"
+                    " pixels is masked. A mask that is not square is cropped to its centre, as"
+                    " VQGAN Encode crops pictures.",
                 ),
                 _text_input(),
                 io.Int.Input(
@@ -257,6 +290,7 @@ class ARComplete(Node):
                     tooltip="The picture itself: pixels outside of the mask are put back from it."
                     " Unwired, the whole picture is what the VQGAN makes of its codes.",
                 ),
+                _redraw_input("A noise mask of 'latent_image' wins."),
             ],
             outputs=[
                 io.Latent.Output(
@@ -289,8 +323,9 @@ class ARComplete(Node):
         temperature: float,
         class_id: int = 0,
         image: Any = None,
+        redraw: str = "",
     ) -> io.NodeOutput:
-        mask = _mask_of(latent_image, "latent_image")
+        mask = _redrawn_pixels(latent_image, redraw, host.open("vqgan", vae)[1])
         if image is not None:
             check_image(image, "image")
         pair = _load(ar_transformer, vae, candidates)
@@ -304,7 +339,7 @@ class ARComplete(Node):
             image = fit(image[:1], pair.vqgan.image_size, "image")
         context = _context(ar_transformer, text, class_id)
         known = ~_masked_codes(mask, pair.vqgan.grid)
-        with _drawing():
+        with _drawing("latent_image"):
             draw = pair.draw(seed, candidates, top_k, top_p, temperature)
             tokens, weights = complete_by_likelihood(
                 pair.network, context, codes[0].flatten(), known, draw
@@ -315,7 +350,13 @@ class ARComplete(Node):
         pictures = decode_codes(vae, completed)
         if image is not None:
             pictures = _put_back(pictures, image, mask)
-        return io.NodeOutput(latent, pictures, weights[best].tolist())
+        shown = _shown(
+            codes[0],
+            ~known.view_as(codes[0]),
+            lambda: decode_codes(vae, codes) if image is None else image,
+            masked=latent_image.get("noise_mask") is not None,
+        )
+        return io.NodeOutput(latent, pictures, weights[best].tolist(), ui=shown)
 
 
 class ARScore(Node):
@@ -326,10 +367,12 @@ class ARScore(Node):
         return io.Schema(
             node_id="PriorArtARScore",
             display_name="AR Score",
-            category=CATEGORY,
+            category="PriorArt/minDALL-E/sample",
+            search_aliases=["mindalle", "dalle", "dall-e", "log likelihood", "perplexity"],
             description="The logarithm of the probability that the model gives each picture for a"
             " prompt, exact, in one pass. The difference between two prompts tells which fits"
             " better.",
+            has_intermediate_output=True,
             inputs=[
                 *_model_inputs(),
                 io.Latent.Input("samples", tooltip="Pictures, from AR Sample or VQGAN Encode."),
@@ -340,7 +383,7 @@ class ARScore(Node):
                 io.Float.Output(
                     display_name="log_likelihoods",
                     is_output_list=True,
-                    tooltip="log p(picture | prompt) of each picture; nearer to 0 is likelier.",
+                    tooltip="log p(picture given prompt) of each picture; nearer to 0 is likelier.",
                 ),
                 io.String.Output(
                     display_name="report",
@@ -360,12 +403,19 @@ class ARScore(Node):
 
         def score(rows: slice) -> torch.Tensor:
             host.stop_if_asked()
-            return log_likelihood(pair.network, context, tokens[rows], pair.device, pair.dtype)
+            return log_probabilities(pair.network, context, tokens[rows], pair.device, pair.dtype)
 
         with named(tokens="samples"):
-            scores = torch.cat(in_chunks(score, count, min(pair.chunk, AT_LEAST)))
+            each = torch.cat(in_chunks(score, count, min(pair.chunk, AT_LEAST)))
+        scores = each.sum(dim=1)
+        scored = [
+            {"codes": codes, "log_probs": logs}
+            for codes, logs in zip(
+                tokens[:SCORED_PICTURES].tolist(), each[:SCORED_PICTURES].tolist(), strict=True
+            )
+        ]
         lines = [f"picture {i + 1}: {scores[i]:.2f}" for i in order(scores).tolist()]
-        return io.NodeOutput(scores.tolist(), "\n".join(lines))
+        return io.NodeOutput(scores.tolist(), "\n".join(lines), ui={SCORED: scored})
 
 
 @dataclass(frozen=True)
@@ -423,8 +473,8 @@ class Pair:
         grid = self.vqgan.grid
         if codes.shape[1:] != (grid, grid):
             raise EdgeError(
-                f"'{name}' is {codes.shape[2]}×{codes.shape[1]} codes, but this transformer writes"
-                f" {grid}×{grid}. Encode the picture with 'VQGAN Encode', which resizes it"
+                f"'{name}' is {codes.shape[2]}x{codes.shape[1]} codes, but this transformer writes"
+                f" {grid}x{grid}. Encode the picture with 'VQGAN Encode', which resizes it"
             )
         return codes
 
@@ -439,7 +489,7 @@ def _load(model: Transformer, vae: Any, count: int) -> Pair:
     config = model.config
     if vqgan.codes != config.image_vocab or vqgan.grid**2 != config.image_tokens:
         raise EdgeError(
-            f"'vae' ('{vqgan.name}') makes {vqgan.grid}×{vqgan.grid} codes out of {vqgan.codes},"
+            f"'vae' ('{vqgan.name}') makes {vqgan.grid}x{vqgan.grid} codes out of {vqgan.codes},"
             f" but 'ar_transformer' ('{model.name}') writes {config.image_tokens} codes out of"
             f" {config.image_vocab}. They come from different models; load both from one source"
         )
@@ -453,9 +503,9 @@ def _load(model: Transformer, vae: Any, count: int) -> Pair:
     return Pair(network, device, dtype, coder, place, vqgan, chunk, model.compiled)
 
 
-def _drawing() -> AbstractContextManager[None]:
-    """What the drawing samplers call a node's inputs."""
-    return named(leading="image", tokens="latent_image", compiled="compile")
+def _drawing(picture: str = "image") -> AbstractContextManager[None]:
+    """What the drawing samplers call a node's inputs, of which ``picture`` has the codes."""
+    return named(leading=picture, tokens=picture, compiled="compile")
 
 
 def _codes(network: nn.Module, latent: torch.Tensor, name: str) -> torch.Tensor:
@@ -506,14 +556,10 @@ def _context(model: Transformer, text: str, class_id: int) -> torch.Tensor | Non
 
 
 class Watch:
-    """Tells the host of every token, and shows the first candidates once a row.
-
-    Where a preview takes long (a CPU needs seconds for a picture of the published size), some are
-    left out, so that all together take a tenth of the time.
-    """
+    """Tells the host of every token, and shows the first candidates once a row, or less often: all
+    previews together take a tenth of the time."""
 
     SHOWN = 4
-    QUICK = 0.2
     SHARE = 0.1
 
     def __init__(self, pair: Pair, count: int) -> None:
@@ -523,7 +569,7 @@ class Watch:
         self.finished = 0  # candidates of the chunks before
         self.row = 0
         self.started = time.monotonic()
-        self.spent = self.last = 0.0
+        self.spent = 0.0
 
     def __call__(self, done: int, total: int, tokens: torch.Tensor) -> None:
         """What the sampler calls after each token of a chunk."""
@@ -532,7 +578,7 @@ class Watch:
         if row != self.row:
             self.row = row
             elapsed = time.monotonic() - self.started
-            if row and (self.last < self.QUICK or self.spent < self.SHARE * elapsed):
+            if row and self.spent <= self.SHARE * elapsed:
                 picture = self._show(tokens[: self.SHOWN], row)
         self.update(self.finished * total + count * done, picture)
         if done == total:
@@ -545,8 +591,7 @@ class Watch:
         pixels = decode(self.pair.coder, codes)
         missing = self.pair.vqgan.image_size - pixels.shape[2]
         picture = preview(nn.functional.pad(pixels, (0, 0, 0, missing)), self.SHOWN)
-        self.last = time.monotonic() - started
-        self.spent += self.last
+        self.spent += time.monotonic() - started
         return picture
 
 
@@ -563,7 +608,7 @@ def _mask_of(latent: dict, name: str) -> torch.Tensor:
     if mask is None:
         raise EdgeError(
             f"'{name}' has no noise mask, so there is nothing to draw anew; put 'Set Latent Noise"
-            " Mask' before it, or use 'AR Variations'"
+            " Mask' before it, paint codes in the node's token grid, or use 'AR Variations'"
         )
     mask = check_mask(mask.reshape(-1, *mask.shape[-2:]), name)
     mask = mask[:, None].float().cpu()
@@ -579,6 +624,69 @@ def _mask_of(latent: dict, name: str) -> torch.Tensor:
             " region to be drawn anew"
         )
     return mask
+
+
+def _painted(text: str, grid: int) -> torch.Tensor | None:
+    """Which codes ``[grid, grid]`` the token grid's ``text`` draws anew; ``None``: it is empty.
+
+    Raises:
+        EdgeError: no such grid, another model's, or one that draws nothing anew.
+    """
+    example = 'a text of 0 and 1 for each row of codes, such as ["0000", "0110", "0110", "0000"]'
+    rows = from_json(text, "redraw", example)
+    if rows is None:
+        return None
+    if not isinstance(rows, list) or not all(
+        isinstance(row, str) and not row.strip("01") for row in rows
+    ):
+        raise EdgeError(f"'redraw' is no grid of codes; give {example}, or clear it in the node")
+    if {len(rows), *map(len, rows)} != {grid}:
+        widest = max(map(len, rows), default=0)
+        raise EdgeError(
+            f"'redraw' has {len(rows)} rows of up to {widest} codes, but this model's pictures have"
+            f" {grid}x{grid}; clear the token grid and paint it again"
+        )
+    painted = torch.tensor([[mark == "1" for mark in row] for row in rows])
+    if not bool(painted.any()):
+        raise EdgeError("'redraw' has no 1, so nothing is drawn anew; paint codes, or clear it")
+    return painted
+
+
+def _redrawn_pixels(latent: dict, redraw: str, vqgan: VQGAN) -> torch.Tensor:
+    """The noise mask of a LATENT ``[1, 1, S, S]``, or where it has none the codes painted.
+
+    Raises:
+        EdgeError: neither, or one that draws nothing anew.
+    """
+    painted = _painted(redraw, vqgan.grid)
+    if painted is None:
+        return _mask_of(latent, "latent_image")
+    if latent.get("noise_mask") is not None:
+        host.warn("the noise mask of 'latent_image' wins over the codes painted in the token grid")
+        return _mask_of(latent, "latent_image")
+    side = vqgan.image_size // vqgan.grid
+    return painted.float()[None, None].repeat_interleave(side, 2).repeat_interleave(side, 3)
+
+
+def _shown(
+    codes: torch.Tensor,
+    redrawn: torch.Tensor,
+    picture: Callable[[], torch.Tensor],
+    masked: bool = False,
+) -> dict[str, list] | None:
+    """What the token grid shows of a run.
+
+    Args:
+        codes: ``[h, w]`` of the picture as it was.
+        redrawn: ``[h, w]`` bool, which of them are drawn anew.
+        picture: makes it, IMAGE ``[1, H, W, 3]``.
+        masked: whether a noise mask said so.
+    """
+    kept = host.show(lambda: thumbnails(picture(), 1, longest=512))
+    if kept is None:
+        return None
+    rows = ["".join("01"[mark] for mark in row) for row in redrawn.int().tolist()]
+    return {TOKENS: [{"codes": codes.tolist(), "picture": kept, "redrawn": rows, "masked": masked}]}
 
 
 def _masked_codes(mask: torch.Tensor, grid: int) -> torch.Tensor:
@@ -601,7 +709,8 @@ class LoadVQGAN(Node):
         return io.Schema(
             node_id="PriorArtLoadVQGAN",
             display_name="Load VQGAN",
-            category=LOAD,
+            category="PriorArt/minDALL-E/load",
+            search_aliases=["vae loader", "taming", "mindalle", "dalle"],
             description="Loads minDALL-E's VQGAN, which turns a picture into a grid of codes and"
             " back, as a native VAE: VAE Encode, VAE Decode and their tiled forms work on it.",
             inputs=source_inputs("vqgan"),
@@ -630,7 +739,8 @@ class LoadARTransformer(Node):
         return io.Schema(
             node_id="PriorArtLoadARTransformer",
             display_name="Load minDALL-E",
-            category=LOAD,
+            category="PriorArt/minDALL-E/load",
+            search_aliases=["dalle", "dall-e", "mindalle", "autoregressive", "checkpoint loader"],
             description="Loads minDALL-E's transformer, which writes a picture's codes one after"
             " another. Text-conditional, class-conditional and unconditional models are told apart"
             " by their weights.",
@@ -680,7 +790,8 @@ class VQGANEncode(Node):
         return io.Schema(
             node_id="PriorArtVQGANEncode",
             display_name="VQGAN Encode",
-            category="PriorArt/encode",
+            category="PriorArt/minDALL-E/encode",
+            search_aliases=["image to tokens", "image codes", "vae encode"],
             description="Turns pictures into codes as published: resized and cropped to the size"
             " that the model was made for, then the nearest entries of the codebook. Native VAE"
             " Encode takes pictures of any size.",
@@ -714,7 +825,8 @@ class VQGANDecode(Node):
         return io.Schema(
             node_id="PriorArtVQGANDecode",
             display_name="VQGAN Decode",
-            category="PriorArt/sample",
+            category="PriorArt/minDALL-E/sample",
+            search_aliases=["tokens to image", "image codes", "vae decode"],
             description="Finds the codes nearest to a latent and decodes them, some pictures at a"
             " time, as many as memory allows. Native VAE Decode gives the same pictures.",
             inputs=[

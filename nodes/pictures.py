@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from ..host import host
 from ..loaders.files.cache import cached
@@ -20,17 +21,17 @@ if TYPE_CHECKING:
 
 
 def to_image(pixels: torch.Tensor) -> torch.Tensor:
-    """``[B, 3, H, W]`` in [-1, 1] → IMAGE ``[B, H, W, 3]`` in [0, 1]."""
+    """``[B, 3, H, W]`` in [-1, 1] -> IMAGE ``[B, H, W, 3]`` in [0, 1]."""
     return (pixels * 0.5 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).contiguous()
 
 
 def from_image(image: torch.Tensor) -> torch.Tensor:
-    """IMAGE ``[B, H, W, 3 or 4]`` in [0, 1] → ``[B, 3, H, W]`` in [-1, 1]."""
+    """IMAGE ``[B, H, W, 3 or 4]`` in [0, 1] -> ``[B, 3, H, W]`` in [-1, 1]."""
     return image[..., :3].permute(0, 3, 1, 2).float() * 2 - 1
 
 
 def fit(image: torch.Tensor, size: int, name: str) -> torch.Tensor:
-    """IMAGE → ``[B, size, size, 3]`` as published, with a warning where that changes anything.
+    """IMAGE -> ``[B, size, size, 3]`` as published, with a warning where that changes anything.
 
     The shorter side is resized by Pillow's bilinear filter on 8 bits, the centre cut out.
     """
@@ -41,8 +42,8 @@ def fit(image: torch.Tensor, size: int, name: str) -> torch.Tensor:
     from PIL.Image import Resampling, fromarray
 
     host.warn(
-        f"'{name}' is {width}×{height}; its shorter side was resized to {size} and the centre"
-        f" {size}×{size} cut out, as published"
+        f"'{name}' is {width}x{height}; its shorter side was resized to {size} and the centre"
+        f" {size}x{size} cut out, as published"
     )
     eight = (image.float().cpu().clamp(0, 1) * 255).round().to(torch.uint8).numpy()
     rows = [resize_and_crop(fromarray(row), size, Resampling.BILINEAR) for row in eight]
@@ -50,7 +51,7 @@ def fit(image: torch.Tensor, size: int, name: str) -> torch.Tensor:
 
 
 def grid(image: torch.Tensor, columns: int) -> torch.Tensor:
-    """IMAGE ``[B, H, W, 3]`` → one picture ``[1, rows * H, columns * W, 3]``, row by row.
+    """IMAGE ``[B, H, W, 3]`` -> one picture ``[1, rows * H, columns * W, 3]``, row by row.
 
     Places that are left are black; fewer pictures than columns make fewer columns.
     """
@@ -60,6 +61,18 @@ def grid(image: torch.Tensor, columns: int) -> torch.Tensor:
     empty = image.new_zeros(rows * columns - count, height, width, channels)
     cells = torch.cat([image, empty]).view(rows, columns, height, width, channels)
     return cells.transpose(1, 2).reshape(1, rows * height, columns * width, channels)
+
+
+def thumbnails(image: torch.Tensor, columns: int, longest: int) -> torch.Tensor:
+    """IMAGE ``[B, H, W, 3 or 4]`` -> one picture of them all as :func:`grid` lays them out, each
+    scaled down until its longer side has at most ``longest`` pixels."""
+    pixels = image[..., :3].permute(0, 3, 1, 2).float()
+    height, width = pixels.shape[2:]
+    scale = min(1.0, longest / max(height, width))
+    size = max(1, round(height * scale)), max(1, round(width * scale))
+    if scale < 1:
+        pixels = nn.functional.interpolate(pixels, size, mode="bilinear", antialias=True)
+    return grid(pixels.permute(0, 2, 3, 1), columns)
 
 
 def preview(x0: torch.Tensor, count: int = 1) -> Image:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from math import ceil, sqrt
 from typing import Any
 
 import torch
@@ -15,9 +16,15 @@ from ..loaders.rerank import load_reranker
 from ..samplers.clip import encode_image, encode_text
 from ..samplers.rerank import order, preprocess, rerank_scores
 from .node import Node
-from .pictures import grid
+from .pictures import grid, thumbnails
 from .unclip import AT_ONCE
-from .widgets import LOAD, fingerprint, load_stage, source_inputs
+from .widgets import drawn_input, fingerprint, from_json, load_stage, source_inputs
+
+GALLERY = "PRIOR_ART_GALLERY"
+"""The type of CLIP Rerank's widget, and of what it shows."""
+
+THUMBNAIL, SHEET = 128, 4096
+"""Pixels of the longer side of a candidate in the gallery, and of all candidates together."""
 
 
 class CLIPRerank(Node):
@@ -28,9 +35,11 @@ class CLIPRerank(Node):
         return io.Schema(
             node_id="PriorArtCLIPRerank",
             display_name="CLIP Rerank",
-            category="PriorArt/sample",
+            category="PriorArt/rerank",
+            search_aliases=["clip score", "best of n", "sort images", "pick images"],
             description="Sorts pictures by the cosine between their CLIP embedding and the"
             " prompt's, as minDALL-E publishes it, and keeps the best.",
+            has_intermediate_output=True,
             inputs=[
                 io.Clip.Input("clip", tooltip="The text model, from Load CLIP (Rerank)."),
                 io.ClipVision.Input(
@@ -52,6 +61,13 @@ class CLIPRerank(Node):
                     max=4096,
                     tooltip="How many pictures to keep, the best first. 0 keeps all.",
                 ),
+                drawn_input(
+                    "picked",
+                    GALLERY,
+                    "The pictures that were picked in the gallery, instead of the best 'keep': a"
+                    " JSON list of their places in the batch, from 0, in the order in which they"
+                    " come out.",
+                ),
             ],
             outputs=[
                 io.Image.Output(display_name="image", tooltip="The pictures, the best first."),
@@ -71,13 +87,16 @@ class CLIPRerank(Node):
 
     @classmethod
     def execute(
-        cls, clip: Any, clip_vision: Any, image: Any, text: str, keep: int
+        cls, clip: Any, clip_vision: Any, image: Any, text: str, keep: int, picked: str = ""
     ) -> io.NodeOutput:
         check_image(image, "image")
+        chosen = _picked(picked, len(image))
         scores = _scores(clip, clip_vision, image[..., :3], text)
-        best = order(scores)[: keep or None]
+        ranking = order(scores)
+        best = torch.tensor(chosen) if chosen else ranking[: keep or None]
         pictures = host.offload(image[best.to(image.device)])
-        return io.NodeOutput(pictures, scores[best].tolist(), best.tolist())
+        shown = _candidates(image, scores.tolist(), ranking.tolist())
+        return io.NodeOutput(pictures, scores[best].tolist(), best.tolist(), ui=shown)
 
 
 class ImageGrid(Node):
@@ -88,7 +107,8 @@ class ImageGrid(Node):
         return io.Schema(
             node_id="PriorArtImageGrid",
             display_name="Image Grid",
-            category="PriorArt/sample",
+            category="PriorArt/rerank",
+            search_aliases=["contact sheet", "collage", "montage"],
             description="Lays the pictures of a batch out as one, row by row, for a view of many"
             " candidates.",
             inputs=[
@@ -98,7 +118,7 @@ class ImageGrid(Node):
                     default=3,
                     min=1,
                     max=64,
-                    tooltip="Pictures in a row; 3 for nine pictures as 3×3.",
+                    tooltip="Pictures in a row; 3 for nine pictures as 3x3.",
                 ),
             ],
             outputs=[io.Image.Output(display_name="image", tooltip="One picture of them all.")],
@@ -108,6 +128,41 @@ class ImageGrid(Node):
     def execute(cls, image: Any, columns: int) -> io.NodeOutput:
         check_image(image, "image")
         return io.NodeOutput(host.offload(grid(image, columns)))
+
+
+def _picked(text: str, count: int) -> list[int]:
+    """The places that the gallery's ``text`` names, none where it is empty.
+
+    Raises:
+        EdgeError: no list of places in a batch of ``count``, each at most once.
+    """
+    places = from_json(text, "picked", "a list of places such as [5, 0, 2]")
+    if places is None:
+        return []
+    if not isinstance(places, list) or not all(type(place) is int for place in places):
+        raise EdgeError(
+            "'picked' is no list of whole numbers; give the places of pictures in the batch, such"
+            " as [5, 0, 2], or clear it in the gallery"
+        )
+    for place in places:
+        if not 0 <= place < count:
+            raise EdgeError(
+                f"'picked' names the picture at place {place}, but 'image' holds {count}, from 0 to"
+                f" {count - 1}; pick again in the gallery, or clear it"
+            )
+    if len({*places}) < len(places):
+        raise EdgeError(f"'picked' names a picture twice: {places}; name each once")
+    return places
+
+
+def _candidates(image: torch.Tensor, scores: list[float], ranking: list[int]) -> Any:
+    """What the gallery shows: all pictures on one sheet, in the batch's order."""
+    columns = ceil(sqrt(len(image)))
+    longest = min(THUMBNAIL, SHEET // columns)
+    sheet = host.show(lambda: thumbnails(image, columns, longest))
+    if sheet is None:
+        return None
+    return {GALLERY: [{"sheet": sheet, "columns": columns, "scores": scores, "ranking": ranking}]}
 
 
 def _scores(clip: Any, clip_vision: Any, image: torch.Tensor, text: str) -> torch.Tensor:
@@ -149,7 +204,8 @@ class LoadReranker(Node):
         return io.Schema(
             node_id="PriorArtLoadReranker",
             display_name="Load CLIP (Rerank)",
-            category=LOAD,
+            category="PriorArt/rerank",
+            search_aliases=["clip score", "vit-b-32", "clip loader"],
             description="Loads the text and the vision model of a CLIP for CLIP Rerank: ViT-B/32 as"
             " published with"
             " minDALL-E, or any other in transformers' or OpenAI's layout. Pictures are prepared as"

@@ -21,9 +21,9 @@ from ..loaders.files.catalogue import SYSTEMS, Source, find_source, list_sources
 from ..samplers.clip import encode_image, encode_text, encode_zero_image
 from ..samplers.parts.sampling import Sampling
 from ..samplers.prior import sample_prior
+from .charts import cosine_to
 from .node import Node
 from .widgets import (
-    LOAD,
     Bar,
     fingerprint,
     load_stage,
@@ -50,7 +50,8 @@ class PriorSample(Node):
         return io.Schema(
             node_id="PriorArtPrior",
             display_name="Prior Sample (unCLIP)",
-            category="PriorArt/sample",
+            category="PriorArt/unCLIP/sample",
+            search_aliases=["diffusion prior", "text to image embedding", "dalle 2", "karlo"],
             description="Samples image embeddings for a prompt with the unCLIP prior. Image i of"
             " the batch uses seed + i, so each can be made again alone.",
             inputs=[
@@ -97,7 +98,8 @@ class PriorSample(Node):
         network, device, dtype = host.use(prior.managed)
         with named(text="positive"):
             noise = seeded(seed, len(text.pooled) * batch_size, noise_offset)
-            sampling = Sampling(noise, device, dtype, steps, Bar())
+            bar = Bar(cosine_to(text.pooled))
+            sampling = Sampling(noise, device, dtype, steps, bar)
             embeds = sample_prior(network, prior.schedule, text, unconditional, sampling, cfg)
         output = host.clip_vision_output(
             host.offload(embeds),
@@ -115,7 +117,8 @@ class LoadTextEncoder(Node):
         return io.Schema(
             node_id="PriorArtLoadTextEncoder",
             display_name="Load Text Encoder (unCLIP)",
-            category=LOAD,
+            category="PriorArt/unCLIP/load",
+            search_aliases=["clip loader", "unclip", "dalle 2", "karlo", "kandinsky"],
             description=f"Loads the CLIP text model of {titles('text_encoder')}, with its"
             " tokenizer. Native CLIP Text Encode works on it too.",
             inputs=source_inputs("text_encoder"),
@@ -140,7 +143,8 @@ class LoadImageEncoder(Node):
         return io.Schema(
             node_id="PriorArtLoadImageEncoder",
             display_name="Load Image Encoder (unCLIP)",
-            category=LOAD,
+            category="PriorArt/unCLIP/load",
+            search_aliases=["clip vision loader", "image variation", "karlo", "kandinsky"],
             description=f"Loads the CLIP vision model of {titles('image_encoder')}, to vary"
             " and mix pictures. Native CLIP Vision Encode works on it too.",
             inputs=source_inputs("image_encoder"),
@@ -169,7 +173,8 @@ class LoadPrior(Node):
         return io.Schema(
             node_id="PriorArtLoadPrior",
             display_name="Load Prior (unCLIP)",
-            category=LOAD,
+            category="PriorArt/unCLIP/load",
+            search_aliases=["unclip prior", "diffusion prior", "dalle 2", "karlo", "kandinsky"],
             description="Loads the unCLIP prior, the network that turns a text embedding into an"
             " image embedding.",
             inputs=source_inputs("prior"),
@@ -218,7 +223,9 @@ class LoadImageNormalizer(Node):
         return io.Schema(
             node_id="PriorArtLoadImageNormalizer",
             display_name="Load Image Normalizer (Stable unCLIP)",
-            category=LOAD,
+            category="PriorArt/unCLIP/load",
+            search_aliases=["sd21-unclip", "stable unclip", "noise augmentation"],
+            is_experimental=True,
             description="ComfyUI noises the image embeddings of a Stable Diffusion 2.1 unCLIP"
             " checkpoint without the statistics that it was trained with. This puts them in, so"
             " that unCLIPConditioning does what diffusers' StableUnCLIPPipeline does: for"
@@ -257,7 +264,8 @@ class TextEncode(Node):
         return io.Schema(
             node_id="PriorArtTextEncode",
             display_name="Text Encode (unCLIP)",
-            category="PriorArt/encode",
+            category="PriorArt/unCLIP/encode",
+            search_aliases=["clip text encode", "prompt", "unclip", "mclip"],
             description="Encodes a prompt with the loaded text model, exactly as the published"
             " pipeline does: one chunk of 77 tokens, unnormalised text embedding, padding mask.",
             inputs=[
@@ -301,7 +309,8 @@ class BatchPrompts(Node):
         return io.Schema(
             node_id="PriorArtBatchPrompts",
             display_name="Batch Prompts",
-            category="PriorArt/encode",
+            category="PriorArt/unCLIP/encode",
+            search_aliases=["prompt batch", "conditioning batch"],
             description="Puts prompts of one text encoder into one batch, so that each stage runs"
             " all of them at once; with a batch_size every prompt gets so many seeds. For more than"
             " two wire one batch into the next.",
@@ -333,7 +342,8 @@ class ImageEncode(Node):
         return io.Schema(
             node_id="PriorArtImageEncode",
             display_name="Image Encode (unCLIP)",
-            category="PriorArt/encode",
+            category="PriorArt/unCLIP/encode",
+            search_aliases=["clip vision encode", "image embedding", "image variation", "unclip"],
             description="Encodes pictures with the loaded CLIP vision model, preprocessed exactly"
             " as published, into unnormalised image embeddings.",
             inputs=[
@@ -375,7 +385,8 @@ class ZeroImage(Node):
         return io.Schema(
             node_id="PriorArtZeroImage",
             display_name="Zero Image Embedding",
-            category="PriorArt/encode",
+            category="PriorArt/unCLIP/encode",
+            search_aliases=["negative embedding", "unconditional embedding"],
             description=f"What guidance of {LATENT}'s decoders subtracts: the embedding of a"
             f" picture of zeros. {LATENT}'s own priors give it; other priors and encoded pictures"
             " do not bring it along.",

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import math
 import re
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -80,25 +83,34 @@ def named(**inputs: str) -> Iterator[None]:
         raise
 
 
+SHOWN_SECONDS = 0.1
+"""Between two previews: a host's own bar is no quicker."""
+
+
 class Bar:
     """A sampler's callback that moves the node's progress bar, made at the first step.
 
     Args:
-        preview: of x0, where there is a picture to see.
-        runs: how many samplers, one after another, share the bar, each an equal part of it.
+        preview: of x0, where there is a picture to see: of the first step, the last, and as many
+            between as are :data:`SHOWN_SECONDS` apart. To look at x0 is to wait for the device.
+        runs: how many samplers, one after another, share the bar, each an equal part of it. A
+            run of its own kind sets ``preview`` before it begins.
     """
 
     def __init__(self, preview: Callable[[Any], Any] | None = None, runs: int = 1) -> None:
-        self._preview, self._runs = preview, runs
+        self.preview, self._runs = preview, runs
         self._update: Callable[..., None] | None = None
         self._length = self._done = 0
+        self._shown = -math.inf
 
     def __call__(self, step: int, total: int, x0: Any) -> None:
         """What the sampler calls after each step, from 1."""
         if self._update is None:
             self._length = total
             self._update = host.progress(total * self._runs)
-        shown = None if self._preview is None else self._preview(x0)
+        shown, now = None, time.monotonic()
+        if self.preview and (step in (1, total) or now - self._shown >= SHOWN_SECONDS):
+            shown, self._shown = self.preview(x0), now
         self._update(self._done + step * self._length // total, shown)
         if step == total:
             self._done += self._length
@@ -133,7 +145,31 @@ def noise_offset_output() -> Any:
     )
 
 
-LOAD = "PriorArt/load"
+def drawn_input(name: str, widget: str, tooltip: str) -> Any:
+    """A JSON text that the editor shows as a widget of the pack's own.
+
+    Args:
+        widget: its type, as ``web/js`` registers it; also what the node calls its part of ``ui``.
+    """
+    return io.String.Input(
+        name, default="", optional=True, tooltip=tooltip, extra_dict={"widgetType": widget}
+    )
+
+
+def from_json(text: str, name: str, example: str) -> Any:
+    """What the JSON ``text`` of a :func:`drawn_input` says; ``None`` where it is empty.
+
+    Raises:
+        EdgeError: it is no JSON; shows the ``example``.
+    """
+    if not text.strip():
+        return None
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        raise EdgeError(
+            f"'{name}' is no JSON; give {example}, or nothing, or clear it in the node's widget"
+        ) from None
 
 
 DTYPES = ["auto", "fp32", "fp16", "bf16"]
@@ -147,7 +183,7 @@ def source_inputs(stage: str) -> list:
             "source",
             options=names,
             tooltip="Where the weights come from: the embedded family that ships with the pack"
-            " (shapes-…), a diffusers folder or an original checkpoint under models/prior_art.",
+            " (shapes-...), a diffusers folder or an original checkpoint under models/prior_art.",
         ),
         io.Combo.Input(
             "dtype",

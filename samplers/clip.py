@@ -39,7 +39,7 @@ def encode_text(
 def encode_image(
     network: nn.Module, pixels: torch.Tensor, device: torch.device, dtype: torch.dtype
 ) -> torch.Tensor:
-    """Preprocessed pixels ``[B, 3, S, S]`` → image_embeds ``[B, D]``, fp32, unnormalised.
+    """Preprocessed pixels ``[B, 3, S, S]`` -> image_embeds ``[B, D]``, fp32, unnormalised.
 
     ``network`` is transformers' ``CLIPVisionModelWithProjection``.
     """

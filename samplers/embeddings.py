@@ -6,6 +6,9 @@ interpolation (Shoemake 1985), of directions, with lengths mixed linearly.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,7 +30,7 @@ def mix(a: Tensor, b: Tensor, weight_a: float, weight_b: float, mode: str) -> Te
 
     Args:
         mode: "weighted sum" ``wa*a + wb*b``; "average" divides that by ``wa + wb``; "average,
-            length kept" gives it the average of their lengths; "add" and "subtract" are ``a ±
+            length kept" gives it the average of their lengths; "add" and "subtract" are ``a +-
             wb*b``; "slerp" goes from a to b on the sphere, as far as ``wb / (wa + wb)``.
 
     Raises:
@@ -131,6 +134,53 @@ def interpolate(points: Tensor, count: int, mode: str) -> Tensor:
         share, (a, b) = part / (count - 1), points[place : place + 2]
         rows.append(slerp(a, b, share) if mode == "slerp" else (1 - share) * a + share * b)
     return _finite(torch.stack(rows))
+
+
+def on_pad(corners: Sequence[Tensor | None], x: float, y: float, mode: str) -> Tensor:
+    """The embeddings ``[R, D]`` at a point of a square that has one in each corner: between the
+    ends of the upper and of the lower edge, then between what was found there.
+
+    Args:
+        corners: top left, top right, bottom left, bottom right. An edge with one of them is that
+            one everywhere; without a lower edge the square is its upper one.
+        x: 0 (left) to 1 (right); y: 0 (top) to 1 (bottom).
+        mode: of :func:`mix`, with weights that add up to 1: "weighted sum" and "average" are the
+            bilinear mixture, "slerp" the spherical one.
+
+    Raises:
+        EdgeError: a mode that leaves the first whole, and what :func:`mix` refuses.
+    """
+    if mode in ("add", "subtract"):
+        raise EdgeError(
+            f"'mode' is '{mode}', which leaves the first embedding whole, but on a pad all share"
+            " one whole; choose weighted sum, average or slerp"
+        )
+
+    def between(a: Tensor | None, b: Tensor | None, share: float) -> Tensor | None:
+        if a is None or b is None:
+            return b if a is None else a
+        return mix(a, b, 1 - share, share, mode)
+
+    a, b, c, d = corners
+    found = between(between(a, b, x), between(c, d, x), y)
+    if found is None:
+        raise EdgeError("a pad needs an embedding in one corner at least")
+    return found
+
+
+def along(path: Sequence[tuple[float, float]], count: int) -> list[tuple[float, float]]:
+    """``count`` points (x, y) on the line through ``path``, evenly spaced by its length, both ends
+    among them.
+
+    Raises:
+        EdgeError: a line without length.
+    """
+    points = np.asarray(path, dtype=np.float64)
+    reached = np.append(0, np.linalg.norm(np.diff(points, axis=0), axis=1).cumsum())
+    if reached[-1] == 0:
+        raise EdgeError("'path' stays where it is; draw it from one point to another")
+    at = np.linspace(0, reached[-1], count)
+    return list(zip(*(np.interp(at, reached, points[:, i]).tolist() for i in (0, 1)), strict=True))
 
 
 def move_by_texts(embeds: Tensor, text: Tensor, from_text: Tensor, strength: float) -> Tensor:

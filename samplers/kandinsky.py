@@ -160,7 +160,7 @@ def sample_latents(
 
     Args:
         unet: diffusers' ``UNet2DConditionModel`` of 4 input channels, 8 for depth, 9 to inpaint.
-        positive: R rows; negative: as many or others, unused at ``guidance_scale`` ≤ 1.
+        positive: R rows; negative: as many or others, unused at ``guidance_scale`` <= 1.
         sampling: its callback sees x0 ``[B, 4, h, w]``.
 
     Returns:
@@ -423,6 +423,6 @@ def check_places(unet: nn.Module, size: tuple[int, int], name: str = "size") -> 
         height, width = 8 * size[0], 8 * size[1]
         fits = [8 * halved * -(-side // (8 * halved)) for side in (width, height)]
         raise EdgeError(
-            f"'{name}' is of {width}×{height} pixels, but this decoder's sides must be multiples of"
-            f" {8 * halved}; make it of {fits[0]}×{fits[1]}"
+            f"'{name}' is of {width}x{height} pixels, but this decoder's sides must be multiples of"
+            f" {8 * halved}; make it of {fits[0]}x{fits[1]}"
         )

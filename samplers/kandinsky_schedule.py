@@ -93,9 +93,9 @@ class LatentSchedule:
             where they leave room for it.
         strided: DDIM steps back by a whole stride, wherever that leads, as diffusers does; else to
             the next timestep.
-        clip_range: x0 is clamped to ± this; ``None`` leaves it alone.
+        clip_range: x0 is clamped to +- this; ``None`` leaves it alone.
         clip_first: clamp so also before thresholding, as the original repository does.
-        thresholding: instead, x0 is clamped to ± its quantile ``ratio`` and divided by that, where
+        thresholding: instead, x0 is clamped to +- its quantile ``ratio`` and divided by that, where
             it is between 1 and ``largest`` (Imagen's dynamic thresholding).
         known_in_x0: inpainting puts what is known into x0, before thresholding.
         begin: of descending timesteps, the length of the training schedule and a strength in 0..1,

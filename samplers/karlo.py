@@ -43,7 +43,7 @@ def sample_decoder(
     Args:
         network: U-Net and text projection.
         image_embeds: ``[R, D]``, unnormalised; text: R prompts, as many or others; negative:
-            likewise, unused at ``guidance_scale`` ≤ 1.
+            likewise, unused at ``guidance_scale`` <= 1.
         sampling: its callback sees x0 ``[B, 3, S, S]``.
 
     Returns:
@@ -152,7 +152,7 @@ def upscale(
 def _upscaling(
     unet: nn.Module, schedule: UnCLIPSchedule, timesteps: list[int], sampling: Sampling
 ) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
-    """``(index, x, numbers, fresh, large)`` → x and x0 after a step of one of the two networks."""
+    """``(index, x, numbers, fresh, large)`` -> x and x0 after a step of one of the two networks."""
     predict = prepare_upscaler(unet, timesteps, sampling.device, sampling.dtype)
 
     def denoise(

@@ -155,7 +155,7 @@ def sample_koala(
     Args:
         prepare: the U-Net; see :data:`Prepare`.
         text: R rows; negative: as many or others; ``None`` is the published negative where no
-            prompt was given, zeros. Unused at ``guidance_scale`` ≤ 1.
+            prompt was given, zeros. Unused at ``guidance_scale`` <= 1.
         size: height and width of the latents.
         sampling: its callback sees x0 ``[B, 4, h, w]``.
 

@@ -39,7 +39,7 @@ class Draw(Sampling):
             may raise.
         top_k: draw from the k likeliest tokens, and those that tie with the k-th; 0 for all.
         top_p: then from the likeliest that together reach p, with the one that crosses it;
-            0 < p ≤ 1, and 1 for all.
+            0 < p <= 1, and 1 for all.
         temperature: divides the logits; 0 takes the likeliest token and draws nothing.
         chunk: candidates at once, all of them by default. Halved where memory runs out.
         compiled: run the blocks by torch.compile, which needs a compiler and a minute at first.
@@ -95,11 +95,7 @@ def sample_tokens(
     given = torch.zeros(1, total, dtype=torch.long)
     if leading is not None:
         _check_tokens(network, leading, "leading")
-        if len(leading) not in (1, count):
-            raise EdgeError(
-                f"'leading' holds {len(leading)} pictures for {count} candidates; give one picture,"
-                " or one for each candidate"
-            )
+        _check_pictures(leading, count, "leading")
         lead = leading.shape[1]
         given = torch.cat([leading.cpu(), given.expand(len(leading), -1)[:, lead:]], dim=1)
     given = given.to(draw.device)
@@ -131,7 +127,8 @@ def complete_by_likelihood(
     is exact, as :func:`sample_tokens` with ``leading``.
 
     Args:
-        tokens: ``[image_tokens]``; what stands at unknown places does not matter.
+        tokens: ``[image_tokens]``, or ``[B, image_tokens]`` with a picture of its own for each
+            candidate; what stands at unknown places does not matter.
         known: ``[image_tokens]`` bool.
         context, draw: as in :func:`sample_tokens`.
 
@@ -146,24 +143,27 @@ def complete_by_likelihood(
     """
     count, total = len(draw.noise), network.config.image_tokens
     context = _check_context(network, context, draw.device)
-    if tokens.shape != (total,) or known.shape != (total,):
+    tokens = torch.atleast_2d(tokens)
+    if tokens.shape[1:] != (total,) or known.shape != (total,):
         raise EdgeError(
-            f"the picture has {tokens.numel()} tokens and its mask {known.numel()}, but this"
+            f"the picture has {tokens[0].numel()} tokens and its mask {known.numel()}, but this"
             f" transformer writes {total}; encode a picture of the size it was made for"
         )
     mask = known.bool().tolist()
-    given = torch.where(known.cpu().bool(), tokens.cpu(), 0)[None]
+    given = torch.where(known.cpu().bool(), tokens.cpu(), 0)
     _check_tokens(network, given, "tokens")
+    _check_pictures(given, count, "tokens")
     given = given.to(draw.device)
     if all(mask):
         return given.expand(count, -1).cpu(), torch.zeros(count)
     lead = mask.index(False)
-    prefix = prefill(network, context, given[:, :lead] if lead else None, draw.dtype)
+    shared = given[:, :lead] if lead and len(given) == 1 else None
+    prefix = prefill(network, context, shared, draw.dtype)
     return _sample(network, prefix, given.expand(count, -1), mask, draw)
 
 
 @torch.no_grad()
-def log_likelihood(
+def log_probabilities(
     network: ARTransformer,
     context: Tensor | None,
     tokens: Tensor,
@@ -171,7 +171,9 @@ def log_likelihood(
     dtype: torch.dtype,
     chunk: int | None = None,
 ) -> Tensor:
-    """Log-likelihood log p(image tokens | context), exact: one pass with the tokens given.
+    """Natural log p(token | context, tokens before it), exact: one pass with the tokens given.
+
+    Their sum over T is the picture's log-likelihood.
 
     Args:
         context: as in :func:`sample_tokens`.
@@ -179,7 +181,7 @@ def log_likelihood(
         chunk: pictures at once, all of them by default. Halved where memory runs out.
 
     Returns:
-        ``[B]``, fp32, on the CPU: natural logarithms, summed over the T tokens.
+        ``[B, T]``, fp32, on the CPU.
 
     Raises:
         EdgeError: context or tokens of another model, no finite result.
@@ -197,7 +199,7 @@ def log_likelihood(
         if part.shape[1] > 1:
             cache = Cache(network, prefix, len(part), part.shape[1] - 1)
             hidden = torch.cat([hidden, cache.extend(network, part[:, :-1])], dim=1)
-        return _log_prob(network, hidden, part)
+        return _log_probs(network, hidden, part)
 
     result = torch.cat(in_chunks(work, len(tokens), chunk)).cpu()
     return refuse_nan(result, _STAGE, dtype)
@@ -304,7 +306,7 @@ def _feed(
         states = steps.cache.extend(network, fed) if fed.shape[1] else hidden[:, None]
     before = torch.cat([hidden[:, None], states], dim=1)[:, : run.shape[1]]
     hidden = states[:, -1].clone(memory_format=torch.contiguous_format)
-    return hidden, _log_prob(network, before, run)
+    return hidden, _log_probs(network, before, run).sum(dim=1)
 
 
 def _chooser(steps: Steps, draw: Draw) -> tuple[Hashable, Callable[..., tuple[Tensor, Tensor]]]:
@@ -343,15 +345,15 @@ def _choose(logits: Tensor, draw: Draw, *noise: Tensor) -> Tensor:
     return (p / noise[0]).argmax(dim=-1)
 
 
-def _log_prob(network: ARTransformer, hidden: Tensor, tokens: Tensor) -> Tensor:
-    """Sum over T of log p(token), fp32 ``[B]``; hidden ``[B, T, W]`` predicts tokens ``[B, T]``."""
+def _log_probs(network: ARTransformer, hidden: Tensor, tokens: Tensor) -> Tensor:
+    """Log p(token), fp32 ``[B, T]``; hidden ``[B, T, W]`` predicts tokens ``[B, T]``."""
     parts = [
         network.logits(states).float().log_softmax(dim=-1).gather(1, chosen[:, None])
         for states, chosen in zip(
             hidden.flatten(0, 1).split(_SCORED), tokens.flatten().split(_SCORED), strict=True
         )
     ]
-    return torch.cat(parts).view(tokens.shape).sum(dim=1)
+    return torch.cat(parts).view(tokens.shape)
 
 
 def _check_chunk(chunk: int | None, count: int) -> None:
@@ -392,6 +394,14 @@ def _check_context(
             f" {size}; {cure}"
         )
     return context.to(device)
+
+
+def _check_pictures(tokens: Tensor, count: int, name: str) -> None:
+    if len(tokens) not in (1, count):
+        raise EdgeError(
+            f"'{name}' holds {len(tokens)} pictures for {count} candidates; give one picture, or"
+            " one for each candidate"
+        )
 
 
 def _check_tokens(network: ARTransformer, tokens: Tensor, name: str) -> None:

@@ -39,8 +39,8 @@ def sample_prior(
     Args:
         network: diffusers' ``PriorTransformer``.
         schedule: its published constants.
-        text: R prompts; negative: as many or others, unused at ``guidance_scale`` ≤ 1.
-        sampling: its callback sees x0 ``[B, D]``.
+        text: R prompts; negative: as many or others, unused at ``guidance_scale`` <= 1.
+        sampling: its callback sees x0 ``[B, D]``, unnormalised as the result.
         start: image embeddings ``[R, D]`` to begin from, unnormalised.
         with_negative: sample the negative prompt's own embeddings too, which some decoders
             subtract, from the second half of the noise, which is of 2B images then. Guiding it by
@@ -101,7 +101,7 @@ def sample_prior(
     for i, step in enumerate(steps):
         fresh = torch.zeros_like(x) if step.last else noise.normal((dim,), device)
         x, x0 = take(i, x, table[i], fresh)
-        sampling.tell(i + 1, len(steps), x0[:count])
+        sampling.tell(i + 1, len(steps), cached.denormalise(network, x0[:count]))
     return refuse_nan(cached.denormalise(network, x), "prior", dtype)
 
 

@@ -93,7 +93,7 @@ class BestToVariation:
 
 
 def _as_pictures(pixels: np.ndarray) -> torch.Tensor:
-    """uint8 ``[B, H, W, 3]`` → ``[B, 3, H, W]`` in -1..1."""
+    """uint8 ``[B, H, W, 3]`` -> ``[B, 3, H, W]`` in -1..1."""
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 

@@ -102,7 +102,7 @@ def _sampled(painter: Any, prompts: Sequence[str], noise: Noise) -> torch.Tensor
 
 
 def _pixels(pictures: torch.Tensor) -> np.ndarray:
-    """``[B, 3, H, W]`` in -1..1 → uint8 ``[B, H, W, 3]``."""
+    """``[B, 3, H, W]`` in -1..1 -> uint8 ``[B, H, W, 3]``."""
     pixels = ((pictures.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
     return pixels.permute(0, 2, 3, 1).cpu().numpy()
 

@@ -30,7 +30,7 @@ class LowRank(nn.Module):
         self.up = nn.Parameter(torch.zeros(linear.out_features, rank))
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[..., in]`` → ``[..., out]``."""
+        """``[..., in]`` -> ``[..., out]``."""
         return self.linear(x) + F.linear(F.linear(x, self.down), self.up)
 
     @torch.no_grad()

@@ -29,6 +29,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import autocast
 
 from ..edges import UserError, reason_of
 from ..loaders.files.catalogue import Source, find_source
@@ -317,7 +318,7 @@ def _check_source(loaded: LoadedTransformer, vqgan: VQGAN) -> None:
     config = loaded.config
     if (vqgan.codes, vqgan.grid**2) != (config.image_vocab, config.image_tokens):
         raise UserError(
-            f"'{vqgan.name}' makes {vqgan.grid}×{vqgan.grid} of {vqgan.codes} codes, but"
+            f"'{vqgan.name}' makes {vqgan.grid}x{vqgan.grid} of {vqgan.codes} codes, but"
             f" '{loaded.name}' reads {config.image_tokens} of {config.image_vocab}: they come from"
             " different models. Copy both files from one model"
         )
@@ -457,7 +458,7 @@ def _nats(network: ARTransformer, data: Data, rows: np.ndarray, recipe: Recipe) 
     chosen = torch.from_numpy(rows)
     tokens = data.codes[chosen].to(device, torch.long)
     told = None if data.labels is None else data.labels[chosen, None].to(device)
-    with torch.autocast(device.type, torch.bfloat16, enabled=recipe.dtype == "bf16"):
+    with autocast(device.type, torch.bfloat16, enabled=recipe.dtype == "bf16"):
         logits = network(told, tokens)
     wrong = F.cross_entropy(logits.flatten(0, 1).float(), tokens.flatten(), reduction="sum")
     return wrong / tokens.shape[1]

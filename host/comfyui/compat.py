@@ -33,13 +33,23 @@ def fitted(function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
+def _fitted_input(kind: Callable[..., Any]) -> Callable[..., Any]:
+    """:func:`fitted`, but every input takes an ``extra_dict``: the editor is told what is in it."""
+    make = fitted(kind)
+
+    def call(*args: Any, extra_dict: dict[str, Any] | None = None, **kwargs: Any) -> Any:
+        made = make(*args, **kwargs)
+        if extra_dict is not None:  # every host's inputs have it, not all of them as an argument
+            made.extra_dict = extra_dict
+        return made
+
+    return call
+
+
 def _fitted_type(host_type: Any) -> SimpleNamespace:
     """One of the host's edge types with an ``Input`` and an ``Output`` that drop news."""
-    parts = {
-        part: fitted(getattr(host_type, part))
-        for part in ("Input", "Output")
-        if hasattr(host_type, part)
-    }
+    fit = {"Input": _fitted_input, "Output": fitted}
+    parts = {part: fit[part](getattr(host_type, part)) for part in fit if hasattr(host_type, part)}
     return SimpleNamespace(io_type=getattr(host_type, "io_type", None), **parts)
 
 
@@ -77,6 +87,6 @@ def warn(message: str) -> None:
         context = get_executing_context()
         if context is not None:
             server = PromptServer.instance
-            server.send_progress_text(f"⚠ {message}", context.node_id, server.client_id)
+            server.send_progress_text(f"\u26a0 {message}", context.node_id, server.client_id)
     except Exception as error:
         logger.debug("could not show the warning on the node: %s", error)

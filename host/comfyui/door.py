@@ -22,6 +22,7 @@ from comfy_api.latest import ComfyExtension
 from ...edges import Role, placed
 from ..api import DTYPES, adapters, named_dtype
 from .compat import io, warn
+from .editor import show
 from .memory import Managed, manage, use
 from .unclip import clip_vision_output
 
@@ -169,6 +170,7 @@ __all__ = [
     "open",
     "pick_dtype",
     "progress",
+    "show",
     "stop_if_asked",
     "use",
     "warn",

@@ -23,11 +23,11 @@ class CuttingVAE(comfy.sd.VAE):
     """The host's VAE, whose pictures have the size that their latents ask for."""
 
     def decode(self, samples_in: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Latent → IMAGE."""
+        """Latent -> IMAGE."""
         return cut_to_asked(super().decode(samples_in, *args, **kwargs), samples_in)
 
     def decode_tiled(self, samples: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Latent → IMAGE, tile by tile."""
+        """Latent -> IMAGE, tile by tile."""
         return cut_to_asked(super().decode_tiled(samples, *args, **kwargs), samples)
 
     def get_sd(self) -> dict[str, torch.Tensor]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,11 @@ def load_files(stage: str, *names: str) -> Any:
     raise EdgeError(f"{NAME} has no folder for {named}; run this in ComfyUI")
 
 
+def show(picture: Callable[[], torch.Tensor]) -> dict[str, str] | None:
+    """``None``: there is no editor to show a picture in."""
+    return None
+
+
 def wrap(stage: str, loaded: Any, **options: Any) -> Any:
     """What a loader made, as the host's type."""
     return ADAPTERS[stage].wrap(loaded, **options)
@@ -110,6 +116,7 @@ __all__ = [
     "pick_dtype",
     "progress",
     "session",
+    "show",
     "stop_if_asked",
     "use",
     "warn",

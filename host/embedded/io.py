@@ -38,6 +38,7 @@ class _Socket:
         self.display_name = options.pop("display_name", None)
         self.tooltip = options.pop("tooltip", None)
         self.optional = bool(options.pop("optional", False))
+        options |= options.pop("extra_dict", {})
         self.force_input = bool(options.pop("force_input", False))
         self.is_output_list = bool(options.pop("is_output_list", False))
         choices = options.get("options")

@@ -115,7 +115,7 @@ class AncestralSampler:
         """``x`` ``[B, 4, h, w]`` from the first sigma to the last.
 
         Args:
-            denoise: ``(x, sigma)`` → x0 and the learned variance.
+            denoise: ``(x, sigma)`` -> x0 and the learned variance.
             report: called with (steps done, x0).
         """
         own, noise = model.loaded.schedule, Noise.seeded(seed + 1, len(x))

@@ -39,7 +39,7 @@ def resized(
         rows = rows[:, :, top : high - top, left : wide - left]
         if 0 in rows.shape[2:]:
             raise EdgeError(
-                f"'width' and 'height' are {width} and {height}: to crop {wide}×{high} to such"
+                f"'width' and 'height' are {width} and {height}: to crop {wide}x{high} to such"
                 " proportions leaves nothing. Set 'crop' to disabled, or take other sizes"
             )
     if method == "lanczos":

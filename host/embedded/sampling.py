@@ -19,7 +19,7 @@ class Prepared:
     """A network with its conditioning held fixed.
 
     Attributes:
-        predict: ``(x [R * B, c, h, w], step index)`` → noise, and whatever channels follow.
+        predict: ``(x [R * B, c, h, w], step index)`` -> noise, and whatever channels follow.
         device, dtype: where and in what it runs.
         beside: further input channels ``[R * B, c', h, w]``, as a rule none.
     """

@@ -30,7 +30,7 @@ class Vae:
     facts: Any
 
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
-        """IMAGE ``[B, H, W, 3]`` → latent, cut to multiples of the factor as native VAEs do."""
+        """IMAGE ``[B, H, W, 3]`` -> latent, cut to multiples of the factor as native VAEs do."""
         return self._each("encode", self._cut(pixels))
 
     def _cut(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -42,24 +42,24 @@ class Vae:
         high, wide = (side - side % self.factor for side in pixels.shape[1:3])
         if not high or not wide:
             raise EdgeError(
-                f"a picture of {pixels.shape[2]}×{pixels.shape[1]} is smaller than one place of"
+                f"a picture of {pixels.shape[2]}x{pixels.shape[1]} is smaller than one place of"
                 f" this VAE's latent, {self.factor} pixels; wire a larger one"
             )
         top, left = (pixels.shape[1] - high) // 2, (pixels.shape[2] - wide) // 2
         return pixels[:, top : top + high, left : left + wide, :3].movedim(-1, 1) * 2 - 1
 
     def decode(self, samples: torch.Tensor) -> torch.Tensor:
-        """Latent → IMAGE ``[B, H, W, 3]``."""
+        """Latent -> IMAGE ``[B, H, W, 3]``."""
         pixels = (self._each("decode", samples) * 0.5 + 0.5).clamp(0, 1).movedim(1, -1)
         return cut_to_asked(pixels, samples)
 
     def decode_tiled(self, samples: torch.Tensor, tile: int, overlap: int) -> torch.Tensor:
-        """Latent → IMAGE in tiles of so many places, as native VAEs do it."""
+        """Latent -> IMAGE in tiles of so many places, as native VAEs do it."""
         pixels = self._tiles("decode", samples, tile, overlap, self.factor)
         return (pixels * 0.5 + 0.5).clamp(0, 1).movedim(1, -1)
 
     def encode_tiled(self, pixels: torch.Tensor, tile: int, overlap: int) -> torch.Tensor:
-        """IMAGE → latent in tiles of so many pixels, as native VAEs do it."""
+        """IMAGE -> latent in tiles of so many pixels, as native VAEs do it."""
         return self._tiles("encode", self._cut(pixels), tile, overlap, 1 / self.factor)
 
     def _tiles(

@@ -23,7 +23,7 @@ def longer_side(picture: Image.Image, size: int) -> int:
     longer = int(size * long / short)
     if size * longer > LARGEST:
         raise EdgeError(
-            f"'image' is {picture.width}×{picture.height}; resized until its shorter side is {size}"
+            f"'image' is {picture.width}x{picture.height}; resized until its shorter side is {size}"
             f" the other would be {longer}. Cut it, or put 'Upscale Image' before it"
         )
     return longer

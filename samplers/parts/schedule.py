@@ -149,7 +149,7 @@ class UnCLIPSchedule:
         prediction: what the network predicts, "sample" (x0) or "epsilon".
         variance: "fixed_small_log", or "learned_range" where the network's second half of
             channels interpolates between the bounds.
-        clip_range: x0 is clamped to ± this; ``None`` leaves it alone.
+        clip_range: x0 is clamped to +- this; ``None`` leaves it alone.
         double_tables: compute the tables in float64, as the original repositories do; diffusers
             keeps them in float32, which moves the last step by 5e-4.
         spacing: the timesteps that so many steps take of so many, ascending.

@@ -2,7 +2,7 @@
 
 Its decoders use the latents as they are, without the codebook, so the network is trained without
 it, and the codebook is what k-means makes of the finished latents. The published sampler's dynamic
-thresholding presses x0 into ±1, so that is where latents are kept; a little noise on them while
+thresholding presses x0 into +-1, so that is where latents are kept; a little noise on them while
 training makes the decoder forgive what a sampler leaves.
 
 Encoder and decoder learn together; then the latents stand and the decoder alone learns to draw
@@ -37,7 +37,7 @@ _DEVIATION = 0.5  # of every channel of the latents
 def movq_loss(
     network: torch.nn.Module, draw: Draw, batch: int, device: torch.device | str
 ) -> tuple[torch.Tensor, dict[str, float]]:
-    """The picture and its edges again, from latents that fill ±1 and hardly leave it."""
+    """The picture and its edges again, from latents that fill +-1 and hardly leave it."""
     pictures = pictures_of(draw, batch, device)
     found = network.quant_conv(network.encoder(pictures))
     spread, mean = torch.std_mean(found, dim=(0, 2, 3))

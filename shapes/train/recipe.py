@@ -237,7 +237,7 @@ OLD_SCHEDULER: dict[str, Any] = {
     "prediction_type": "epsilon",
     "thresholding": False,
 }
-# As published. Dynamic thresholding presses x0 into ±1.
+# As published. Dynamic thresholding presses x0 into +-1.
 LATENT_SCHEDULER: dict[str, Any] = {
     "beta_start": 0.00085,
     "beta_end": 0.012,

@@ -46,7 +46,7 @@ def widget_values(socket: Any) -> list[Value]:
             "braces": "{" * 3000,
             "weights": "(" * 3000 + "a" + ":1.1)" * 3000,
             "inversion": "embedding:nobody",
-            "symbols": "🙂\u0301\u200b" * 300,
+            "symbols": "\U0001f642\u0301\u200b" * 300,
             "path": "../../../etc/passwd",
             "percent": "%date:yyyy%%nobody.text%%",
         }

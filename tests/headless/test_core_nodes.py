@@ -251,7 +251,7 @@ def test_a_picture_is_pasted_where_the_mask_says():
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [("a", "a"), (2, "2"), (0.5, "0.5"), (None, "None"), ({"ä": 1}, '{\n    "ä": 1\n}')],
+    [("a", "a"), (2, "2"), (0.5, "0.5"), (None, "None"), ({"\u00e4": 1}, '{\n    "\u00e4": 1\n}')],
 )
 def test_any_value_is_shown_as_text(value, text):
     shown = PreviewAny.execute(value)

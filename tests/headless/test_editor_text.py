@@ -34,7 +34,7 @@ NOW = datetime(2024, 3, 5, 7, 8, 9)
         ("x\\", "x\\undefined"),
         ("{a\\", "a\\undefined"),
         ("(red:1.6) {(a:1.2)|(a:1.2)}", "(red:1.6) (a:1.2)"),
-        ("😀{é|é}", "😀é"),
+        ("\U0001f600{\u00e9|\u00e9}", "\U0001f600\u00e9"),
     ],
 )
 def test_choices_and_comments(text, resolved):

@@ -325,6 +325,32 @@ def page(comfy: Comfy) -> Iterator[Any]:
         browser.close()
 
 
+@pytest.fixture(scope="module", params=["canvas", "vue"])
+def editor(request: pytest.FixtureRequest, comfy: Comfy, page: Any) -> Iterator[Any]:
+    """The editor in each of its two ways to draw nodes."""
+    vue = request.param == "vue"
+    if vue and comfy.get("/system_stats")["system"]["comfyui_version"].startswith("0.3."):
+        pytest.skip("this editor draws nodes on its canvas only")
+    choose = "vue => app.extensionManager.setting.set('Comfy.VueNodes.Enabled', vue)"
+    page.evaluate(choose, vue)
+    page.wait_for_timeout(500)
+    yield page
+    page.evaluate(choose, False)
+
+
+@pytest.fixture(scope="session")
+def picture_to_load(comfy: Any) -> None:
+    """What the templates load: a red circle on blue, as the family draws it; its lower half masked
+    as the mask editor does it."""
+    picture = Image.new("RGB", (64, 64), (40, 60, 220))
+    for x in range(64):
+        for y in range(64):
+            if (x - 32) ** 2 + (y - 32) ** 2 < 20**2:
+                picture.putpixel((x, y), (220, 40, 40))
+    picture.putalpha(Image.new("L", (64, 32), 255).crop((0, 0, 64, 64)))
+    picture.save(comfy.base / "input" / "example.png")
+
+
 @pytest.fixture(scope="session")
 def karlo_weights(comfy: Comfy, tiny: ModuleType) -> None:
     """A miniature Karlo under the host's models/prior_art, and one of another embedding space."""

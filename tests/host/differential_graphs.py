@@ -380,7 +380,8 @@ def prompt(plan: Plan) -> str:
         "long": ", ".join(
             f"{plan.pick(*COLOURS)} {plan.pick(*SHAPES)}" for _ in range(plan.pick(20, 40, 90))
         ),
-        "letters": f"{text} — “ﬁne” d’été &amp; ｆｕｌｌ ΣΑΣ\u200b",
+        "letters": f"{text} \u2014 \u201c\ufb01ne\u201d d\u2019\u00e9t\u00e9 &amp;"
+        " \uff46\uff55\uff4c\uff4c \u03a3\u0391\u03a3\u200b",
         "blanks": f"  {text}\n\n\t{plan.pick(*SHAPES)}  ",
         "open": f"({text}:1.2 (blue",
     }[odd]

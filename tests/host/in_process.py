@@ -66,7 +66,7 @@ from prior_art.loaders.files.libraries import require  # noqa: E402
 from prior_art.networks import mindalle_vqgan as vq  # noqa: E402
 from prior_art.samplers import clip as clip_sampler  # noqa: E402
 from prior_art.samplers.karlo import sample_decoder, upscale  # noqa: E402
-from prior_art.samplers.mindalle import Draw, log_likelihood, sample_tokens  # noqa: E402
+from prior_art.samplers.mindalle import Draw, log_probabilities, sample_tokens  # noqa: E402
 from prior_art.samplers.parts.noise import Noise  # noqa: E402
 from prior_art.samplers.parts.sampling import Sampling  # noqa: E402
 from prior_art.samplers.prior import sample_prior  # noqa: E402
@@ -130,9 +130,9 @@ def run_stage(stage: str, loaded, dtype: torch.dtype = torch.float32) -> torch.T
         place = {"device": cpu, "dtype": dtype}
         tokens = sample_tokens(network, ids, Draw(Noise.seeded(3, 2), **place, temperature=0))
         fixed = torch.arange(64).view(1, 64) % loaded.config.image_vocab
-        scores = [log_likelihood(network, ids, t, **place) for t in (fixed, fixed.expand(2, -1))]
+        each = [log_probabilities(network, ids, t, **place) for t in (fixed, fixed.expand(2, -1))]
         assert tokens.shape == (2, 64)
-        return torch.cat(scores)
+        return torch.cat(each)
     if stage == "upscaler":
         image = torch.rand(1, 3, loaded.low_size, loaded.low_size, generator=noise) * 2 - 1
         sampling = Sampling(Noise.seeded(3, 1), cpu, dtype, 2)

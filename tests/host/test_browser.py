@@ -5,13 +5,15 @@ from __future__ import annotations
 import base64
 import json
 import os
-import time
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+
+from .editing import open_template, queued
 
 PACK = Path(__file__).resolve().parents[2]
 BLUEPRINTS = sorted(path.stem for path in (PACK / "subgraphs").glob("*.json"))
@@ -24,40 +26,24 @@ PICTURES = {
 }
 """Where a template saves more than one."""
 
-pytestmark = [pytest.mark.host, pytest.mark.browser]
+pytestmark = [
+    pytest.mark.host,
+    pytest.mark.browser,
+    pytest.mark.usefixtures("picture_to_load"),
+]
 
 
-def open_template(page: Any, name: str) -> None:
-    graph = json.loads((PACK / "example_workflows" / f"{name}.json").read_text())
-    page.evaluate("graph => window.app.loadGraphData(graph)", graph)
-    page.wait_for_timeout(1000)
-
-
-def queued(page: Any, comfy: Any) -> dict[str, Any]:
-    """What the host keeps of a run of the open graph, started with the editor's own button."""
-    before = set(comfy.get("/history"))
-    # By what a user reads on it; a menu of the same name may stand behind it.
-    page.get_by_role("button", name="Run", exact=True).first.click()
-    deadline = time.monotonic() + 240
-    while not (new := set(comfy.get("/history")) - before):
-        assert time.monotonic() < deadline, "no picture after 240 s"
-        time.sleep(0.5)
-    (run,) = (comfy.get("/history")[key] for key in new)
-    assert run["status"]["status_str"] == "success", run["status"]
-    return run
-
-
-@pytest.fixture(scope="module", autouse=True)
-def picture_to_load(comfy: Any) -> None:
-    """What the templates load: a red circle on blue, as the family draws it; its lower half masked
-    as the mask editor does it."""
-    picture = Image.new("RGB", (64, 64), (40, 60, 220))
-    for x in range(64):
-        for y in range(64):
-            if (x - 32) ** 2 + (y - 32) ** 2 < 20**2:
-                picture.putpixel((x, y), (220, 40, 40))
-    picture.putalpha(Image.new("L", (64, 32), 255).crop((0, 0, 64, 64)))
-    picture.save(comfy.base / "input" / "example.png")
+def overlaps(page: Any) -> list[list[str]]:
+    """Pairs of nodes that lie over one another, previews and results shown."""
+    return page.evaluate(
+        """() => {
+            const title = LiteGraph.NODE_TITLE_HEIGHT, nodes = app.graph._nodes;
+            const apart = (a, b) =>
+                a.pos[0] + a.size[0] <= b.pos[0] || a.pos[1] + a.size[1] <= b.pos[1] - title;
+            return nodes.flatMap((a, i) => nodes.slice(i + 1)
+                .filter(b => !apart(a, b) && !apart(b, a)).map(b => [a.type, b.type]));
+        }"""
+    )
 
 
 def test_templates_are_listed_with_thumbnails(comfy: Any) -> None:
@@ -104,6 +90,7 @@ def test_run_makes_the_picture(page: Any, comfy: Any, name: str) -> None:
         arg=PICTURES.get(name, 1),
         timeout=30_000,
     )
+    assert not overlaps(page)
     folder = os.environ.get("PRIOR_ART_SCREENSHOTS")
     if folder:
         page.evaluate("() => { app.canvas.ds.scale = 0.58; app.canvas.ds.offset = [570, 330]; }")
@@ -164,3 +151,19 @@ def test_a_png_of_the_headless_runner_dropped_into_the_editor_restores_the_graph
     assert len(restored["links"]) == len(graph["links"])
     steps = [n["widgets_values"][2] for n in restored["nodes"] if n["type"] == "PriorArtPrior"]
     assert steps == [3]
+
+
+def test_an_original_file_that_is_missing_is_offered(page: Any) -> None:
+    """`properties.models` of a loader: who opens the graph elsewhere is told where the file is."""
+    path = PACK / "example_workflows" / "kandinsky_2_1_text_to_image.json"
+    graph = json.loads(path.read_text())
+    graph["extra"]["linearMode"] = False  # as a graph
+    (loader,) = (node for node in graph["nodes"] if node["type"] == "PriorArtLoadPrior")
+    (model,) = loader["properties"]["models"]
+    loader["widgets_values"][0] = model["name"]
+    page.evaluate("graph => window.app.loadGraphData(graph)", graph)
+    page.get_by_text(model["name"]).first.wait_for(timeout=30_000)
+    details = page.get_by_role("button", name="View details")
+    if details.count():  # a newer editor shows a note first
+        details.click()
+    page.get_by_text(re.compile("^Download")).first.wait_for(timeout=30_000)

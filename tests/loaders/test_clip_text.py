@@ -23,58 +23,7 @@ WEIGHTS = EMBEDDED_ROOT
 KARLO = WEIGHTS / "karlo" / "tokenizer"
 PLAIN = "a small red circle on a blue background"
 
-PROMPTS = [
-    PLAIN,
-    "",
-    " \n\t ",
-    "A Small RED circle",
-    "it’s a dog’s picture",
-    "“a red circle” and ‘a blue one’",
-    "the circle`s ´left´",
-    "a „low“ «quoted» red",
-    "the ﬁrst ﬂower, an oﬃce and a waﬄe, ﬆ",
-    "Ｆｕｌｌ　ｗｉｄｔｈ　ｒｅｄ，　１２３",
-    "ﾊﾝｶｸ and ハンカク",
-    "fish &amp; chips",
-    "fish &amp;amp; chips",
-    "fish &amp;amp;amp; chips",
-    "&lt;b&gt;red&lt;/b&gt;",
-    "<b>red</b> &amp; blue",
-    "&quot;red&quot; &#39;blue&#39; &#x1F600;",
-    "&nbsp;red&nbsp;&nbsp;blue",
-    "&AMP; &NTILDE; &EACUTE;",
-    "AT&T and R&D",
-    "red\x07blue\x00 and\x1fon",
-    "\x1b[31mred\x1b[0m circle",
-    "a\x85red\u2028blue\u2029circle\r\non",
-    "\ufeffred\ufeff circle",
-    "ΟΔΥΣΣΕΥΣ ΣΑΣ",
-    "Σ",
-    "σας ΜΕΓΑΣ, ΠΑΣ.",
-    "a 😀 red 👍🏽 circle",
-    "👩‍👩‍👧 on a blue background 🇬🇧",
-    "😀😀😀!?",
-    "cafe\u0301 re\u0301sume\u0301",
-    "café résumé",
-    "A\u030angstro\u0308m Å",
-    "ͅa combining ̈ alone",
-    "zero\u200bwidth\u200djoin\u200cer",
-    "soft\u00adhyphen",
-    "cafÃ© in schÃ¶n",
-    "itâ€™s mended",
-    "İstanbul IĞDIR",
-    "STRASSE STRAẞE straße",
-    "don'T we'RE I'M they'LL",
-    "x'ſ 'ſ",
-    "100 km² and ½ of ⅷ",
-    "中文 红色的圆 Москва",
-    "한국어 ㄱㄴ",
-    "عربي ١٢٣",
-    "a,b;c--d...e  f",
-    "<|startoftext|> red <|endoftext|>,<|ENDOFTEXT|>",
-    "ⓐ ㍿ ™ № 𝐛𝐨𝐥𝐝",
-    "á̴l̷l̸ 🅰",
-]
+PROMPTS = json.loads((Path(__file__).parent / "prompts.json").read_text(encoding="utf-8"))
 
 
 class Published:
@@ -154,7 +103,7 @@ def test_a_hub_folder_pads_with_a_token_that_prompts_hold_too() -> None:
 
 def test_long_prompts_are_cut_after_cleaning() -> None:
     tokenizer = clip.load_tokenizer(KARLO)
-    ids, mask, cut = clip.tokenize(tokenizer, ["“red” " * 40 + "the cat"])
+    ids, mask, cut = clip.tokenize(tokenizer, ["\u201cred\u201d " * 40 + "the cat"])
     assert ids.shape == (1, 77) and bool(mask.all()) and ids[0, -1] == tokenizer.eos_token_id
     assert cut[0].endswith("the cat") and cut[0].count("red") == 15
 
@@ -189,7 +138,7 @@ def test_without_ftfy_unusual_prompts_bring_one_warning(
         same, _, _ = clip.tokenize(tokenizer, ["A red  circle &amp; a cat\n"])
     assert not caplog.records
     assert torch.equal(same, clip.tokenize(tokenizer, ["a red circle & a cat"])[0])
-    for prompt in ("it’s red", "red\x07"):
+    for prompt in ("it\u2019s red", "red\x07"):
         caplog.clear()
         with caplog.at_level(logging.WARNING, "prior_art"):
             clip.tokenize(tokenizer, [prompt])

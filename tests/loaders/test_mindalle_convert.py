@@ -201,7 +201,7 @@ def test_written_files_equal_the_library_s(tmp_path: Path) -> None:
         "scalar": torch.tensor(3),
         "empty": torch.empty(0, 4),
         "flags": torch.tensor([True, False]),
-        "long name é": random(1).double(),
+        "long name \u00e9": random(1).double(),
     }
     write_safetensors(state, tmp_path / "w.safetensors")
     found = load_file(tmp_path / "w.safetensors")

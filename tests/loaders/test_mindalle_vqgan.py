@@ -76,7 +76,7 @@ def test_latent_holds_the_codes() -> None:
 
 def test_codes_of_close_entries_are_exact() -> None:
     network = build_vqgan(vqgan().state_dict(), "x").network
-    # Pairs of entries so close together that rounding in |z|² + |e|² - 2ze confuses them.
+    # Pairs of entries so close together that rounding in |z|^2 + |e|^2 - 2ze confuses them.
     pairs = random(CODES // 2, 8).repeat(2, 1)
     network.quantize.embedding.weight.data = pairs + 1e-4 * random(CODES, 8, seed=1)
     codes = torch.arange(16).view(1, 4, 4)

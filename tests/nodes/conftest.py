@@ -22,6 +22,12 @@ def load_tiny():
     return module
 
 
+def text_of(prompt, node):
+    """What a primitive says, or a node's ``text`` on its own widget or out of a primitive."""
+    text = node["inputs"].get("text", node["inputs"].get("value"))
+    return text if isinstance(text, str) else text_of(prompt, prompt[text[0]])
+
+
 @pytest.fixture(scope="session")
 def tiny():
     return load_tiny()

@@ -98,7 +98,7 @@ def test_a_batch_of_none_is_named(stages, text):
 
 
 def test_a_picture_of_another_size_is_refused_by_the_upscaler(stages):
-    with pytest.raises(EdgeError, match=r"'image' is 64×48.*8×8"):
+    with pytest.raises(EdgeError, match=r"'image' is 64x48.*8x8"):
         KarloUpscale.execute(stages["upscaler"], torch.zeros(1, 48, 64, 3), **FAST)
     with pytest.raises(EdgeError, match="shape"):
         KarloUpscale.execute(stages["upscaler"], torch.zeros(0, 8, 8, 3), **FAST)

@@ -24,6 +24,7 @@ def test_its_nodes_and_wires_exist(path):
     file, classes = json.loads(path.read_text()), node_classes()
     (outer,), (inner,) = file["nodes"], file["definitions"]["subgraphs"]
     assert outer["type"] == inner["id"] and outer["title"] == inner["name"] == path.stem
+    assert inner["description"] and file["extra"]["BlueprintSearchAliases"]
     for side, ends in (("inputs", outer["inputs"]), ("outputs", outer["outputs"])):
         assert [(e["name"], e["type"]) for e in inner[side]] == [
             (e["name"], e["type"]) for e in ends

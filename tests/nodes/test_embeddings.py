@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 
 import pytest
@@ -101,15 +102,104 @@ def test_text_difference_moves_along_the_difference():
     near(torch.cosine_similarity(step, to - away), torch.ones(2))
 
 
-def test_compare_gives_numbers_and_a_picture():
+def test_compare_gives_numbers_and_a_picture(monkeypatch):
     a = rows(2)
-    said, image = CompareEmbeddings.execute(embeds(a), embeds(torch.cat([a, -a[:1]]))).args
+    monkeypatch.setattr(host, "show", lambda picture: {"size": picture().shape})
+    output = CompareEmbeddings.execute(embeds(a), embeds(torch.cat([a, -a[:1]])))
+    assert output.ui == {"images": [{"size": (1, 136, 184, 3)}]}
+    said, image = output.args
     table = torch.tensor([[float(x) for x in line.split()] for line in said.splitlines()])
     near(table[:, :2].diagonal(), torch.ones(2))
     near(table[0, 2], torch.tensor(-1.0))
     assert image.shape == (1, 64, 96, 3)
     assert image[0, 0, 0].tolist() == pytest.approx([1.0] * 3)
     assert image[0, 0, 70].tolist() == pytest.approx([0.0] * 3, abs=1e-6)
+
+
+# -- on a pad ------------------------------------------------------------------------------------
+
+
+def on_pad(corners, points, mode=MODES[0], node=MixEmbeddings):
+    """A node with corners, by name or in order, and points on its pad."""
+    wired = dict(zip("abcd", corners, strict=False)) if isinstance(corners, list) else corners
+    wired = {f"image_embeds_{name}": embeds(value) for name, value in wired.items()}
+    rest = (0.5, 0.5, mode) if node is MixEmbeddings else (5, mode)
+    a, b = wired.pop("image_embeds_a"), wired.pop("image_embeds_b")
+    return node.execute(a, b, *rest, pad=points and json.dumps(points), **wired).args[0]
+
+
+@pytest.mark.parametrize("mode", [mode for mode in MODES if mode not in ("add", "subtract")])
+def test_a_corner_of_the_pad_is_its_embedding(mode):
+    corners = [rows(2, seed=i) for i in range(4)]
+    for corner, place in zip(corners, ([0, 0], [1, 0], [0, 1], [1, 1]), strict=True):
+        near(on_pad(corners, [place], mode).image_embeds, corner)
+
+
+def test_a_place_on_the_pad_is_bilinear_or_spherical():
+    a, b, c, d = corners = [rows(seed=i) for i in range(4)]
+    found = on_pad(corners, [[0.25, 0.4]]).image_embeds
+    near(found, 0.6 * (0.75 * a + 0.25 * b) + 0.4 * (0.75 * c + 0.25 * d))
+    found = on_pad(corners, [[0.25, 0.4]], "slerp").image_embeds
+    near(found, slerp(slerp(a, b, 0.25), slerp(c, d, 0.25), 0.4))
+
+
+def test_an_edge_with_one_corner_is_that_corner():
+    a, b, c = (rows(seed=i) for i in range(3))
+    near(on_pad([a, b], [[0.3, 0.9]]).image_embeds, 0.7 * a + 0.3 * b)
+    near(on_pad([a, b, c], [[0.3, 1]]).image_embeds, c)
+    near(on_pad({"a": a, "b": b, "d": c}, [[0.3, 1]]).image_embeds, c)
+
+
+def test_an_empty_pad_is_the_weights_or_with_a_third_the_middle():
+    a, b, c = (rows(seed=i) for i in range(3))
+    near(
+        MixEmbeddings.execute(embeds(a), embeds(b), 2, 3, pad=" ").args[0].image_embeds,
+        2 * a + 3 * b,
+    )
+    near(on_pad([a, b, c], "").image_embeds, a / 4 + b / 4 + c / 2)
+
+
+def test_a_path_on_the_pad_is_walked_evenly():
+    a, b, c, d = corners = [rows(seed=i) for i in range(4)]
+    found = on_pad(corners, [[0, 0], [1, 0], [1, 1]], "lerp", InterpolateEmbeddings).image_embeds
+    near(found, torch.cat([a, (a + b) / 2, b, (b + d) / 2, d]))
+    found = on_pad(corners, [[0, 0], [0, 1]], "slerp", InterpolateEmbeddings).image_embeds
+    near(found[1:2], slerp(a, c, 0.25))
+
+
+def test_a_walk_without_a_path_goes_through_all_that_is_wired():
+    a, b, c = (rows(seed=i) for i in range(3))
+    found = on_pad([a, b, c], "", "lerp", InterpolateEmbeddings).image_embeds
+    near(found, torch.cat([a, (a + b) / 2, b, (b + c) / 2, c]))
+
+
+BROKEN_PADS = [
+    "here",
+    "[",
+    "[" * 9999,
+    "0.5",
+    "[0.5, 0.5]",
+    "[[0.5]]",
+    "[[0.5, 1.1]]",
+    "[[NaN, 0]]",
+]
+BROKEN_PADS += [
+    "[[1e999, 0]]",
+    '[["a", 0]]',
+    "[[0, -1]]",
+    "{}x",
+    "[[0, 0, 0]]",
+    "[null]",
+    "[[[], 0]]",
+    "{}",
+    '""',
+]
+
+
+@pytest.mark.parametrize("pad", BROKEN_PADS, ids=lambda pad: pad[:12])
+def test_what_is_no_place_on_the_pad_is_refused(pad):
+    with pytest.raises(EdgeError, match=r"^.pad. is .*list of points"):
+        MixEmbeddings.execute(embeds(rows()), embeds(rows()), 1, 1, pad=pad)
 
 
 # -- files ---------------------------------------------------------------------------------------
@@ -236,6 +326,21 @@ def test_names_stay_in_their_folder(name, tmp_path):
             "'count' is 1",
         ),
         (lambda: interpolate(rows(), 5, "slerp"), "two embeddings or more"),
+        (lambda: on_pad([rows(), rows()], [[0, 0], [1, 1]]), "'pad' has 2 points.*Interpolate"),
+        (lambda: on_pad([rows(), rows()], [[0, 0]], "add"), "'mode' is 'add'.*choose weighted sum"),
+        (lambda: on_pad([rows(2), rows(), rows(3)], ""), "'image_embeds_c' has 3 rows; make them"),
+        (
+            lambda: on_pad([rows(), rows()], [[0, 0]], "slerp", InterpolateEmbeddings),
+            "'pad' has one point.*Mix Image Embeddings",
+        ),
+        (
+            lambda: on_pad([rows(), rows()], [[0, 0]] * 3, "slerp", InterpolateEmbeddings),
+            "'pad' stays where it is",
+        ),
+        (
+            lambda: on_pad([rows(), rows(2)], [[0, 0], [1, 1]], "lerp", InterpolateEmbeddings),
+            "'image_embeds_b' has 2 rows.*empty 'pad'",
+        ),
         (
             lambda: TextDifference.execute(embeds(rows()), prompt(rows()), prompt(rows()), 1.0),
             "are the same",

@@ -13,6 +13,8 @@ from prior_art.shapes.check import check
 from prior_art.shapes.grammar import Scene, parse
 from prior_art.shapes.pictures import draw
 
+from .conftest import text_of
+
 pytestmark = pytest.mark.slow
 
 FAMILY = Path(__file__).resolve().parents[2] / "shapes" / "weights" / "kandinsky"
@@ -39,7 +41,7 @@ def obeys(path, scene, columns=1):
 
 
 def asked(prompt, find):
-    return parse(find(prompt, "Prompt")["inputs"]["text"])
+    return parse(text_of(prompt, find(prompt, "Prompt")))
 
 
 @pytest.fixture
@@ -52,7 +54,7 @@ def near_the_pipeline(run, prompt, find, tiny, image, away):
     """Kandinsky 2.1's decoder as diffusers runs it on these embeddings."""
     pipe = tiny.kandinsky_21_pipeline(FAMILY, "2-1", "KandinskyPipeline", movq="decoder")
     wanted = pipe(
-        find(prompt, "Prompt, for the decoder")["inputs"]["text"],
+        text_of(prompt, find(prompt, "Prompt, for the decoder")),
         image_embeds=image,
         negative_image_embeds=away,
         height=64,

@@ -120,6 +120,15 @@ def test_the_prior_hands_on_what_it_makes_of_the_negative_prompt(stages):
     assert not torch.allclose(negative.image_embeds, stages.prior.zero_image)
 
 
+def test_each_run_of_the_prior_shows_the_cosine_to_its_own_prompt(stages, monkeypatch):
+    seen = []
+    monkeypatch.setattr("prior_art.nodes.kandinsky.cosine_to", lambda text: seen.append(text))
+    away = prompt(stages, "blurry")
+    sample_prior(stages, negative_decoder_prompt=away)
+    texts = [part[0][1]["pooled_output"] for part in (away, prompt(stages, "a cat"))]
+    assert all(map(torch.equal, seen, texts))
+
+
 def test_image_to_image_prior_keeps_the_embedding_at_strength_0(stages):
     given = embedding(seed=5)
     kept, _, offset = sample_prior(

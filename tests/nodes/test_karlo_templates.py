@@ -16,6 +16,8 @@ from PIL import Image
 from prior_art.loaders import mindalle
 from prior_art.loaders.files.catalogue import find_source
 
+from .conftest import text_of
+
 pytestmark = pytest.mark.slow
 
 WEIGHTS = Path(__file__).resolve().parents[2] / "shapes" / "weights"
@@ -125,10 +127,11 @@ def test_rerank_is_the_published_chain(runner, template, find):
 
     prompt = template("mindalle_rerank", None)
     asked = find(prompt, "PriorArtARSample")["inputs"]
-    assert find(prompt, "PriorArtCLIPRerank")["inputs"]["text"] == asked["text"]
+    text = text_of(prompt, find(prompt, "PriorArtARSample"))
+    assert text_of(prompt, find(prompt, "PriorArtCLIPRerank")) == text
     run = runner.run(prompt)
     model = mindalle.load_transformer(find_source("shapes-mindalle", "ar_transformer", []))
-    said = mindalle.tokenize(model.tokenizer, [asked["text"]], model.config.text_tokens).ids
+    said = mindalle.tokenize(model.tokenizer, [text], model.config.text_tokens).ids
     codes = torch.stack(
         [plainly(model.network, said, asked["seed"] + i) for i in range(asked["candidates"])]
     )
@@ -136,7 +139,7 @@ def test_rerank_is_the_published_chain(runner, template, find):
     assert (pictures - decoded(codes)).abs().max() <= 1e-4
     clip = CLIPModel.from_pretrained(WEIGHTS / "clip").float().eval()
     prepare = CLIPImageProcessorPil.from_pretrained(WEIGHTS / "clip")
-    ids = CLIPTokenizer.from_pretrained(WEIGHTS / "clip")([asked["text"]], return_tensors="pt")
+    ids = CLIPTokenizer.from_pretrained(WEIGHTS / "clip")([text], return_tensors="pt")
     shown = [Image.fromarray((picture.numpy() * 255).astype(np.uint8)) for picture in pictures]
     near = clip(**ids, **prepare(shown, return_tensors="pt")).logits_per_image[:, 0]
     best = near.argsort(descending=True, stable=True)[:4]

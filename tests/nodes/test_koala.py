@@ -17,7 +17,15 @@ from prior_art.loaders import koala
 from prior_art.loaders.files.catalogue import find_source
 from prior_art.loaders.files.checkpoint import CheckpointError
 from prior_art.networks.koala import prepare_sdxl
-from prior_art.nodes.koala import NEGATIVE, OWN, KoalaInfo, KoalaSample, KoalaTextEncode, LoadKoala
+from prior_art.nodes.koala import (
+    INFO,
+    NEGATIVE,
+    OWN,
+    KoalaInfo,
+    KoalaSample,
+    KoalaTextEncode,
+    LoadKoala,
+)
 from prior_art.samplers.koala import sample_koala
 from prior_art.samplers.parts.noise import Noise
 from prior_art.samplers.parts.sampling import Sampling
@@ -155,10 +163,11 @@ def test_the_native_sampler_runs_it(loaded):
 )
 def test_the_info_node_tells_the_variant(loaded, name, words):
     model, _, _ = loaded(name)
-    same, info = KoalaInfo.execute(model).args
-    assert same is model
+    output = KoalaInfo.execute(model)
+    same, info = output.args
+    assert same is model and output.ui == {INFO: [info]}
     millions = sum(p.numel() for p in model.managed.network.parameters()) / 1e6
-    for word in (*words, f"{millions:,.1f}M", "GiB in float32", "memory at 1024×1024"):
+    for word in (*words, f"{millions:,.1f}M", "GiB in float32", "memory at 1024x1024"):
         assert word in info
 
 
@@ -219,7 +228,7 @@ def test_a_unet_file_needs_to_be_told_where_the_rest_is(loaded, models, monkeypa
 @pytest.mark.parametrize(("width", "height"), [(60, 64), (64, 12), (1020, 1024)])
 def test_sizes_that_are_no_multiples_of_eight(loaded, width, height):
     model, clip, _ = loaded()
-    with pytest.raises(EdgeError, match=r"multiples of 8; take \d+×\d+"):
+    with pytest.raises(EdgeError, match=r"multiples of 8; take \d+x\d+"):
         sampled(model, said(clip), width=width, height=height)
 
 

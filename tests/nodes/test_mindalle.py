@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import tarfile
 import threading
 import time
@@ -35,7 +36,7 @@ from prior_art.nodes.mindalle import (
 from prior_art.samplers.mindalle import (
     Draw,
     complete_by_likelihood,
-    log_likelihood,
+    log_probabilities,
     sample_tokens,
 )
 from prior_art.samplers.parts.noise import Noise
@@ -140,7 +141,7 @@ def test_vae_encode_takes_multiples_of_the_factor(model):
     assert latent["samples"].shape == (1, 8, 10, 12)
     (cut,) = VAEEncode.execute(image[:, 1:41, 1:49], model.vae).args
     assert torch.equal(latent["samples"], cut["samples"])
-    with pytest.raises(EdgeError, match="3×43 is smaller"):
+    with pytest.raises(EdgeError, match="3x43 is smaller"):
         VAEEncode.execute(image[:, :, :3], model.vae)
 
 
@@ -150,7 +151,7 @@ def test_a_picture_of_another_size_is_resized_and_cropped_as_published(
 ):
     eight = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
     latent, _ = VQGANEncode.execute(model.vae, torch.from_numpy(eight)[None] / 255).args
-    assert len(warnings) == 1 and f"'image' is {width}×{height}" in warnings[0]
+    assert len(warnings) == 1 and f"'image' is {width}x{height}" in warnings[0]
     picture = Image.fromarray(eight)
     scale = SIZE / min(height, width)
     picture = picture.resize((int(width * scale), int(height * scale)), Image.Resampling.BILINEAR)
@@ -321,6 +322,111 @@ def test_a_mask_down_to_the_end_is_completed_exactly(model):
     assert weights == [0, 0, 0] and len(images) == 3 and "noise_mask" not in completed
 
 
+def painted(*cells):
+    """The token grid's text with these (row, column) drawn anew."""
+    rows = [["01"[(row, column) in cells] for column in range(GRID)] for row in range(GRID)]
+    return json.dumps(["".join(row) for row in rows])
+
+
+LAST_ROWS = painted(*((row, column) for row in range(5, GRID) for column in range(GRID)))
+HOLE = painted((2, 1), (2, 2), (3, 1), (3, 2))
+
+
+@pytest.mark.parametrize(
+    ("redraw", "region"), [(LAST_ROWS, (20, 32, 0, 32)), (HOLE, (8, 16, 4, 12))]
+)
+def test_painted_codes_are_completed_as_the_same_mask(model, redraw, region):
+    given, image = model.sample(candidates=1), pictures(1, SIZE, SIZE)
+    expected = complete(model, masked(given, *region), candidates=8, image=image)
+    found = complete(model, given, candidates=8, image=image, redraw=redraw)
+    assert torch.equal(found[0]["samples"], expected[0]["samples"])
+    assert torch.equal(found[1], expected[1]) and found[2] == expected[2]
+
+
+def test_a_noise_mask_wins_over_painted_codes(model, monkeypatch):
+    warnings = []
+    monkeypatch.setattr(host, "warn", warnings.append)
+    latent = masked(model.sample(candidates=1), 20, SIZE, 0, SIZE)
+    expected = complete(model, latent)[0]["samples"]
+    assert torch.equal(complete(model, latent, redraw=HOLE)[0]["samples"], expected)
+    (warning,) = warnings
+    assert "the noise mask of 'latent_image' wins" in warning
+
+
+def vary(model, image, redraw="", **changes):
+    inputs = {"keep_rows": 3, **DRAW, **changes}
+    (latent,) = ARVariations.execute(
+        model.transformer, model.vae, image, "red", **inputs, redraw=redraw
+    ).args
+    return model.tokens(latent)
+
+
+def test_variations_draw_the_painted_codes_instead_of_whole_rows(model):
+    image = pictures(1, SIZE, SIZE)
+    assert torch.equal(vary(model, image, LAST_ROWS), vary(model, image, keep_rows=5))
+    codes = model.tokens(VQGANEncode.execute(model.vae, image).args[0])
+    changed = vary(model, image, HOLE) != codes
+    assert changed.any() and {*changed.any(dim=0).nonzero().flatten().tolist()} <= {17, 18, 25, 26}
+
+
+def test_each_variation_of_painted_codes_has_its_own_picture(model):
+    images = pictures(3, SIZE, SIZE)
+    together = vary(model, images, HOLE)
+    alone = [vary(model, images[i : i + 1], HOLE, seed=7 + i, candidates=1) for i in range(3)]
+    assert torch.equal(together, torch.cat(alone))
+    with pytest.raises(EdgeError, match="'image' holds 3 pictures for 2 candidates"):
+        vary(model, images, HOLE, candidates=2)
+
+
+@pytest.mark.parametrize(
+    ("redraw", "words"),
+    [
+        ("[", r"'redraw' is no JSON; give a text of 0 and 1 for each row"),
+        ('"01"', "'redraw' is no grid of codes"),
+        ("[[0, 1]]", "'redraw' is no grid of codes"),
+        (json.dumps(["012"] * 3), "'redraw' is no grid of codes"),
+        ("[]", "'redraw' has 0 rows of up to 0 codes, but this model's pictures have 8x8"),
+        (json.dumps(["0" * 16] * 16), "'redraw' has 16 rows of up to 16 codes, but .* 8x8"),
+        (json.dumps(["0" * 8] * 7 + ["1"]), "'redraw' has 8 rows of up to 8 codes"),
+        (painted(), "'redraw' has no 1"),
+    ],
+)
+def test_a_grid_that_is_not_the_models_is_refused(model, redraw, words):
+    with pytest.raises(EdgeError, match=words):
+        complete(model, model.sample(candidates=1), redraw=redraw)
+    with pytest.raises(EdgeError, match=words):
+        vary(model, pictures(1, SIZE, SIZE), redraw)
+
+
+def test_the_token_grid_is_told_codes_picture_and_what_was_drawn(model, monkeypatch):
+    kept = []
+    monkeypatch.setattr(host, "show", lambda make: kept.append(make()) or {"filename": "a.jpg"})
+    given, image = model.sample(candidates=1), pictures(1, SIZE, SIZE)
+    inputs = {"keep": 1, **DRAW}
+    outputs = [
+        ARComplete.execute(model.transformer, model.vae, given, "red", **inputs, redraw=HOLE),
+        ARComplete.execute(
+            model.transformer, model.vae, masked(given, 20, SIZE, 0, SIZE), "red", **inputs
+        ),
+        ARVariations.execute(model.transformer, model.vae, image, "red", keep_rows=5, **DRAW),
+    ]
+    told = [output.ui["PRIOR_ART_TOKENS"][0] for output in outputs]
+    codes = model.tokens(given).view(GRID, GRID).tolist()
+    assert [entry["redrawn"] for entry in told] == [*map(json.loads, (HOLE, LAST_ROWS, LAST_ROWS))]
+    assert [entry["masked"] for entry in told] == [False, True, False]
+    assert told[0]["codes"] == told[1]["codes"] == codes != told[2]["codes"]
+    assert torch.equal(kept[0], VAEDecode.execute(given, model.vae).args[0])
+    assert torch.equal(kept[2], image)
+
+
+def test_a_score_tells_each_codes_probability(model):
+    latent = model.sample(candidates=2)
+    output = ARScore.execute(model.transformer, model.vae, latent, "red")
+    told = output.ui["PRIOR_ART_SCORED_TOKENS"]
+    assert [entry["codes"] for entry in told] == model.tokens(latent).tolist()
+    assert [sum(entry["log_probs"]) for entry in told] == pytest.approx(output.args[0], abs=1e-3)
+
+
 def test_any_other_mask_gives_the_best_by_likelihood(model):
     given = model.sample(candidates=1)
     codes = model.tokens(given)
@@ -357,7 +463,7 @@ def test_untouched_pixels_are_put_back(model, warnings):
         model.tokens(completed)[:, : 4 * GRID], model.tokens(fitted)[:, : 4 * GRID].expand(3, -1)
     )
     assert (model.tokens(completed)[:, 4 * GRID :] != model.tokens(fitted)[:, 4 * GRID :]).any()
-    assert all("'image' is 64×48" in text for text in warnings)
+    assert all("'image' is 64x48" in text for text in warnings)
     small = Image.fromarray((image[0].numpy() * 255).round().astype(np.uint8))
     small = small.resize((42, 32), Image.Resampling.BILINEAR).crop((5, 0, 37, 32))
     kept = torch.from_numpy(np.array(small)).float() / 255
@@ -377,7 +483,9 @@ def test_masks_of_any_size(model, size):
 def test_scores_are_the_log_likelihoods(model):
     latent = model.sample()
     scores, report = ARScore.execute(model.transformer, model.vae, latent, "red").args
-    expected = log_likelihood(model.network, model.prompt("red"), model.tokens(latent), **CPU)
+    expected = log_probabilities(
+        model.network, model.prompt("red"), model.tokens(latent), **CPU
+    ).sum(dim=1)
     assert scores == pytest.approx(expected.tolist())
     best = max(range(3), key=scores.__getitem__)
     assert report.splitlines()[0] == f"picture {best + 1}: {scores[best]:.2f}"
@@ -415,9 +523,9 @@ def test_an_empty_prompt_is_padding(model, warnings):
 
 
 def test_unknown_characters_and_cut_prompts_are_warned_about(model, warnings):
-    latent = model.sample("red 🐸 крот")
+    latent = model.sample("red \U0001f438 \u043a\u0440\u043e\u0442")
     assert torch.isfinite(latent["samples"]).all()
-    assert any("'🐸" in text and "[UNK]" in text for text in warnings), warnings
+    assert any("'\U0001f438" in text and "[UNK]" in text for text in warnings), warnings
     warnings.clear()
     model.sample("red " * 6 + "cat")
     assert warnings == ["the prompt has more than 6 tokens; not seen by the model: 'cat'"]
@@ -429,7 +537,7 @@ def test_foreign_latents_are_named(model):
     nan = {"samples": torch.full((1, 8, GRID, GRID), float("nan"))}
     for latent, words in (
         (foreign, r"LATENT of shape \[1, 4, 8, 8\].*VQGAN Encode"),
-        (small, "'samples' is 4×4 codes, but this transformer writes 8×8"),
+        (small, "'samples' is 4x4 codes, but this transformer writes 8x8"),
         (nan, "'samples' holds NaN"),
         ({}, "'samples' got a LATENT without samples"),
     ):
@@ -462,7 +570,7 @@ def test_networks_of_two_models_are_refused(models, tiny, model):
         if not (models / f"other-{name}").exists():
             tiny.tiny_mindalle(models / f"other-{name}", **sizes)
         (other,) = LoadARTransformer.execute(f"other-{name}", "auto").args
-        words = f"8×8 codes out of 24.*other-{name}.*from one source"
+        words = f"8x8 codes out of 24.*other-{name}.*from one source"
         with pytest.raises(EdgeError, match=words):
             ARSample.execute(other, model.vae, "red", **DRAW)
 

@@ -100,6 +100,52 @@ def test_a_picture_with_transparency_is_ranked_and_kept_whole(towers, images):
     assert scores == CLIPRerank.execute(*towers, images, TEXT, keep=0).args[1]
 
 
+def test_what_is_picked_wins_over_keep_and_comes_in_the_picked_order(towers, images, models):
+    expected = published(models, images)
+    picked, scores, places = CLIPRerank.execute(*towers, images, TEXT, keep=1, picked="[7, 0]").args
+    assert places == [7, 0] and torch.equal(picked, images[[7, 0]])
+    assert scores == pytest.approx(expected[[7, 0]].tolist(), abs=1e-5)
+
+
+@pytest.mark.parametrize("picked", ["", " ", "[]", "null"])
+def test_without_a_pick_the_best_are_kept(towers, images, picked):
+    kept = CLIPRerank.execute(*towers, images, TEXT, keep=3, picked=picked).args[2]
+    assert kept == CLIPRerank.execute(*towers, images, TEXT, keep=3).args[2]
+
+
+@pytest.mark.parametrize(
+    ("picked", "words"),
+    [
+        ("[0, 1", r"'picked' is no JSON; give a list of places such as \[5, 0, 2\]"),
+        ("[" * 90_000, "'picked' is no JSON"),
+        ('{"0": 1}', "'picked' is no list of whole numbers"),
+        ("[0, true]", "'picked' is no list of whole numbers"),
+        ("[1.5]", "'picked' is no list of whole numbers"),
+        ("[40]", "'picked' names the picture at place 40, but 'image' holds 40, from 0 to 39"),
+        ("[-1]", "'picked' names the picture at place -1"),
+        ("[3, 3]", "'picked' names a picture twice"),
+    ],
+)
+def test_a_pick_that_the_batch_does_not_have_is_refused(towers, images, picked, words):
+    with pytest.raises(EdgeError, match=words):
+        CLIPRerank.execute(*towers, images, TEXT, keep=1, picked=picked)
+
+
+def test_the_gallery_is_shown_one_sheet_of_all_candidates(towers, images, monkeypatch):
+    sheets = []
+    monkeypatch.setattr(host, "show", lambda make: sheets.append(make()) or {"filename": "a.jpg"})
+    output = CLIPRerank.execute(*towers, images.repeat(1, 4, 4, 1), TEXT, keep=2)
+    (entry,) = output.ui["PRIOR_ART_GALLERY"]
+    assert entry["sheet"] == {"filename": "a.jpg"} and entry["columns"] == 7
+    assert entry["ranking"][:2] == output.args[2] and len(entry["ranking"]) == 40
+    assert [entry["scores"][place] for place in entry["ranking"][:2]] == output.args[1]
+    assert sheets[0].shape == (1, 6 * 107, 7 * 128, 3)  # 160x192 pictures, scaled to 107x128
+
+
+def test_without_an_editor_nothing_is_shown(towers, images):
+    assert CLIPRerank.execute(*towers, images, TEXT, keep=2).ui is None
+
+
 @pytest.mark.parametrize(("count", "columns", "rows"), [(9, 3, 3), (7, 3, 3), (2, 3, 1), (5, 1, 5)])
 def test_a_grid_is_read_row_by_row(images, count, columns, rows):
     (view,) = ImageGrid.execute(images[:count], columns).args

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from prior_art.edges import EdgeError
+from prior_art.host import host
 from prior_art.nodes.karlo import KarloDecoder, LoadDecoder
 from prior_art.nodes.unclip import BatchPrompts, LoadPrior, LoadTextEncoder, PriorSample, TextEncode
 
@@ -43,6 +44,18 @@ def test_prompts_times_seeds_are_their_single_runs(stages):
         # The first step multiplies rounding by 20,000, so single pixels may lie apart.
         apart = (images - alone[1]).abs().mean((1, 2, 3))
         assert apart.argmin() == row and apart[row] < 0.01 * apart.sort().values[1]
+
+
+def test_the_bar_shows_the_cosine_to_the_prompt(stages, monkeypatch):
+    shown = []
+    monkeypatch.setattr("prior_art.nodes.charts.curves", lambda steps, title: steps[-1])
+    monkeypatch.setattr(host, "progress", lambda total: lambda step, picture: shown.append(picture))
+    positive, negative = (TextEncode.execute(stages[0], text).args[0] for text in ("a cat", ""))
+    made = PriorSample.execute(stages[1], positive, negative, 7, 3, 4.0, 2).args[0]
+    text = positive[0][1]["pooled_output"]
+    assert len(shown) == 3 and all(len(step) == 2 for step in shown)
+    cosines = torch.cosine_similarity(made.image_embeds, text)
+    torch.testing.assert_close(torch.tensor(shown[-1]), cosines, atol=1e-4, rtol=0)
 
 
 def prompt(width=8, **extra):

@@ -28,7 +28,12 @@ from ..tiny import DIM, LOW, pipeline, variation_pipeline
 
 pytestmark = pytest.mark.slow
 
-PROMPTS = ["a red cat!", "", "the bird and the cat, a photo of a very long story " * 5, "é 日本 🐈"]
+PROMPTS = [
+    "a red cat!",
+    "",
+    "the bird and the cat, a photo of a very long story " * 5,
+    "\u00e9 \u65e5\u672c \U0001f408",
+]
 PRIOR_STEPS, DECODER_STEPS, UPSCALER_STEPS = 5, 6, 4
 FP64 = 1e-6
 SEED = 1234

@@ -24,7 +24,7 @@ from ..tiny import DIM, HIGH, LOW
 from .stages import Stages
 
 Runner = Callable[..., torch.Tensor]
-EXACT = 1e-6  # of states within ±1 or so that are kept in fp32
+EXACT = 1e-6  # of states within +-1 or so that are kept in fp32
 NAMES = ["prior", "decoder", "upscaler"]
 
 

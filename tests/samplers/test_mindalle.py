@@ -16,7 +16,7 @@ from prior_art.samplers import mindalle as autoregressive
 from prior_art.samplers.mindalle import (
     Draw,
     complete_by_likelihood,
-    log_likelihood,
+    log_probabilities,
     sample_tokens,
 )
 from prior_art.samplers.parts.noise import ExponentialNoise, Noise, generators
@@ -344,14 +344,14 @@ def log_p(network: ARTransformer, tokens: Tensor) -> Tensor:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("count", [1, 3, 7])
 @pytest.mark.parametrize("length", [1, 2, LENGTH])
-def test_log_likelihood(kind: str, count: int, length: int, monkeypatch) -> None:
+def test_log_probabilities(kind: str, count: int, length: int, monkeypatch) -> None:
     monkeypatch.setattr(autoregressive, "_SCORED", 10)
     network = make(KINDS[kind])
     tokens = tokens_of(network.config, count)[:, :length]
-    expected = log_p(network, tokens).sum(1)
+    expected = log_p(network, tokens)
     context = context_of(network.config)
     for chunk in (None, 2):
-        found = log_likelihood(network, context, tokens, chunk=chunk, **PLACE)
+        found = log_probabilities(network, context, tokens, chunk=chunk, **PLACE)
         assert found.dtype == torch.float32
         torch.testing.assert_close(found, expected, atol=1e-3, rtol=0)
 
@@ -489,7 +489,7 @@ def test_refuses_masks_and_pictures_of_another_size() -> None:
     with pytest.raises(EdgeError, match="no candidates"):
         Draw(Noise([]), **PLACE)
     with pytest.raises(EdgeError, match="code 50"):
-        log_likelihood(network, context_of(network.config), torch.full((1, 4), 50), **PLACE)
+        log_probabilities(network, context_of(network.config), torch.full((1, 4), 50), **PLACE)
 
 
 @pytest.mark.parametrize("name", ["tok_emb_txt", "head_img", "pos_emb_img"])
@@ -504,4 +504,4 @@ def test_refuses_nan(name: str) -> None:
         sample(network, 7, 2, callback=lambda *args: calls.append(args))
     assert name != "tok_emb_txt" or not calls  # damage in the prompt shows before any sampling
     with pytest.raises(EdgeError, match="NaN"):
-        log_likelihood(network, context, tokens_of(network.config, 2), **PLACE)
+        log_probabilities(network, context, tokens_of(network.config, 2), **PLACE)

@@ -24,7 +24,7 @@ def levels(pixels: torch.Tensor) -> torch.Tensor:
 
 
 def test_as_published() -> None:
-    """256 → 224 by Pillow, against the steps written out."""
+    """256 -> 224 by Pillow, against the steps written out."""
     images = pictures(2, 256, 256)
     found = preprocess(images)
     assert found.shape == (2, 3, 224, 224) and found.dtype == torch.float32

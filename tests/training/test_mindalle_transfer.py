@@ -422,7 +422,7 @@ def test_a_poisoned_state_runs_nothing(tmp_path, source, images) -> None:
 def test_models_that_do_not_belong_together(tmp_path, images) -> None:
     folder = write_original(tmp_path / "m")
     torch.save({"state_dict": vqgan(codes=30).state_dict()}, folder / "stage1_last.ckpt")
-    with pytest.raises(UserError, match=r"4×4 of 30 codes.*reads 16 of 24.*one model"):
+    with pytest.raises(UserError, match=r"4x4 of 30 codes.*reads 16 of 24.*one model"):
         transfer(source_of(str(folder), []), images, tmp_path / "out", SMALL)
 
 

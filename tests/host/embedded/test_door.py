@@ -73,7 +73,7 @@ def test_without_crop_an_image_encoder_sees_the_whole_picture(monkeypatch):
 @pytest.mark.parametrize(("size", "fits"), [((8, 8), True), ((12, 8), False), ((8, 9), False)])
 def test_a_latent_that_cannot_be_halved_is_refused_with_a_size_that_can(size, fits):
     unet = SimpleNamespace(config=SimpleNamespace(down_block_types=("a", "b", "c", "d")))
-    expected = pytest.raises(EdgeError, match=r"multiples of 64; make it of (64×128|128×64)")
+    expected = pytest.raises(EdgeError, match=r"multiples of 64; make it of (64x128|128x64)")
     with nullcontext() if fits else expected:
         check_places(unet, size)
 

@@ -11,7 +11,7 @@ from ..samplers.parts.sampling import Sampling
 from ..samplers.toy import sample_toy
 from .node import Node
 from .pictures import preview, to_image
-from .widgets import LOAD, Bar, fingerprint, load_stage, named, sampling_inputs, source_inputs
+from .widgets import Bar, fingerprint, load_stage, named, sampling_inputs, source_inputs
 
 
 class LoadToy(Node):
@@ -24,7 +24,7 @@ class LoadToy(Node):
         return io.Schema(
             node_id="PriorArtLoadToy",
             display_name="Load Toy",
-            category=LOAD,
+            category="PriorArt/Toy/load",
             description="Loads the toy's decoder.",
             inputs=source_inputs("toy_decoder"),
             outputs=[io.Model.Output(display_name="model", tooltip="For Toy Sample.")],
@@ -50,7 +50,7 @@ class ToySample(Node):
         return io.Schema(
             node_id="PriorArtToySample",
             display_name="Toy Sample",
-            category="PriorArt/sample",
+            category="PriorArt/Toy/sample",
             description="Samples pictures of 32 pixels with the toy.",
             inputs=[
                 io.Model.Input("model", tooltip="From Load Toy."),
