@@ -6,6 +6,7 @@ import pytest
 
 from prior_art.edges import EdgeError
 from prior_art.host import host
+from prior_art.nodes import widgets
 from prior_art.nodes.widgets import Bar, named
 
 
@@ -22,9 +23,18 @@ def told(monkeypatch):
 def test_a_bar_is_as_long_as_the_sampler_says(told):
     bar = Bar(preview=str.upper)
     assert not told
+    for step in (1, 2, 3, 4):
+        bar(step, 4, "x0")
+    # To look at a picture is to wait for it, so between the first and the last few are.
+    assert told == [(1, 4, "X0"), (2, 4, None), (3, 4, None), (4, 4, "X0")]
+
+
+def test_slow_steps_are_all_shown(told, monkeypatch):
+    monkeypatch.setattr(widgets, "SHOWN_SECONDS", 0.0)
+    bar = Bar(preview=str.upper)
     for step in (1, 2, 3):
         bar(step, 3, "x0")
-    assert told == [(1, 3, "X0"), (2, 3, "X0"), (3, 3, "X0")]
+    assert [picture for *_, picture in told] == ["X0"] * 3
 
 
 def test_two_samplers_share_a_bar(told):
