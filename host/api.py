@@ -53,7 +53,7 @@ class Adapter:
 
 
 class Host(Protocol):
-    """The names of a door; 19 of them."""
+    """The names of a door; 20 of them."""
 
     NAME: str
     """In messages."""
@@ -118,6 +118,18 @@ class Host(Protocol):
 
     def free_memory(self) -> int:
         """Bytes that are free on the device that computes."""
+        ...
+
+    def check_room(self, needed: int, what: str, cure: str) -> None:
+        """Refuse what cannot fit on the device that computes.
+
+        Args:
+            needed: bytes that it takes at the least.
+            what: was asked for; cure: how to ask for less, by the names of inputs.
+
+        Raises:
+            EdgeError: it does not fit; says the figures and ``cure``.
+        """
         ...
 
     def offload(self, value: Any) -> Any:
