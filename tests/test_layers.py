@@ -90,7 +90,7 @@ MODULES = dict(modules())
 
 
 def test_every_room_is_in_the_table():
-    rooms = {path.parent.name for path in ROOT.glob("*/__init__.py")}
+    rooms = {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"tests"}
     assert {room_of(name) for name in MODULES} | rooms == set(MAY_IMPORT)
 
 

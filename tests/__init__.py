@@ -1,0 +1,1 @@
+"""A package, so that another library's `tests` does not stand in its place."""
