@@ -5,8 +5,8 @@
     python -m tests.bad_inputs --cases 500 --host http://127.0.0.1:8188
 
 A case that hangs or takes too much memory ends the process that runs it, and the next one goes on
-behind it. What takes ten seconds on a machine that is busy may be no hang: it is run again, alone,
-and has ten seconds of the processor's time. ``compile`` is traced and run, but not compiled, which
+behind it. A machine may be busy: a hang is ten seconds of the processor's time or a minute, and
+twice, the second time in a process of its own. ``compile`` is traced and run, but not compiled, which
 would take a minute each time; start a ComfyUI for ``--host`` with ``TORCH_COMPILE_DISABLE=1``.
 """
 
@@ -36,6 +36,9 @@ PAGE = os.sysconf("SC_PAGE_SIZE")
 HUNG, ATE = 71, 72
 """Exit codes of a worker that ended itself."""
 
+BUSY = 6
+"""How many times as long a case may take as the processor works for it."""
+
 
 def main() -> int:
     """The command; 1 where something is unclear, silent, hangs or takes all memory."""
@@ -47,7 +50,6 @@ def main() -> int:
     add("--only", metavar="SEED/NUMBER", help="one case, as a report names it")
     add("--host", metavar="URL", help="a running ComfyUI with the pack: the same cases there too")
     add("--worker", action="store_true", help=argparse.SUPPRESS)
-    add("--alone", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.only:
         options.seed, options.first = map(int, options.only.split("/"))
@@ -71,18 +73,18 @@ def results(seed: int, first: int, count: int, host: str | None = None) -> Itera
     while first < end:
         for line in _worker(seed, first, end - first, host):
             if line["word"] == judging.HANG:  # the machine may have had other things to do
-                (line,) = _worker(seed, first, 1, host, "--alone")
+                (line,) = _worker(seed, first, 1, host)
             first += 1
             yield line
 
 
-def _worker(seed: int, first: int, count: int, host: str | None, *more: str) -> Iterator[Any]:
+def _worker(seed: int, first: int, count: int, host: str | None) -> Iterator[Any]:
     """The lines of a process that runs cases, up to one that ended it.
 
     Raises:
         RuntimeError: it ended before its time in another way.
     """
-    command = [sys.executable, "-W", "ignore", "-m", "tests.bad_inputs", "--worker", *more]
+    command = [sys.executable, "-W", "ignore", "-m", "tests.bad_inputs", "--worker"]
     command += ["--seed", str(seed), "--first", str(first), "--cases", str(count)]
     command += ["--host", host] if host else []
     root = Path(__file__).resolve().parents[2]
@@ -118,7 +120,7 @@ def work(options: argparse.Namespace) -> int:
         cases = Cases(Path(folder), options.seed)
         os.chdir(folder)
         runner = Runner(cases.nodes, Path(folder) / "out", cases.pictures)
-        watch = Watch(options.alone)
+        watch = Watch()
         host = headless = None
         if options.host:
             host, headless = Host(options.host), Headless(cases.pictures, Path(folder) / "there")
@@ -202,15 +204,11 @@ def there(host: Host, headless: Headless, case: Case) -> judging.Verdict | None:
 
 
 class Watch:
-    """Ends the process where what is inside takes too long or too much memory.
+    """Ends the process where what is inside takes too long or too much memory."""
 
-    Args:
-        patient: too long is what the processor works for it, or six times that.
-    """
-
-    def __init__(self, patient: bool = False) -> None:
+    def __init__(self) -> None:
         self._begun: tuple[float, float] | None = None
-        self._base, self._patient = 0, patient
+        self._base = 0
         threading.Thread(target=self._look, daemon=True).start()
 
     def __enter__(self) -> None:
@@ -226,9 +224,7 @@ class Watch:
             if begun is None:
                 continue
             took, worked = time.monotonic() - begun[0], time.process_time() - begun[1]
-            if self._patient:
-                took = max(worked, took / 6)
-            if took > judging.SECONDS:
+            if max(worked, took / BUSY) > judging.SECONDS:
                 os._exit(HUNG)
             if _memory() - self._base > judging.BYTES:
                 os._exit(ATE)
