@@ -6,8 +6,9 @@
 
 A case that hangs or takes too much memory ends the process that runs it, and the next one goes on
 behind it. A machine may be busy: a hang is ten seconds of the processor's time or a minute, and
-twice, the second time in a process of its own. ``compile`` is traced and run, but not compiled, which
-would take a minute each time; start a ComfyUI for ``--host`` with ``TORCH_COMPILE_DISABLE=1``.
+twice, the second time in a process of its own. ``compile`` is traced and run, but not compiled,
+which would take a minute each time; a ComfyUI for ``--host`` is started with
+``TORCH_COMPILE_DISABLE=1``.
 """
 
 from __future__ import annotations
@@ -186,7 +187,7 @@ def there(host: Host, headless: Headless, case: Case) -> judging.Verdict | None:
     if case.kind not in ("widget", "wire"):
         return None  # objects and files are not there
     try:
-        theirs = host.run(case.workflow, timeout=judging.SECONDS + 20)
+        theirs = host.run(case.workflow, timeout=judging.SECONDS * BUSY)
     except TimeoutError:
         host.interrupt()
         return judging.Verdict(judging.HANG, "in ComfyUI")
