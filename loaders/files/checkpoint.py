@@ -133,7 +133,7 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
     elif _is_torchscript(path):
         state = _read_torchscript(path)
     else:
-        if not zipfile.is_zipfile(path):
+        if _head(path).startswith(b"\x80"):  # torch's old format, which it reads in one go
             _read_ahead(path)
         value = read_object(path)
         if isinstance(value, Mapping) and isinstance(value.get("state_dict"), Mapping):
@@ -343,7 +343,7 @@ def _is_finite(tensor: torch.Tensor) -> bool:
 
 
 def _read_ahead(path: Path) -> None:
-    """Bring a file that torch reads in one go into the system's memory, where it then finds it."""
+    """Bring a file into the system's memory, where who reads it next finds it."""
     with path.open("rb") as file:
         while file.read(PIECE):
             _between.get()()
