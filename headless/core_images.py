@@ -7,6 +7,7 @@ import torch.nn.functional as F
 
 from ..host.embedded import io as io
 from ..host.embedded.rows import composite, resized
+from ..host.room import check_main_memory
 from .core_latents import LARGEST
 from .workflow import WorkflowError
 
@@ -52,6 +53,11 @@ class RepeatImageBatch(io.ComfyNode):
 
     @classmethod
     def execute(cls, image: torch.Tensor, amount: int) -> io.NodeOutput:
+        check_main_memory(
+            amount * image.numel(),
+            f"{amount} times a batch of {len(image)} pictures",
+            "lower 'amount'",
+        )
         return io.NodeOutput(torch.cat([image] * amount))
 
 
@@ -204,6 +210,9 @@ class SolidMask(io.ComfyNode):
 
     @classmethod
     def execute(cls, value: float, width: int, height: int) -> io.NodeOutput:
+        check_main_memory(
+            height * width, f"a mask of {width}x{height}", "lower 'width' or 'height'"
+        )
         return io.NodeOutput(torch.full((1, height, width), value))
 
 

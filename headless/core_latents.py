@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 
 from ..host.embedded import io as io
 from ..host.embedded.rows import composite, fitted, resized
+from ..host.room import check_main_memory
 from .workflow import WorkflowError
 
 LARGEST = 16384
@@ -59,6 +61,11 @@ class EmptyLatentImage(io.ComfyNode):
     @classmethod
     def execute(cls, width: int, height: int, batch_size: int) -> io.NodeOutput:
         shape = (batch_size, 4, height // CELL, width // CELL)
+        check_main_memory(
+            math.prod(shape),
+            f"{batch_size} latents for {width}x{height}",
+            "lower 'batch_size', 'width' or 'height'",
+        )
         return io.NodeOutput({"samples": torch.zeros(shape)})
 
 
@@ -252,6 +259,11 @@ class RepeatLatentBatch(io.ComfyNode):
 
     @classmethod
     def execute(cls, samples: dict, amount: int) -> io.NodeOutput:
+        check_main_memory(
+            amount * samples["samples"].numel(),
+            f"{amount} times a batch of {len(samples['samples'])} latents",
+            "lower 'amount'",
+        )
         made = {**samples, "samples": torch.cat([samples["samples"]] * amount)}
         mask, numbers = samples.get("noise_mask"), samples.get("batch_index")
         if mask is not None and len(mask) > 1:

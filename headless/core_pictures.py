@@ -16,7 +16,8 @@ import torch
 from PIL import ImageFile, ImageOps, ImageSequence, JpegImagePlugin, PngImagePlugin
 from PIL.Image import Image as Picture
 
-from ..edges import reason_of
+from ..edges import EdgeError, reason_of
+from ..host.room import check_main_memory
 from ..loaders.files.safe import PICTURE_BYTES, open_picture, read_bytes
 from .workflow import WorkflowError
 
@@ -48,8 +49,15 @@ def read_picture(path: Path) -> tuple[torch.Tensor, torch.Tensor]:
     with _patience():
         try:
             with open_picture(path) as picture:
+                wide, high = picture.size
+                # Its levels as fp32, and a copy that lies beside the others of its batch.
+                check_main_memory(
+                    6 * wide * high,
+                    f"'image' is '{path.name}' of {wide}x{high} pixels, which",
+                    "choose a smaller one",
+                )
                 frames = _frames(picture, path)
-        except WorkflowError:
+        except (WorkflowError, EdgeError):
             raise
         except Exception as error:  # Pillow's decoders raise many kinds
             raise WorkflowError(

@@ -120,6 +120,18 @@ class Host(Protocol):
         """Bytes that are free on the device that computes."""
         ...
 
+    def check_room(self, needed: int, what: str, cure: str) -> None:
+        """Refuse what cannot fit on the device that computes.
+
+        Args:
+            needed: bytes that it takes at the least.
+            what: was asked for; cure: how to ask for less, by the names of inputs.
+
+        Raises:
+            EdgeError: it does not fit; says the figures and ``cure``.
+        """
+        ...
+
     def offload(self, value: Any) -> Any:
         """A node's output, a tensor or lists and dicts of them, on the device where the host keeps
         what waits between nodes."""

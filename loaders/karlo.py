@@ -174,16 +174,17 @@ def _edge(config: dict[str, Any]) -> int | None:
 
 
 def _check_edge(unet: nn.Module, name: str) -> None:
-    """Refuse a picture whose edge a U-Net cannot halve evenly as often as it does.
+    """Refuse pictures that are not square, or whose edge a U-Net cannot halve as often as it does.
 
     Raises:
         CheckpointError: names file, key, value and what fits.
     """
-    edge, times = _edge(dict(unet.config)), len(unet.down_blocks) - 1
-    if edge is not None and edge % 2**times:
+    edge, times = unet.config.sample_size, len(unet.down_blocks) - 1
+    if not isinstance(edge, int) or edge % 2**times:
         raise CheckpointError(
-            f"the configuration of '{name}' says sample_size {edge}, but it must be a multiple of"
-            f" {2**times}: the network halves it {times} times. Download or copy it again"
+            f"the configuration of '{name}' says sample_size {edge}, but it must be one number for"
+            f" both sides, a multiple of {2**times}: the network halves it {times} times. Download"
+            " or copy it again"
         )
 
 

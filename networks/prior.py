@@ -83,8 +83,8 @@ def prepare(
         return past, valid, _prefill_times(network, past, valid, embedded)
 
     steps = torch.tensor(timesteps, device=hidden.device)
-    made = prepared(network, work, [hidden, pooled, order, lengths, steps])
-    return Constants(*made, recorded)
+    past, valid, times = prepared(network, work, [hidden, pooled, order, lengths, steps])
+    return Constants(past, valid, times, recorded)
 
 
 def _prefill(

@@ -30,7 +30,7 @@ from ..loaders import kandinsky
 from ..loaders.files.catalogue import find_source
 from ..loaders.kandinsky import LatentDecoder
 from ..networks.kandinsky_movq import encode
-from ..networks.memory import ENCODED_PIXEL, LATENT_PLACE
+from ..networks.memory import ENCODED_PIXEL, LATENT_PLACE, least_of_unet
 from ..samplers.kandinsky import (
     Canvas,
     Condition,
@@ -456,6 +456,11 @@ def _sample(
     count = max(rows) * inputs.batch_size
     places = canvas.size[0] * canvas.size[1] * count
     network, device, dtype = host.use(managed, activations=places * LATENT_PLACE)
+    host.check_room(
+        least_of_unet(network, places, dtype),
+        f"{count} pictures of {8 * canvas.size[1]}x{8 * canvas.size[0]}",
+        "lower 'batch_size', 'width' or 'height'",
+    )
     bar = Bar(lambda x0: latent_preview(x0, loaded.latent_rgb_factors))
     with named(**DECODER):
         noise = seeded(inputs.seed, count, inputs.noise_offset)

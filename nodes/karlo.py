@@ -7,7 +7,7 @@ from typing import Any
 from ..edges import EdgeError, Upscaler, check_image, conditioning_to_text, image_embeds_of
 from ..host import host, io
 from ..loaders import karlo
-from ..networks.memory import DECODER_PIXEL, UPSCALER_PIXEL
+from ..networks.memory import DECODER_PIXEL, UPSCALER_PIXEL, least_of_unet
 from ..samplers.karlo import sample_decoder, upscale
 from ..samplers.parts.sampling import Sampling
 from .node import Node
@@ -90,8 +90,11 @@ class KarloDecoder(Node):
         text = conditioning_to_text(positive, space, "positive", space.dim)
         unconditional = conditioning_to_text(negative, space, "negative", space.dim)
         count = max(len(embeds), len(text.pooled)) * batch_size
-        activations = count * loaded.network.unet.config.sample_size**2 * DECODER_PIXEL
-        network, device, dtype = host.use(managed, activations=activations)
+        places = count * loaded.network.unet.config.sample_size**2
+        network, device, dtype = host.use(managed, activations=places * DECODER_PIXEL)
+        host.check_room(
+            least_of_unet(network, places, dtype), f"{count} pictures", "lower 'batch_size'"
+        )
         with named(text="positive"):
             noise = seeded(seed, count, noise_offset)
             sampling = Sampling(noise, device, dtype, steps, Bar(preview))
@@ -203,8 +206,12 @@ class KarloUpscale(Node):
                 f" to {size}x{size} first"
             )
         count = len(image)
-        network, device, dtype = host.use(
-            upscaler.managed, activations=count * upscaler.high_size**2 * UPSCALER_PIXEL
+        places = count * upscaler.high_size**2
+        network, device, dtype = host.use(upscaler.managed, activations=places * UPSCALER_PIXEL)
+        host.check_room(
+            least_of_unet(network, places, dtype),
+            f"{count} pictures of {upscaler.high_size}x{upscaler.high_size}",
+            "wire fewer pictures into 'image'",
         )
         with named():
             noise = seeded(seed, count, noise_offset)

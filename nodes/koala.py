@@ -13,7 +13,7 @@ from ..host import host, io
 from ..loaders import koala
 from ..loaders.files.catalogue import find_source, list_sources
 from ..loaders.files.checkpoint import CheckpointError
-from ..networks.memory import SDXL_PLACE
+from ..networks.memory import SDXL_PLACE, least_of_unet
 from ..samplers.koala import FACTOR, LATENT_SCALE, SPACINGS, sample_koala
 from ..samplers.parts.sampling import Sampling
 from .node import Node
@@ -178,8 +178,13 @@ class KoalaSample(Node):
             away = conditioning_to_sdxl(negative, facts.widths, "negative")
         count = batch_size * len(text.hidden)
         size = height // FACTOR, width // FACTOR
-        activations = size[0] * size[1] * count * SDXL_PLACE
-        network, device, dtype = host.use(managed, activations)
+        places = size[0] * size[1] * count
+        network, device, dtype = host.use(managed, activations=places * SDXL_PLACE)
+        host.check_room(
+            least_of_unet(network, places, dtype),
+            f"{count} pictures of {width}x{height}",
+            "lower 'batch_size', 'width' or 'height'",
+        )
         bar = Bar(lambda x0: latent_preview(x0, facts.latent_rgb_factors))
         with named(text="positive"):
             sampling = Sampling(seeded(seed, count), device, dtype, steps, bar)

@@ -18,7 +18,8 @@ import numpy as np
 import torch
 
 from ..edges import EdgeError, Prior, Transformer, Upscaler, check_text
-from ..host import io
+from ..host import host, io
+from ..loaders.files.checkpoint import asking
 
 MADE: dict[str, type | tuple[type, ...]] = {
     "UNCLIP_PRIOR": Prior,
@@ -38,7 +39,8 @@ LONGEST = 100_000
 
 
 class Node(io.ComfyNode):
-    """A node whose ``execute`` gets what its schema says, or is not called.
+    """A node whose ``execute`` gets what its schema says, or is not called; what it reads can be
+    stopped.
 
     Attributes:
         ROW_BY_ROW: row i of what it gives depends on row i of what it gets and on seed + i alone,
@@ -69,7 +71,8 @@ def _checked(execute: Callable[..., Any]) -> Callable[..., Any]:
         for socket in cls.define_schema().inputs:
             if socket.id in named and not (socket.optional and named[socket.id] is None):
                 named[socket.id] = check_input(socket, named[socket.id])
-        return execute(cls, **named)
+        with asking(host.stop_if_asked):
+            return execute(cls, **named)
 
     return run
 

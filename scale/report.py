@@ -13,9 +13,9 @@ from ..loaders.files.safe import write_whole, written
 
 FIGURES = {
     "clip_score": "CLIP-score, mean cosine",
-    "clip_score_100": "CLIP-score, 100·max(cosine, 0)",
+    "clip_score_100": "CLIP-score, 100 * max(cosine, 0)",
     "fid": "FID",
-    "frechet_clip": "Fréchet distance in the encoder's space (no FID)",
+    "frechet_clip": "Frechet distance in the encoder's space (no FID)",
     "right": "obey their caption, by rules",
     "colours": "both colours, by rules",
     "seconds": "seconds a picture",
@@ -99,7 +99,7 @@ def chart(measured: Mapping[str, float], published: Mapping[str, float]) -> Imag
     draw = ImageDraw.Draw(picture)
     for place, key in enumerate(keys):
         top = 10 + place * row
-        words = FIGURES[key].replace("·", "*").replace("é", "e")  # the built-in font's letters
+        words = FIGURES[key]
         draw.text((10, top + _HIGH // 2), words, fill="black")
         full = max(abs(of.get(key, 0.0)) for of in (measured, published)) or 1.0
         for i, (of, colour) in enumerate(((published, "#999999"), (measured, "#3366cc"))):

@@ -1,9 +1,9 @@
-"""CLIP-score and Fréchet distance as sums over pictures, which parts of a table can be added to.
+"""CLIP-score and Frechet distance as sums over pictures, which parts of a table can be added to.
 
 Sums are float64, and parts are added in the order of their rows, so that it makes no difference who
 scored which.
 
-Sources: Hessel et al. 2021 (CLIPScore); Heusel et al. 2017 (Fréchet Inception distance).
+Sources: Hessel et al. 2021 (CLIPScore); Heusel et al. 2017 (Frechet Inception distance).
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Moments:
 
 
 def frechet_distance(first: Moments, second: Moments) -> float:
-    """The squared Fréchet distance of the Gaussians with these moments.
+    """The squared Frechet distance of the Gaussians with these moments.
 
     The trace of the root of ``A B`` is that of ``sqrt(A) B sqrt(A)``, which is symmetric, so that
     no eigenvalue is complex.
@@ -56,7 +56,7 @@ def frechet_distance(first: Moments, second: Moments) -> float:
         ValueError: fewer than two vectors on a side.
     """
     if min(first.count, second.count) < 2:
-        raise ValueError("a Fréchet distance takes two pictures on each side at least")
+        raise ValueError("a Frechet distance takes two pictures on each side at least")
     a, b = first.covariance, second.covariance
     values, vectors = np.linalg.eigh(a)
     root = (vectors * np.sqrt(values.clip(min=0))) @ vectors.T

@@ -23,7 +23,7 @@ from ...edges import Role, placed
 from ..api import DTYPES, adapters, named_dtype
 from .compat import io, warn
 from .editor import show
-from .memory import Managed, manage, use
+from .memory import Managed, check_room, manage, use
 from .unclip import clip_vision_output
 
 if TYPE_CHECKING:
@@ -158,6 +158,7 @@ __all__ = [
     "ComfyExtension",
     "Managed",
     "cache_folder",
+    "check_room",
     "clip_vision_output",
     "embedding_folders",
     "free_memory",

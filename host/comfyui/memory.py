@@ -12,6 +12,7 @@ host's stands between a sampler and the weights, and its steps can be recorded.
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from torch import nn
 
 from ...networks.graphs import forget
 from ...networks.leaf import channels_last
+from ..room import main_memory, refuse_larger
 
 LEAVES = (
     "Linear",
@@ -245,6 +247,21 @@ def use(
     # The host's own models are called whole.
     network = getattr(model, "network", model)
     return network, managed.patcher.load_device, managed.compute_dtype
+
+
+def check_room(needed: int, what: str, cure: str) -> None:
+    """Refuse what the device that computes could not hold even if it held nothing else: what is
+    free at the moment says little, as the host puts others out for what runs.
+
+    Raises:
+        EdgeError: see :func:`~..room.refuse_larger`.
+    """
+    device, there = memory.get_torch_device(), None
+    if device.type == "cpu":
+        there = main_memory()
+    elif device.type == "cuda" and os.name != "nt":  # Windows lends a card main memory
+        there = int(memory.get_total_memory(device))
+    refuse_larger(needed, there, what, cure)
 
 
 def kind_of(inner: Any, outer: Any) -> str:

@@ -17,7 +17,7 @@ from ...edges import EdgeError, Role
 from ..api import adapters, named_dtype
 from . import io as io
 from .io import ComfyExtension
-from .memory import Managed, free_memory, manage, offload, use
+from .memory import Managed, check_room, free_memory, manage, offload, use
 from .session import Interrupted, progress, session, stop_if_asked, warn
 from .unclip import clip_vision_output
 
@@ -103,6 +103,7 @@ __all__ = [
     "Interrupted",
     "Managed",
     "cache_folder",
+    "check_room",
     "clip_vision_output",
     "embedding_folders",
     "free_memory",

@@ -16,7 +16,7 @@ from ...samplers.parts.noise import Noise
 from ..api import Adapter
 from .memory import Managed, manage, use
 from .rows import fitted
-from .sampling import Prepared, Prompt
+from .sampling import Prepared, Prompt, check_latents
 from .vae import Vae, open_vae
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ class LatentModel:
         """A Kandinsky decoder, of whatever mode."""
         loaded = self.loaded
         network, device, dtype = use(self.managed)
+        check_latents(network, start, dtype)
         count, size = len(start), (start.shape[2], start.shape[3])
         check_places(network, size, "latent_image")
         sides = [(name, loaded.condition(entry, size, name)) for name, entry in prompts]

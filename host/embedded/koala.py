@@ -25,7 +25,7 @@ from ..api import Adapter
 from ..prompts import SYNTAX_LOADERS, Chunk, chunks, empty_chunk, weigh
 from .memory import Managed, manage, offload, use
 from .rows import fitted
-from .sampling import Prepared, Prompt
+from .sampling import Prepared, Prompt, check_latents
 from .session import warn
 from .vae import Vae
 
@@ -56,6 +56,7 @@ class KoalaModel:
         """A U-Net of SDXL's kind; where a prompt names no sizes, they are those of the latents."""
         facts, count = self.facts, len(start)
         network, device, dtype = use(self.managed)
+        check_latents(network, start, dtype)
         size = (FACTOR * start.shape[2], FACTOR * start.shape[3])
         hidden, pooled, sizes = [], [], []
         for name, entry in prompts:

@@ -15,6 +15,7 @@ from torch import nn
 from ...edges import placed
 from ...networks.graphs import forget
 from ...networks.leaf import channels_last
+from ..room import main_memory, refuse_larger
 
 
 @dataclass
@@ -81,6 +82,19 @@ def free_memory() -> int:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
     except (AttributeError, ValueError, OSError):  # not every system tells
         return 4 * 2**30
+
+
+def check_room(needed: int, what: str, cure: str) -> None:
+    """Refuse what the device that computes could not hold even if it held nothing else.
+
+    Raises:
+        EdgeError: see :func:`~..room.refuse_larger`.
+    """
+    there = main_memory()
+    if torch.cuda.is_available():
+        # Windows lends a card main memory when its own is full.
+        there = None if os.name == "nt" else torch.cuda.get_device_properties(0).total_memory
+    refuse_larger(needed, there, what, cure)
 
 
 def offload(value: Any) -> Any:

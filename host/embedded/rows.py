@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from ...edges import EdgeError
+from ..room import check_main_memory
 
 
 def fitted(rows: torch.Tensor, count: int) -> torch.Tensor:
@@ -29,8 +30,14 @@ def resized(
         crop: "center" cuts to the new proportions before; "disabled" squeezes.
 
     Raises:
-        EdgeError: nothing is left to be resized.
+        EdgeError: nothing is left to be resized, or there is no memory for so much.
     """
+    count, channels = rows.shape[:2]
+    check_main_memory(
+        count * channels * height * width,
+        f"{count} of {width}x{height}",
+        "lower 'width', 'height' or 'scale_by'",
+    )
     if crop == "center":
         high, wide = rows.shape[2:]
         old, new = wide / high, width / height

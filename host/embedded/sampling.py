@@ -6,9 +6,12 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+from torch import nn
 
 from ...networks.graphs import by_step
+from ...networks.memory import least_of_unet
 from ...networks.unet import Predict
+from .memory import check_room
 
 Prompt = tuple[str, list]
 """Which side of the guidance it is on, and one entry of a CONDITIONING."""
@@ -68,3 +71,17 @@ class Sampled(Protocol):
             EdgeError: conditioning of another kind.
         """
         ...
+
+
+def check_latents(network: nn.Module, start: torch.Tensor, dtype: torch.dtype) -> None:
+    """Refuse latents ``[B, C, h, w]`` that are too large for a U-Net to be run on them.
+
+    Raises:
+        EdgeError: says how much memory that would take.
+    """
+    count, _, high, wide = start.shape
+    check_room(
+        least_of_unet(network, count * high * wide, dtype),
+        f"{count} latents of {wide}x{high} places",
+        "wire fewer or smaller ones into 'latent_image'",
+    )

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ...edges import EdgeError, cut_to_asked
+from ..room import check_main_memory
 from .memory import Managed, offload, use
 from .rows import tiled
 from .session import stop_if_asked
@@ -50,6 +51,13 @@ class Vae:
 
     def decode(self, samples: torch.Tensor) -> torch.Tensor:
         """Latent -> IMAGE ``[B, H, W, 3]``."""
+        count, _, high, wide = samples.shape
+        high, wide = self.factor * high, self.factor * wide
+        check_main_memory(
+            3 * count * high * wide,
+            f"{count} pictures of {wide}x{high}",
+            "wire fewer or smaller latents into 'samples'",
+        )
         pixels = (self._each("decode", samples) * 0.5 + 0.5).clamp(0, 1).movedim(1, -1)
         return cut_to_asked(pixels, samples)
 

@@ -13,6 +13,7 @@ Sources of the formats: PyTorch's serialization notes (docs.pytorch.org, "Serial
 from __future__ import annotations
 
 import collections
+import contextlib
 import io
 import json
 import math
@@ -20,7 +21,8 @@ import mmap
 import pickle
 import pickletools
 import zipfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -36,8 +38,28 @@ STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 """Names of weight files in a hub component folder: diffusers', transformers', transformers' old."""
 
 
+PIECE = 2**24
+"""Bytes, or numbers of a tensor, that are read at once."""
+
+_between: ContextVar[Callable[[], None]] = ContextVar("between", default=lambda: None)
+
+
 class CheckpointError(UserError):
     """A file that cannot be loaded; the message names the file, what is wrong and the cure."""
+
+
+@contextlib.contextmanager
+def asking(between: Callable[[], None]) -> Iterator[None]:
+    """Weight files that are read inside are read piece by piece.
+
+    Args:
+        between: called before each piece; what it raises ends the reading.
+    """
+    token = _between.set(between)
+    try:
+        yield
+    finally:
+        _between.reset(token)
 
 
 def inside(path: Path, folders: Sequence[Path]) -> bool:
@@ -111,6 +133,8 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
     elif _is_torchscript(path):
         state = _read_torchscript(path)
     else:
+        if _head(path).startswith(b"\x80"):  # torch's old format, which it reads in one go
+            _read_ahead(path)
         value = read_object(path)
         if isinstance(value, Mapping) and isinstance(value.get("state_dict"), Mapping):
             value = value["state_dict"]
@@ -256,7 +280,11 @@ def load_strict(
 
 def cast(state_dict: Mapping[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
     """Floating tensors in ``dtype``; those that are already stay memory-mapped."""
-    return {k: v.to(dtype) if v.is_floating_point() else v for k, v in state_dict.items()}
+    made = {}
+    for key, tensor in state_dict.items():
+        _between.get()()
+        made[key] = tensor.to(dtype) if tensor.is_floating_point() else tensor
+    return made
 
 
 def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
@@ -291,17 +319,34 @@ def _read_shards(index: Path, folders: Sequence[Path]) -> dict[str, torch.Tensor
 
 
 def _refuse_nan(state: Mapping[str, torch.Tensor], path: Path) -> None:
-    # One fp32 sum a tensor is the cheap test; only a sum that overflowed needs the exact one.
     for key, tensor in state.items():
-        if not tensor.is_floating_point() or tensor.numel() == 0:
-            continue
-        if not bool(torch.isfinite(tensor.sum(dtype=torch.float32))) and not bool(
-            torch.isfinite(tensor).all()
-        ):
+        if tensor.is_floating_point() and not all(map(_is_finite, _pieces(tensor))):
             raise CheckpointError(
                 f"'{path}' holds NaN or infinite numbers in '{key}'; the file is damaged or its"
                 f" conversion overflowed. {AGAIN}, in fp32 or bf16 if it was an fp16 conversion"
             )
+
+
+def _pieces(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
+    """A tensor's rows, so many at once as make a piece; what is memory-mapped is read with them."""
+    rows = torch.atleast_1d(tensor)
+    for piece in rows.split(max(1, PIECE * len(rows) // max(1, rows.numel()))):
+        _between.get()()
+        yield piece
+
+
+def _is_finite(tensor: torch.Tensor) -> bool:
+    # One fp32 sum is the cheap test; only a sum that overflowed needs the exact one.
+    if bool(torch.isfinite(tensor.sum(dtype=torch.float32))):
+        return True
+    return bool(torch.isfinite(tensor).all())
+
+
+def _read_ahead(path: Path) -> None:
+    """Bring a file into the system's memory, where who reads it next finds it."""
+    with path.open("rb") as file:
+        while file.read(PIECE):
+            _between.get()()
 
 
 def _some(items: Sequence[str], most: int = 4) -> str:

@@ -19,7 +19,7 @@ from typing import Any
 from .checkpoint import AGAIN, CheckpointError, read_json
 
 LEVELS = 16
-"""Entries that a list may have; networks have 3 to 5 levels."""
+"""Entries that a list may have, at least one; networks have 3 to 5 levels."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Rule:
                 return False
             one = replace(self, length=None)
             allowed = self.listed or self.length is not None
-            return allowed and len(value) <= LEVELS and all(one.holds(item) for item in value)
+            return allowed and 0 < len(value) <= LEVELS and all(map(one.holds, value))
         if self.length is not None:
             return self.none and value is None
         if value is None:

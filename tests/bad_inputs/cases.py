@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import os
 import random
@@ -142,6 +143,7 @@ class Cases:
         tiny.tiny_koala(self.models / "3" / "tiny-koala")
         tiny.tiny_mindalle(self.models / "4" / "tiny-mindalle")
         self.info = object_info(self.nodes)
+        self._moments = itertools.count(10**9)
 
     def draw(self, first: int, count: int, runs: Callable[[Prompt], bool]) -> Iterator[Case]:
         """Cases by number; ``runs`` says whether a graph runs as it is."""
@@ -322,6 +324,12 @@ class Cases:
             shutil.copytree(source, broken, copy_function=os.link)
             (broken / file).unlink()
             (broken / file).write_text(json.dumps(said))
+            # Long ago, each time at another moment: what is new is listed again at every look.
+            moment = next(self._moments)
+            for path in (broken / file, *(broken / file).parents):
+                os.utime(path, (moment, moment))
+                if path == broken.parent:
+                    break
 
         return lay
 

@@ -3,16 +3,19 @@ more, by other seeds."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 
 from prior_art.edges import UserError
 from prior_art.headless.runner import NodeError, Run
 
+from . import __main__ as command
 from . import judging
 from .__main__ import results
 from .cases import Case
 
-CASES, SEED = 400, 1
+CASES, SEED = 1000, 1
 CASE = Case("1/1", "widget", "KSampler.steps = 0", {}, ("'steps'",), True, "3")
 
 
@@ -23,6 +26,24 @@ def test_no_input_is_unclear_or_silent_or_takes_all() -> None:
     good = (judging.RIGHT, judging.CLEAR)
     assert not [line for line in found if line["word"] not in good]
     assert {line["word"] for line in found} == set(good)
+
+
+@pytest.mark.parametrize("alone", [judging.RIGHT, judging.HANG])
+def test_what_takes_long_is_run_again_alone_and_the_others_go_on(monkeypatch, alone: str) -> None:
+    def worker(seed: int, first: int, count: int, host: object) -> Iterator[dict]:
+        if (first, count) == (1, 1):
+            yield {"name": "1/1", "word": alone}
+            return
+        for number in range(first, first + count):
+            word = judging.HANG if number == 1 else judging.CLEAR
+            yield {"name": f"1/{number}", "word": word}
+            if word == judging.HANG:
+                return  # it ended the process
+
+    monkeypatch.setattr(command, "_worker", worker)
+    found = [(line["name"], line["word"]) for line in results(1, 0, 4)]
+    clear = judging.CLEAR
+    assert found == [("1/0", clear), ("1/1", alone), ("1/2", clear), ("1/3", clear)]
 
 
 @pytest.mark.parametrize(

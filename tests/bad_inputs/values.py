@@ -35,8 +35,8 @@ def widget_values(socket: Any) -> list[Value]:
     odd = [Value(one, repr(one)) for one in (None, [], {}, [1, 2, 3], {"a": {}})]
     if kind == "BOOLEAN":
         words = [Value(one, repr(one)) for one in ("abc", "true", "")]
-        # True may be "compile", which takes its minute.
-        return [*odd, *words, Value(0, "0", False), Value(0.0, "0.0", False)]
+        taken = [Value(one, repr(one), False) for one in (True, False, 0, 0.0)]
+        return [*odd, *words, *taken]
     if kind == "STRING":
         odd += [Value(one, repr(one)) for one in (3, 1.5, True, HALF)]
         taken = {

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from accelerator import DEVICE, HAS_DYNAMIC, card, casts
+from accelerator import DEVICE, GIB, HAS_DYNAMIC, card, casts
 from in_process import (
     COMFY,
     FOLDER,
@@ -44,7 +44,10 @@ from places_in_process import (
     pictures,
 )
 
+from prior_art.edges import EdgeError
 from prior_art.networks.leaf import is_bare
+
+CUDA = torch.device("cuda")
 
 ENCODERS = {
     *(pack.LoadTextEncoder, pack.TextEncode, pack.BatchPrompts, pack.LoadImageEncoder),
@@ -280,6 +283,19 @@ def are_channels_last(network: torch.nn.Module) -> bool:
     return all(p.is_contiguous(memory_format=torch.channels_last) for p in kernels)
 
 
+def what_fits_on_no_such_card_is_refused() -> None:
+    with card(total=GIB), mock.patch.object(memory, "get_torch_device", lambda: CUDA):
+        host.check_room(GIB, "a picture", "lower 'batch_size'")
+        try:
+            host.check_room(GIB + 1, "64 pictures", "lower 'batch_size'")
+        except EdgeError as error:
+            assert "64 pictures would take at least 1.1 GB" in str(error), error
+        else:
+            raise AssertionError("not refused")
+    with mock.patch.object(memory, "get_torch_device", lambda: torch.device("xpu")):
+        host.check_room(10**18, "a picture", "lower 'batch_size'")  # nobody knows
+
+
 CHECKS = {
     check.__name__: check
     for check in (
@@ -291,6 +307,7 @@ CHECKS = {
         others_put_ours_out_and_ours_come_back,
         recordings_go_before_the_weights,
         convolutions_keep_their_format_and_are_saved_plain,
+        what_fits_on_no_such_card_is_refused,
     )
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,9 @@ import torch
 
 from prior_art.edges import EdgeError
 from prior_art.host import io
+from prior_art.host.embedded.session import Interrupted, session
 from prior_art.nodes import NODES
+from prior_art.nodes.mindalle import LoadVQGAN
 from prior_art.nodes.node import Node
 
 SOCKETS = [
@@ -80,3 +83,10 @@ def test_numbers_of_other_makes_become_pythons_own(name: str, value: Any, wanted
 
 def test_every_node_is_checked() -> None:
     assert all(issubclass(node, Node) for node in NODES)
+
+
+def test_a_node_that_reads_weights_can_be_stopped(monkeypatch) -> None:
+    monkeypatch.setattr(session, "stop", threading.Event())
+    session.stop.set()
+    with pytest.raises(Interrupted):
+        LoadVQGAN.execute("shapes-mindalle", "auto")

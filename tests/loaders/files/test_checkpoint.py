@@ -47,6 +47,38 @@ def test_legacy_format(tmp_path: Path) -> None:
     assert torch.equal(read_state_dict(tmp_path / "w.th")["a"], random(3))
 
 
+class Stopped(BaseException):
+    """What a host raises when the user has stopped the run."""
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "zip", "legacy"])
+def test_reading_one_large_tensor_can_be_stopped(tmp_path: Path, monkeypatch, kind: str) -> None:
+    monkeypatch.setattr(checkpoint, "PIECE", 256)
+    path, state = tmp_path / f"w.{kind}", {"a": random(64, 64)}
+    if kind == "safetensors":
+        save_file(state, path)
+    else:
+        torch.save(state, path, _use_new_zipfile_serialization=kind == "zip")
+    asked = []
+
+    def stop_at_the_tenth() -> None:
+        asked.append(1)
+        if len(asked) == 10:
+            raise Stopped
+
+    with pytest.raises(Stopped), checkpoint.asking(stop_at_the_tenth):
+        read_state_dict(path)
+    assert torch.equal(read_state_dict(path)["a"], state["a"]) and len(asked) == 10
+
+
+def test_turning_weights_into_another_dtype_can_be_stopped() -> None:
+    def stop() -> None:
+        raise Stopped
+
+    with pytest.raises(Stopped), checkpoint.asking(stop):
+        checkpoint.cast({"a": random(3)}, torch.float16)
+
+
 @pytest.mark.parametrize("name", ["w.safetensors", "w.ckpt"])
 @pytest.mark.parametrize("keep", [0, 3, 100, 0.5, 0.99])
 def test_truncated(tmp_path: Path, name: str, keep: float) -> None:
