@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
 from in_process import close, comfy, host, memory, nodes, report, torch
 from interface import differences, interface, running
+from PIL import Image
 
 from prior_art.edges import TextEncoding
 from prior_art.nodes import NODES
@@ -178,7 +180,8 @@ def outputs_wait_where_the_host_keeps_them() -> None:
     wrong = []
 
     def again(node: type, args: tuple, inputs: dict, outputs: tuple) -> None:
-        with mock.patch.object(memory, "intermediate_device", lambda: META):
+        shown = mock.patch.object(host, "show", lambda make: None)  # META has no numbers to show
+        with mock.patch.object(memory, "intermediate_device", lambda: META), shown:
             there = node.execute(*args, **inputs).args
         places = {name: tensor.device for name, tensor in tensors_in(there)}
         assert places.keys() == {name for name, _ in tensors_in(outputs)}, node.__name__
@@ -189,6 +192,19 @@ def outputs_wait_where_the_host_keeps_them() -> None:
     graph.all_nodes(*pictures())
     assert not wrong, wrong
     assert graph.ran == set(NODES) - set(NOT_RUN), set(NODES) ^ graph.ran
+
+
+def a_picture_for_a_widget_lies_in_the_temporary_folder_or_is_done_without() -> None:
+    import folder_paths  # the host's, which in_process has found
+
+    kept = host.show(lambda: pictures()[0].half())
+    folder = Path(folder_paths.get_temp_directory()) / kept["subfolder"]
+    assert kept["type"] == "temp" and Image.open(folder / kept["filename"]).size == (64, 64)
+    before = sorted(folder.iterdir())
+    full = OSError(28, "No space left on device")
+    with mock.patch.object(Path, "write_bytes", side_effect=full):
+        assert host.show(lambda: pictures()[0]) is None
+    assert sorted(folder.iterdir()) == before
 
 
 def native_encoders_outputs_wait_there_too() -> None:
@@ -306,6 +322,7 @@ if __name__ == "__main__":
             check.__name__: check
             for check in (
                 outputs_wait_where_the_host_keeps_them,
+                a_picture_for_a_widget_lies_in_the_temporary_folder_or_is_done_without,
                 native_encoders_outputs_wait_there_too,
                 half_precision_pictures_and_masks_are_welcome,
                 native_nodes_take_half_precision,
