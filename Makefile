@@ -45,6 +45,8 @@ $(VENV)/.ready: pyproject.toml requirements.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/pip install --quiet "$(TORCH)"
 	$(BIN)/pip install --quiet --editable ".[headless,dev,registry]"
+	# What tests/scale compares with, without the torchvision that it asks for: that changes torch.
+	$(BIN)/pip install --quiet --no-deps torch-fidelity torchmetrics lightning-utilities
 	touch $@
 
 clean:
