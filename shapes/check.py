@@ -45,7 +45,7 @@ class Finding:
 
 def _name(colour: np.ndarray) -> str | None:
     """The palette's nearest name of an RGB colour (0..255), or ``None`` when none is near."""
-    name, distance = nearest_colour(colour)
+    name, distance = nearest_colour(colour.tolist())
     return name if distance <= _FARTHEST else None
 
 
@@ -130,7 +130,7 @@ def check(picture: Image.Image | np.ndarray) -> Finding:
         alike[kind] = (box & ideal).sum() / (box | ideal).sum()
     second, best = sorted(alike.values())[-2:]
     clear = best >= _ALIKE and best - second >= _AHEAD
-    kind = max(alike, key=alike.__getitem__) if clear else None
-    half = max(height, width) / 2 / (SQUARE if kind == "square" else 1)
+    found = max(alike, key=alike.__getitem__) if clear else None
+    half = max(height, width) / 2 / (SQUARE if found == "square" else 1)
     size = min(SIZES, key=lambda name: abs(sum(SIZES[name]) / 2 - half))
-    return Finding(colour, kind, background, size)
+    return Finding(colour, found, background, size)

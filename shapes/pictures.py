@@ -141,10 +141,12 @@ def oddly_coloured(scenes: list[Scene], masks: np.ndarray, rng: np.random.Genera
     Returns:
         float32 ``[B, 3, 64, 64]`` in -1..1.
     """
-    hidden, both = held_out(), []
+    hidden = held_out()
+    both: list[tuple[np.ndarray, np.ndarray]] = []
     while len(both) < len(scenes):
         one, ground = rng.uniform(*_CHANNELS, (2, 3))
-        names = nearest_colour(one)[0], scenes[len(both)].kind, nearest_colour(ground)[0]
+        nearest = [nearest_colour(rgb.tolist())[0] for rgb in (one, ground)]
+        names = nearest[0], scenes[len(both)].kind, nearest[1]
         if np.linalg.norm(one - ground) >= _APART and names not in hidden:
             both.append((one, ground))
     return _painted(np.array(both, np.float32), masks)
