@@ -161,7 +161,9 @@ def turned(name: str, args: Any, made: list[Tensor]) -> int:
     if name in ("clone", "_to_copy"):
         return int(order(args[0]) != order(made[0]) and args[0].is_meta)
     if name == "copy_":
-        return int(order(args[0]) != order(args[1]) and args[0].shape == args[1].shape)
+        # What goes into a part of something larger, as keys and values do, is no tensor anew.
+        whole = torch.empty_like(args[0]).stride() == args[0].stride()
+        return int(whole and order(args[0]) != order(args[1]) and args[0].shape == args[1].shape)
     if name == "convolution" and args[0].dim() == 4 and args[0].dtype in HALF:
         return sum(not is_nhwc(part) for part in (args[0], args[1], made[0]))
     if name == "native_group_norm":

@@ -200,6 +200,8 @@ INFO = "PRIOR_ART_INFO"
 class KoalaInfo(Node):
     """Which U-Net a MODEL holds."""
 
+    ROW_BY_ROW = True  # there are no rows in what it looks at
+
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(

@@ -87,17 +87,16 @@ class Noise:
         Drawn on the CPU; sent to a CUDA ``device`` through pinned memory, so that no step waits for
         the one before it, and pictures in the layout that its convolutions want.
         """
-        cuda = device is not None and device.type == "cuda"
-        noise = torch.empty((len(self), *shape), pin_memory=cuda)
+        noise = torch.empty((len(self), *shape))
         for row, stream in zip(noise, self.generators, strict=True):
             torch.randn(shape, generator=stream, out=row)
         self.drawn += math.prod(shape)
-        if device is None or device.type == "cpu":
-            return noise
-        there = noise.to(device, non_blocking=cuda)
-        if device.type in ("cuda", "meta") and len(shape) == 3:
-            there = there.contiguous(memory_format=torch.channels_last)
-        return there
+        if device is None or device.type not in ("cuda", "meta"):
+            return noise if device is None else noise.to(device)
+        cuda = device.type == "cuda"
+        lies = torch.channels_last if len(shape) == 3 else torch.contiguous_format
+        sent = torch.empty_like(noise, memory_format=lies, pin_memory=cuda).copy_(noise)
+        return sent.to(device, non_blocking=cuda)
 
 
 class ExponentialNoise:

@@ -338,10 +338,10 @@ def editor(request: pytest.FixtureRequest, comfy: Comfy, page: Any) -> Iterator[
     page.evaluate(choose, False)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def picture_to_load(comfy: Any) -> None:
     """What the templates load: a red circle on blue, as the family draws it; its lower half masked
-    as the mask editor does it."""
+    as the mask editor does it. For each test anew, as others put others there."""
     picture = Image.new("RGB", (64, 64), (40, 60, 220))
     for x in range(64):
         for y in range(64):

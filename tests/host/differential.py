@@ -39,6 +39,8 @@ LEVELS = 1
 SAME, BOTH_REFUSE, BY_NAME, DIFFERENT = "same", "both refuse", "refused by name", "different"
 ON_THE_WAY = "refused on the way"
 """By name too, but for what only a run shows: how many rows an embedding has."""
+SHOWN = ("PriorArtCompareEmbeddings", "PriorArtKoalaInfo")
+"""What shows its result in the editor alone."""
 
 
 @dataclass
@@ -138,6 +140,8 @@ class Host:
                 outcome.failed = f"node {data['node_id']} ({data['node_type']}): "
                 outcome.failed += data["exception_message"].strip()
         for key, shown in found["outputs"].items():
+            if api[key]["class_type"] in SHOWN:
+                continue
             made = [(_name(p), self._picture(p)) for p in shown.get("images", [])]
             outcome.outputs[key] = made + list(shown.get("text", []))
         for key, node in api.items():
