@@ -30,6 +30,9 @@ Tensors = tuple[Tensor, ...]
 _KEPT = 4
 """Recordings of one network and key that are kept: of so many sizes of picture or batch."""
 
+_GRAPHS = 16
+"""Steps of one recording that are kept: minDALL-E has one for each temperature that was used."""
+
 logger = logging.getLogger("prior_art")
 
 
@@ -119,6 +122,8 @@ class Recording:
                 )
             return error.made
         self._graphs[key] = _Graph(places, again, replay)
+        for older in list(self._graphs)[:-_GRAPHS]:
+            del self._graphs[older]
         return now
 
 

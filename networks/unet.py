@@ -236,6 +236,7 @@ class Run:
             place: the step's index, or what :meth:`at` says of it.
         """
         time = self.at(place) if isinstance(place, int) else place
+        self._biases.clear()  # of a step that was not finished
         if self._beside is not None:
             x = torch.cat([x, self._beside], dim=1)
         if fused.fuses(x):

@@ -885,8 +885,10 @@ def _sample_prior(prior: Prior, inputs: PriorInputs, start: Start | None = None)
             )
 
     with named():
-        wide = 2 * count if both or prompt is not None else count
-        noise = seeded(inputs.seed, wide, inputs.noise_offset)
+        noise = seeded(inputs.seed, count, inputs.noise_offset)
+        if both or prompt is not None:  # the next seed's, so that no row depends on the batch
+            other = seeded((inputs.seed + 1) % 2**64, count, inputs.noise_offset)
+            noise = Noise([*noise.generators, *other.generators])
     if both:
         embeds, found = sample(text, noise, start=start, with_negative=True).split(count)
     elif prompt is not None:

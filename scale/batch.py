@@ -33,7 +33,7 @@ from ..loaders.files.safe import (
 from .cluster import Lost, spread
 from .manifest import Journal
 from .rows import Job, apply, check_rows, jobs
-from .together import merged
+from .together import merged, without_previews
 from .worker import SCRATCH, Result, Worker, inputs_of
 
 RECORD = "batch.json"
@@ -90,9 +90,7 @@ def run_batch(batch: Batch, progress: Progress = lambda *_: None) -> Done:
             written, holds another batch or has another driver. What was made is in its journal.
         LibraryError: Ray or pyarrow is asked for and not installed.
     """
-    for name, count in (("--workers", batch.workers), ("--batch", batch.together)):
-        if count is not None and count < 1:
-            raise UserError(f"{name} is {count}; give 1 or more")
+    _check_numbers(batch)
     try:
         batch.out.mkdir(parents=True, exist_ok=True)
         with locked(batch.out / RECORD):
@@ -108,12 +106,23 @@ def run_batch(batch: Batch, progress: Progress = lambda *_: None) -> Done:
         raise UserError(str(error)) from error
 
 
+def _check_numbers(batch: Batch) -> None:
+    for name, count, least in (
+        ("--workers", batch.workers, 1),
+        ("--batch", batch.together, 1),
+        ("--max-failures", batch.max_failures, 0),
+    ):
+        if count is not None and count < least:
+            raise UserError(f"{name} is {count}; give {least} or more")
+
+
 def changes(batch: Batch, count: int = 3) -> Iterator[str]:
     """The first rows' changes to the workflow, a line each, once all rows were looked at.
 
     Raises:
         UserError: as :func:`run_batch`.
     """
+    _check_numbers(batch)
     prompt, _ = _checked(batch)
     for job in itertools.islice(jobs(batch.rows, batch.mapping), count):
         changed, keys = apply(prompt, job.settings)
@@ -126,7 +135,7 @@ def changes(batch: Batch, count: int = 3) -> Iterator[str]:
 def _checked(batch: Batch) -> tuple[dict[str, Any], int]:
     """The prompt in API format, and how many rows there are; all of them fit."""
     nodes = node_classes()
-    prompt = to_api(read_workflow(batch.workflow), nodes)
+    prompt = without_previews(to_api(read_workflow(batch.workflow), nodes))
     rows = check_rows(batch.rows, batch.mapping, prompt, nodes)
     first = next(jobs(batch.rows, batch.mapping))
     _, left_out = check(apply(prompt, first.settings)[0], nodes)
@@ -152,8 +161,15 @@ def _begin(batch: Batch) -> tuple[dict[str, Any], int]:
         "together": batch.together,
     }
     if path.exists():
-        known = json.loads(read_bytes(path, CONFIG_BYTES))
-        if other := [name for name in record if known.get(name) != record[name]]:
+        try:
+            known = json.loads(read_bytes(path, CONFIG_BYTES))
+            known = {name: known[name] for name in (*record, "prompt", "count")}
+        except (ValueError, TypeError, LookupError) as error:
+            raise UserError(
+                f"'{path}' is damaged; name another folder with --out, or remove that file if it is"
+                " the same batch"
+            ) from error
+        if other := [name for name in record if known[name] != record[name]]:
             raise UserError(
                 f"'{batch.out}' holds a batch whose {' and '.join(other)} are not these; name"
                 " another folder with --out"
@@ -189,7 +205,10 @@ def _drive(batch: Batch, prompt: Mapping[str, Any], journal: Journal, progress: 
             if batch.max_failures is not None and failures > batch.max_failures:
                 break
     manifest = journal.write_manifest(batch.manifest)
-    _write_sheet(batch.out, journal)
+    try:
+        _write_sheet(batch.out, journal)
+    except OSError as error:
+        warn(f"there is no contact sheet: {cure_of(error)}")
     return Done(rows, made, len(journal.failed), manifest)
 
 

@@ -74,16 +74,24 @@ def evaluate(evaluation: Evaluation, progress: Progress = lambda *_: None) -> Pa
             raise UserError(f"--captions is missing: {protocol.captions}, in a column '{CAPTION}'")
         measure = _measure(evaluation, protocol)
         references = _found(evaluation.references) if evaluation.references else []
+        mapping = (*protocol.mapping, *evaluation.mapping)
+        if all("{" not in one.replace("{row}", "") for one in mapping):
+            raise UserError(
+                "no input gets a column, so every caption would have one picture; give --set"
+                f" NODE.INPUT={{{CAPTION}}} for the prompt"
+            )
         batch = Batch(
             _workflow(evaluation, protocol),
             captions,
-            (*protocol.mapping, *evaluation.mapping),
+            mapping,
             evaluation.out,
             evaluation.pictures,
             evaluation.workers,
             evaluation.ray,
         )
         done = run_batch(batch, progress)
+        if evaluation.references == evaluation.out / "references":  # of these captions alone
+            references = references[: done.rows]
         made = _summed(_parts(_made(done, captions, evaluation.out)), measure, evaluation)
         compared = _summed(_parts((path, None) for path in references), measure, evaluation)
         report = _report(evaluation, protocol, done, measure, made, compared)
@@ -231,7 +239,7 @@ def _report(
     how = {
         "workflow": protocol.workflow or evaluation.system,
         "settings": ", ".join((*protocol.settings, *evaluation.mapping)) or "none",
-        "seed": "the row's number",
+        "seed": _seed(protocol, evaluation),
         "encoder of CLIP-score": measure.encoder.name,
         "references": f"{references} of '{evaluation.references}'" if references else "none",
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU, fp32",
@@ -248,18 +256,29 @@ def _report(
         measured,
         protocol.published,
         how,
-        _differences(protocol, done, measure, measured, references),
+        _differences(protocol, evaluation, done, measure, measured, references),
         stages,
     )
 
 
+def _seed(protocol: Protocol, evaluation: Evaluation) -> str:
+    rising = any("{row}" in one for one in (*protocol.mapping, *evaluation.mapping))
+    return "the row's number" if rising else "the workflow's own"
+
+
 def _differences(
-    protocol: Protocol, done: Done, measure: Measure, measured: dict[str, float], references: int
+    protocol: Protocol,
+    evaluation: Evaluation,
+    done: Done,
+    measure: Measure,
+    measured: dict[str, float],
+    references: int,
 ) -> list[str]:
     """Everything in which a measurement is not the published one."""
-    found: list[str] = []
+    found = [f"set with --set: {one}" for one in evaluation.mapping if protocol.published]
     of_a_card = protocol.count > 0 and not protocol.rules
-    if of_a_card and round(done.rows, -3) != protocol.count:
+    rows = round(done.rows, -3) if of_a_card else done.rows
+    if protocol.count and rows != protocol.count:
         found.append(f"{done.rows:,} captions, published: {protocol.count:,}")
     if done.made < done.rows:
         found.append(f"{done.rows - done.made} captions without a picture, see the manifest")

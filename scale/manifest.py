@@ -61,7 +61,9 @@ class Journal:
                     break
                 try:
                     entry = json.loads(line)
-                    self._note(entry["row"], entry["error"], end)
+                    files = [self.path.parent / file["path"] for file in entry["files"]]
+                    gone = None if all(map(Path.is_file, files)) else "its file is gone"
+                    self._note(entry["row"], entry["error"] or gone, end)
                 except (ValueError, LookupError, TypeError) as error:
                     raise UserError(
                         f"line {number} of '{self.path}' is damaged; remove that line and run this"

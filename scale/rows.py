@@ -98,6 +98,9 @@ def _csv(path: Path) -> Iterator[dict[str, Any]]:
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file, strict=True)
         try:
+            names = list(reader.fieldnames or ())
+            if twice := sorted({name for name in names if names.count(name) > 1}):
+                raise UserError(f"'{path}' names {', '.join(map(repr, twice))} twice; rename one")
             for row in reader:
                 if None in row or None in row.values():
                     raise UserError(

@@ -19,7 +19,7 @@ SAVE, NATIVE = "SaveImage", ("SaveImage", "VAEDecode")
 """What of ComfyUI's own works row by row."""
 
 PREVIEWS = ("PreviewImage", "PreviewAny")
-"""What saves nothing, and is left out."""
+"""What saves nothing, and is left out where nothing is wired to it."""
 
 Prompt = dict[str, dict[str, Any]]
 
@@ -52,13 +52,11 @@ def merged(prompts: Sequence[Prompt], nodes: Mapping[str, Any]) -> Merged:
             differs.
         WorkflowError: a prompt that saves nothing or cannot run at all.
     """
-    prompts = [
-        {key: node for key, node in prompt.items() if node["class_type"] not in PREVIEWS}
-        for prompt in prompts
-    ]
     needed, _ = check(to_api(prompts[0], nodes), nodes)
     _check_stages(prompts[0], needed, nodes)
     seeds = _seeds(prompts, needed)
+    if all(_but_seeds(prompt, seeds) == _but_seeds(prompts[0], seeds) for prompt in prompts):
+        raise Apart("nothing but seeds differs; rows of one prompt are a 'batch_size'")
     made = Merged({}, {})
     # What differs has an id for each row; texts that were encoded lie in a batch of one id.
     ids: dict[str, list[str]] = {}
@@ -81,6 +79,16 @@ def merged(prompts: Sequence[Prompt], nodes: Mapping[str, Any]) -> Merged:
             if [socket.io_type for socket in outputs] == ["CONDITIONING"]:
                 ids[key] = [_batched(made.prompt, ids[key])] * len(rows)
     return made
+
+
+def without_previews(prompt: Prompt) -> Prompt:
+    """A prompt without what only shows pictures."""
+    wired = {source for node in prompt.values() for source, _ in wires(node)}
+    return {
+        key: node
+        for key, node in prompt.items()
+        if node["class_type"] not in PREVIEWS or key in wired
+    }
 
 
 def _check_stages(prompt: Prompt, needed: Sequence[str], nodes: Mapping[str, Any]) -> None:
@@ -124,6 +132,10 @@ def _rewired(node: Mapping[str, Any], row: int, ids: Mapping[str, list[str]]) ->
         for name, value in node["inputs"].items()
     }
     return {**node, "inputs": inputs}
+
+
+def _but_seeds(prompt: Prompt, seeds: set[tuple[str, str]]) -> list[dict[str, Any]]:
+    return [_without(node, key, seeds) for key, node in prompt.items()]
 
 
 def _without(node: Mapping[str, Any], key: str, seeds: set[tuple[str, str]]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from ..edges import plain
+from ..edges import UserError, plain
 from ..headless.checking import check, is_link
 from ..headless.runner import Run, Runner, node_classes
 from ..host.embedded.door import session
@@ -86,11 +86,17 @@ class Worker:
 
         Several rows run together where they can, else one by one.
         """
-        if len(jobs) > 1:
-            # Whatever is wrong with them together, each one says for itself.
-            with contextlib.suppress(Exception), _listening() as warnings:
+        if len(jobs) == 1:
+            return [self._alone(jobs[0])]
+        try:
+            with _listening() as warnings:
                 return self._together(jobs, warnings)
-        return [self._alone(job) for job in jobs]
+        except Exception as error:  # each one says for itself what is wrong with it
+            why = f"ran alone: {plain(str(error) or type(error).__name__)}"
+        results = [self._alone(job) for job in jobs]
+        for result in results:
+            result.warnings.append(why)
+        return results
 
     def _alone(self, job: Job) -> Result:
         with _listening() as warnings:
@@ -99,6 +105,8 @@ class Worker:
                 prompt, _ = apply(self.prompt, job.settings)
                 run = self._runner.run(prompt)
                 files = self._placed(job.row, run.pictures)
+                if not files:
+                    raise UserError("the workflow saved no file; put a Save Image into it")
             except Exception as error:
                 return self._failure(job, error, warnings)
         self._failed = 0
@@ -148,12 +156,10 @@ class Worker:
     def _placed(self, row: int, pictures: list[Path]) -> list[dict[str, str]]:
         """Move a row's files out of the scratch folder: pictures first, as they were saved."""
         every = sorted(path for path in self._scratch.rglob("*") if path.is_file())
-        # What is previewed is saved nowhere, as in ComfyUI.
-        kept = [path for path in every if path.relative_to(self._scratch).parts[0] != "previews"]
         order = {path.resolve(): place for place, path in enumerate(pictures)}
-        kept.sort(key=lambda path: order.get(path.resolve(), len(order)))
+        every.sort(key=lambda path: order.get(path.resolve(), len(order)))
         files = []
-        for place, path in enumerate(kept):
+        for place, path in enumerate(every):
             name = f"{row:08}-{place}{path.suffix}"
             target = Path(PICTURES) / f"{row // IN_A_FOLDER:05}" / name
             (self.out / target).parent.mkdir(parents=True, exist_ok=True)

@@ -70,6 +70,16 @@ def test_two_runs_at_once_do_not_share(recorders: list[Recorder], network: nn.Mo
     assert recording(network, [torch.zeros(3)], CPU).held[0].data_ptr() == place
 
 
+def test_few_steps_of_a_recording_are_kept(network: nn.Module, recorders: list[Recorder]) -> None:
+    """Of so many temperatures, say."""
+    run = recording(network, [], CPU)
+    for key in range(40):
+        run(key, lambda x: (x + 1,), torch.zeros(1))
+    assert len(run._graphs) == graphs._GRAPHS
+    run(39, lambda x: (x + 1,), torch.zeros(1))
+    assert len(recorders) == 40
+
+
 def test_few_recordings_of_a_network_are_kept(
     recorders: list[Recorder], network: nn.Module
 ) -> None:

@@ -120,6 +120,18 @@ def test_the_prior_hands_on_what_it_makes_of_the_negative_prompt(stages):
     assert not torch.allclose(negative.image_embeds, stages.prior.zero_image)
 
 
+@pytest.mark.parametrize("wired", [False, True])
+def test_a_negative_embedding_does_not_depend_on_the_batch(stages, wired):
+    away = {"negative_decoder_prompt": prompt(stages, "blurry")}
+    changes = away if wired else {"negative_embeds": NEGATIVE}
+    both = sample_prior(stages, batch_size=2, seed=5, **changes)[:2]
+    for i in (0, 1):
+        alone = sample_prior(stages, seed=5 + i, **changes)[:2]
+        for one, row in zip(alone, both, strict=True):
+            row = row.image_embeds[i : i + 1]
+            torch.testing.assert_close(one.image_embeds, row, atol=1e-4, rtol=1e-4)
+
+
 def test_each_run_of_the_prior_shows_the_cosine_to_its_own_prompt(stages, monkeypatch):
     seen = []
     monkeypatch.setattr("prior_art.nodes.kandinsky.cosine_to", lambda text: seen.append(text))

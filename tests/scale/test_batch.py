@@ -40,6 +40,51 @@ def test_each_row_has_its_picture(tmp_path):
     assert not (batch.out / SCRATCH).exists()
 
 
+def test_a_picture_that_is_gone_is_made_again(tmp_path):
+    batch = greys(tmp_path, 3)
+    run_batch(batch)
+    before, gone = untimed(batch), batch.out / PATH.format(1)
+    gone.unlink()
+    done = run_batch(batch)
+    assert (done.made, done.failed) == (3, 0) and gone.is_file() and untimed(batch) == before
+    assert len(journal(batch)) == 4
+
+
+def test_a_row_that_saves_nothing_is_no_picture(tmp_path):
+    batch = greys(tmp_path, 2)
+    graph = json.loads(batch.workflow.read_text())
+    graph["3"]["class_type"] = "PreviewImage"
+    batch.workflow.write_text(json.dumps(graph))
+    with pytest.raises(UserError, match="output"):
+        run_batch(batch)
+
+
+def test_a_prefix_may_be_called_previews(tmp_path):
+    batch = greys(tmp_path, 1)
+    graph = json.loads(batch.workflow.read_text())
+    graph["3"]["inputs"]["filename_prefix"] = "previews/x"
+    batch.workflow.write_text(json.dumps(graph))
+    run_batch(batch)
+    assert (batch.out / PATH.format(0)).is_file()
+
+
+@pytest.mark.parametrize("content", ["[]", "{", "{}", "3"])
+def test_a_damaged_record_is_named(tmp_path, content):
+    batch = greys(tmp_path, 1)
+    batch.out.mkdir()
+    (batch.out / RECORD).write_text(content)
+    with pytest.raises(UserError, match=r"batch\.json' is damaged; name another folder"):
+        run_batch(batch)
+
+
+@pytest.mark.parametrize("options", [{"max_failures": -1}, {"together": 0}, {"workers": 0}])
+def test_numbers_that_cannot_be_are_refused(tmp_path, options):
+    batch = greys(tmp_path, 1, **options)
+    for run in (run_batch, lambda batch: list(changes(batch))):
+        with pytest.raises(UserError, match="or more"):
+            run(batch)
+
+
 def test_equal_rows_have_a_file_each(tmp_path):
     batch = greys(tmp_path, 2)
     table(batch.rows, [{"level": 0.5}] * 2)

@@ -70,6 +70,12 @@ def test_a_workflow_is_scored_without_a_protocol(quick):
         assert f"({name})" in text and (quick.out / name).is_file()
 
 
+def test_captions_that_reach_no_picture_are_refused(quick):
+    for mapping in ((), ("SolidMask.value=0.5",), ("SolidMask.width={row}",)):
+        with pytest.raises(UserError, match="no input gets a column"):
+            evaluate(replace(quick, mapping=mapping))
+
+
 @pytest.fixture
 def published(quick, monkeypatch):
     """The same as a protocol with a figure and more captions."""
@@ -101,6 +107,7 @@ def test_another_encoder_and_lost_pictures_are_named(published):
     differs = "\n".join(report["differs"])
     assert "by shapes-karlo, published: shapes-clip" in differs
     assert "1 captions without a picture" in differs
+    assert "set with --set: SaveImage.filename_prefix={level}" in differs
 
 
 @pytest.mark.parametrize(

@@ -85,6 +85,7 @@ def test_rows_that_fit_are_counted(tmp_path):
         ("rows.csv", "a,b\n1\n", "line 2 .* as many fields"),
         ("rows.csv", "a,b\n1,2,3\n", "line 2 .* as many fields"),
         ("rows.csv", 'a,b\n"1"x,2\n', "line 2 .* no CSV"),
+        ("rows.csv", "a,b,a\n1,2,3\n", "'a' twice"),
         ("rows.parquet", "a", "no Parquet"),
     ],
 )

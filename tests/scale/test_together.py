@@ -139,6 +139,18 @@ def test_a_stage_that_mixes_its_batch_keeps_rows_apart(tmp_path, monkeypatch):
     assert said == ["rows run one by one: node 2 (MaskToImage) works on whole batches"]
 
 
+def test_rows_that_ran_alone_say_why(tmp_path):
+    batch = greys(tmp_path, 2, together=2)
+    run_batch(batch)
+    why = "ran alone: node 2 (MaskToImage) works on whole batches"
+    assert [entry["warnings"] for entry in journal(batch)] == [[why]] * 2
+
+
+def test_rows_of_one_prompt_are_no_batch():
+    with pytest.raises(Apart, match="nothing but seeds differs"):
+        merged(karlo(of("a", 5), of("a", 6)), node_classes())
+
+
 def test_what_is_missing_of_a_group_is_made_and_the_rest_left(tmp_path):
     batch = greys(tmp_path, 4, together=4)
 
