@@ -72,9 +72,9 @@ def test_rows_together_make_the_pictures_of_rows_alone(tmp_path, name, monkeypat
         assert pictures[0].text == pictures[1].text, "each carries its own row's prompt"
         levels = [np.asarray(picture, dtype=int) for picture in pictures]
         assert levels[0].std() > 1 and np.abs(levels[0] - levels[1]).max() <= 1
-        assert {k: v for k, v in one.items() if k != "files"} == {
-            k: v for k, v in other.items() if k != "files"
-        }
+        for entry in (one, other):
+            del entry["files"], entry["warnings"]  # which say so where rows ran alone
+        assert one == other
 
 
 def karlo(*changes):
