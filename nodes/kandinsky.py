@@ -741,8 +741,8 @@ def _kandinsky_inputs() -> tuple[list, list]:
             default=ZERO,
             tooltip="What the decoder shall steer away from. zero image: the embedding of a picture"
             " of zeros, as published without a negative prompt. negative prompt: what the prior"
-            " makes of it, as published with one; image i of those uses the seeds behind the"
-            " batch's.",
+            " makes of it, as published with one; image i of those uses the seed after its"
+            " picture's.",
         ),
         io.Int.Input(
             "batch_size",
