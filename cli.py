@@ -123,15 +123,7 @@ def _add_batch(commands: Any) -> None:
     batch.add_argument("workflow", type=Path, metavar="WORKFLOW", help="as for run")
     add = batch.add_argument
     add("--rows", type=Path, required=True, metavar="FILE", help="JSON Lines, CSV or Parquet")
-    add(
-        "--set",
-        action="append",
-        default=[],
-        metavar="NODE.INPUT=VALUE",
-        help="as for run; {column} in VALUE is the row's value, {row} its number from 0",
-    )
-    add("--out", type=Path, required=True, metavar="DIR", help="for pictures and manifest")
-    _add_workers(add)
+    _add_shared(add)
     add("--manifest", choices=["jsonl", "parquet"], default="jsonl", help="(jsonl)")
     add("--batch", type=int, default=1, metavar="K", help="rows in one run, where stages batch (1)")
     add("--max-failures", type=int, metavar="N", help="stop after more failed rows (never)")
@@ -154,21 +146,22 @@ def _add_evaluate(commands: Any) -> None:
     )
     add("--captions", type=Path, metavar="FILE", help="a table as batch takes, with a 'caption'")
     add("--references", type=Path, metavar="DIR", help="pictures to compare with, for FID")
-    add("--out", type=Path, required=True, metavar="DIR")
     add("--encoder", metavar="NAME", help="the CLIP of CLIP-score, by name or folder")
+    _add_shared(add)
+    evaluate.set_defaults(command=_evaluate)
+
+
+def _add_shared(add: Any) -> None:
+    """What batch and evaluate share."""
     add(
         "--set",
         action="append",
         default=[],
         metavar="NODE.INPUT=VALUE",
-        help="as for batch; a workflow's caption and seed, as Prompt.text={caption}",
+        help="as for run; {column} in VALUE is the row's value, {row} its number from 0, as in"
+        " Prompt.text={caption}",
     )
-    _add_workers(add)
-    evaluate.set_defaults(command=_evaluate)
-
-
-def _add_workers(add: Any) -> None:
-    """What batch and evaluate share."""
+    add("--out", type=Path, required=True, metavar="DIR", help="for all that is made")
     add("--input", type=Path, default=Path("input"), metavar="DIR", help="where LoadImage looks")
     add("--models", metavar="DIR", help="where weights lie (models/prior_art)")
     add("--workers", type=int, metavar="N", help="more than one are Ray's (one a GPU, else one)")
@@ -352,21 +345,22 @@ class Bars:
 def _download(options: argparse.Namespace) -> int:
     from .host import host
     from .loaders.files.download import (
+        FILES,
         console_progress,
         download,
         download_file,
         published,
         together,
     )
-    from .scale.inception import SHA256, URL
 
     if not options.system:
-        print("\n".join(sorted({**published(), **together(), INCEPTION: ()})))
+        print("\n".join(sorted({**published(), **together(), **FILES})))
         return 0
     folder = host.model_folders()[0]
     show = console_progress()
-    if options.system == INCEPTION:
-        print(download_file(URL, folder, SHA256, progress=show))
+    if options.system in FILES:
+        url, begins = FILES[options.system]
+        print(download_file(url, folder, begins, progress=show))
         return 0
     for system in together().get(options.system, (options.system,)):
         print(download(system, folder, progress=show, revision=options.revision))
@@ -446,9 +440,6 @@ def _nodes(options: argparse.Namespace) -> int:
         print(f"{name:28} {node.define_schema().display_name}")
     return 0
 
-
-INCEPTION = "inception"
-"""What ``download`` calls the network of FID, which is no system's."""
 
 DEMO = HERE / "headless" / "demo.json"
 """The pictures of the demo: a template, its caption on the contact sheet, and settings, in which

@@ -173,17 +173,14 @@ def recording(
     return mine
 
 
-def prepared(
-    network: nn.Module, work: Callable[..., Tensors], given: Sequence[Tensor], key: Hashable = None
-) -> Tensors:
+def prepared(network: nn.Module, work: Callable[..., Tensors], given: Sequence[Tensor]) -> Tensors:
     """``work(*given)``, what a network computes once a run, recorded as a step is.
 
     Args:
-        work: as in :meth:`Recording.__call__`; it gets ``given``, on the device where it runs, or
-            copies of them.
-        key: everything else that ``work`` knows beside the network's weights.
+        work: as in :meth:`Recording.__call__`, always the same of a network; it gets ``given``, on
+            the device where it runs, or copies of them.
     """
-    run = recording(network, given, given[0].device, ("prepared", key))
+    run = recording(network, given, given[0].device, "prepared")
     return run(None, lambda: work(*run.held))
 
 

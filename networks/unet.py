@@ -181,15 +181,12 @@ class Run:
         }
         self._crossed = [] if told.context is None else list(_cross_attentions(unet))
         self._biases: dict[int, Tensor] = {}  # of a step: attention mask by number of pixels
-        given = [part for part in (times, told.extra, told.context) if part is not None]
-        key = told.extra is not None, told.context is not None
-        work = self._prepare if told.extra is None else self._prepare_with
-        made = prepared(unet, work, given, key) if recorded else work(*given)
+        if told.extra is not None:
+            times = times + told.extra.to(times.dtype)[None]
+        given = [times] if told.context is None else [times, told.context]
+        made = prepared(unet, self._prepare, given) if recorded else self._prepare(*given)
         self._times, *added = made  # of all channels, [steps, R or 1, C]
         self._hold(told, added, recorded)
-
-    def _prepare_with(self, times: Tensor, extra: Tensor, *context: Tensor) -> tuple[Tensor, ...]:
-        return self._prepare(times + extra.to(times.dtype)[None], *context)
 
     def _prepare(self, times: Tensor, *context: Tensor) -> tuple[Tensor, ...]:
         """What the residual blocks are told at every step, and all keys and values, end to end."""

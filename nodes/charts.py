@@ -54,8 +54,8 @@ def matrix(table: torch.Tensor, rows: str, columns: str) -> torch.Tensor:
 
 
 def cosine_to(prompt: torch.Tensor) -> Callable[[torch.Tensor], Image]:
-    """A preview for a prior's bar: how near each step's image embeddings ``[B, D]`` are to the
-    prompt's own text embedding ``[R, D]``, in CLIP's joint space."""
+    """A preview for a prior's bar: how near the image embeddings ``[B, D]`` of each step that it
+    shows are to the prompt's own text embedding ``[R, D]``, in CLIP's joint space."""
     steps: list[list[float]] = []
 
     def preview(x0: torch.Tensor) -> Image:

@@ -6,7 +6,6 @@ pass through it. It can be killed at any moment and started again.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import shutil
@@ -25,8 +24,8 @@ from ..loaders.files.safe import (
     CONFIG_BYTES,
     Busy,
     cure_of,
+    digest_of,
     locked,
-    open_regular,
     read_bytes,
     write_whole,
 )
@@ -182,11 +181,7 @@ def _begin(batch: Batch) -> tuple[dict[str, Any], int]:
 
 def _sha256(path: Path) -> str:
     try:
-        with open_regular(path, 2**50) as file:
-            digest = hashlib.sha256()
-            while block := file.read(2**20):
-                digest.update(block)
-            return digest.hexdigest()
+        return digest_of(path)
     except OSError as error:
         raise UserError(f"'{path}' cannot be read: {cure_of(error)}") from error
 

@@ -17,13 +17,10 @@ import torch
 
 from ..edges import UserError
 from ..loaders.files.checkpoint import read_state_dict
+from ..loaders.files.download import FILES
 from ..loaders.files.libraries import LibraryError, require
 
-SHA256 = "6726825d"
-WEIGHTS = f"weights-inception-2015-12-05-{SHA256}.pth"
-"""The file's published name; its end is the beginning of its sha256."""
-
-URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{WEIGHTS}"
+WEIGHTS = FILES["inception"][0].rpartition("/")[2]
 
 RESIZE = "TensorFlow 1's bilinear resize of 8 bits to 299x299, without antialiasing"
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import os
 import shutil
 import socket
@@ -20,6 +19,7 @@ from ..edges import UserError, plain
 from ..headless.checking import check, is_link
 from ..headless.runner import Run, Runner, node_classes
 from ..host.embedded.door import session
+from ..loaders.files.safe import digest_of
 from .rows import Job, apply
 from .together import SAVE, SEEDS, Apart, merged
 
@@ -163,7 +163,7 @@ class Worker:
             name = f"{row:08}-{place}{path.suffix}"
             target = Path(PICTURES) / f"{row // IN_A_FOLDER:05}" / name
             (self.out / target).parent.mkdir(parents=True, exist_ok=True)
-            digest = hashlib.sha256(path.read_bytes()).hexdigest()
+            digest = digest_of(path)
             path.replace(self.out / target)
             files.append({"path": target.as_posix(), "sha256": digest})
         return files

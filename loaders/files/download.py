@@ -35,7 +35,7 @@ from ...edges import UserError, reason_of
 from .catalogue import SYSTEMS, Published
 from .checkpoint import inside
 from .libraries import LibraryError, require
-from .safe import CONFIG_BYTES, Busy, locked, read_bytes, write_whole
+from .safe import CONFIG_BYTES, Busy, digest_of, locked, read_bytes, write_whole
 
 MANIFEST = "prior-art.json"
 PART = ".part"
@@ -43,6 +43,17 @@ MARGIN = 256 * 2**20
 """Bytes that stay free on the disk."""
 
 BLOCK = 2**20
+
+FILES = {
+    "inception": (
+        "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
+        "weights-inception-2015-12-05-6726825d.pth",
+        "6726825d",
+    )
+}
+"""What lies outside of the hub and is no system's, the network of FID: address, and how its sha256
+begins."""
+
 TRIES = 5
 
 Progress = Callable[[str, int, int], None]
@@ -158,22 +169,25 @@ def download_file(url: str, folder: Path, sha256: str, *, progress: Progress | N
             if not target.exists():
                 request = urllib.request.Request(url, method="HEAD")
                 with urllib.request.urlopen(request, timeout=60) as answer:
-                    size = int(answer.headers["Content-Length"])
+                    said = answer.headers["Content-Length"]
+                if said is None:
+                    raise http.client.HTTPException("the server does not say how long it is")
+                size = int(said)
                 _refuse_links(fetched, folder)
                 _read_all(url, fetched, size, _counted(tell, name, 0, size))
                 tell("", size, size)
-                if _digest(fetched).startswith(sha256):
+                if digest_of(fetched).startswith(sha256):
                     fetched.rename(target)
                 else:
                     fetched.unlink()
-            if not target.exists() or not _digest(target).startswith(sha256):
+            if not target.exists() or not digest_of(target).startswith(sha256):
                 raise UserError(
                     f"'{target}' does not have its published checksum ({sha256}...). Remove it if"
                     " it is there, and run the command again"
                 )
     except Busy as error:
         raise UserError(str(error)) from error
-    except (urllib.error.URLError, http.client.HTTPException, TypeError) as error:
+    except (urllib.error.URLError, http.client.HTTPException, ValueError) as error:
         raise UserError(
             f"'{url}' could not be downloaded ({reason_of(error)}). Check the connection and run"
             f" the command again, or put the file into '{folder}' yourself"
@@ -183,18 +197,10 @@ def download_file(url: str, folder: Path, sha256: str, *, progress: Progress | N
     return target
 
 
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def _wanted(system: str) -> Published:
     offered = published()
     if system not in offered:
-        there = ", ".join(sorted([*offered, *together()]))
+        there = ", ".join(sorted([*offered, *together(), *FILES]))
         raise UserError(f"unknown system '{system}'; these can be downloaded: {there}")
     return offered[system]
 
@@ -533,16 +539,10 @@ def _damaged(folder: Path, files: list[File], tell: Progress) -> list[str]:
 
 def _checksum_fits(path: Path, file: File) -> bool:
     if file.sha256 is not None:
-        digest = hashlib.sha256()
-        wanted = file.sha256
-    else:
-        # Outside LFS the hub publishes git's blob hash.
-        digest = hashlib.sha1(b"blob %d\0" % file.size, usedforsecurity=False)
-        wanted = file.git or ""
-    with path.open("rb") as stream:
-        while block := stream.read(2**20):
-            digest.update(block)
-    return digest.hexdigest() == wanted
+        return digest_of(path) == file.sha256
+    # Outside LFS the hub publishes git's blob hash.
+    blob = hashlib.sha1(b"blob %d\0" % file.size, usedforsecurity=False)
+    return digest_of(path, blob) == file.git
 
 
 def _clean(partial: Path, files: list[File]) -> None:

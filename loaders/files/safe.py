@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 import re
 import stat
@@ -82,6 +83,22 @@ def open_regular(path: Path, most: int) -> IO[bytes]:
             f"it has {_megabytes(found.st_size)}, but at most {_megabytes(most)} are read"
         )
     raise Unreadable("it is a pipe, a device or a folder, no regular file")
+
+
+def digest_of(path: Path, digest: Any = None) -> str:
+    """A regular file's checksum, hexadecimal.
+
+    Args:
+        digest: hashlib's, begun; a new sha256, if not given.
+
+    Raises:
+        OSError: it cannot be read, or is no regular file.
+    """
+    digest = digest or hashlib.sha256()
+    with open_regular(path, 2**50) as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def read_bytes(path: Path, most: int) -> bytes:

@@ -510,6 +510,11 @@ def plain_server(tmp_path: Path):
     server.shutdown()
 
 
+def test_who_asks_for_something_unknown_is_told_of_single_files_too(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"unknown system 'nope'; .*inception"):
+        module.download("nope", tmp_path)
+
+
 def test_a_single_file_is_fetched_once_and_verified(plain_server: str, tmp_path: Path) -> None:
     begins, folder = hashlib.sha256(b"weights").hexdigest()[:8], tmp_path / "models"
     path = module.download_file(plain_server, folder, begins)
